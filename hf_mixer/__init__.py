@@ -1,0 +1,62 @@
+# Copyright 2026 The hf_mixer authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""MLP-Mixer for the Hugging Face ecosystem. Importing this package registers its classes with the Auto classes."""
+
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForMaskedImageModeling,
+)
+from transformers.utils import is_torchvision_available
+
+from .configuration_mixer import MixerConfig
+from .image_processing_mixer import MixerImageProcessor
+from .image_processing_pil_mixer import MixerImageProcessorPil
+from .modeling_mixer import (
+    MixerBackbone,
+    MixerForImageClassification,
+    MixerForMaskedImageModeling,
+    MixerModel,
+    MixerPreTrainedModel,
+)
+
+
+__version__ = "0.1.0"
+
+AutoConfig.register(MixerConfig.model_type, MixerConfig, exist_ok=True)
+AutoModel.register(MixerConfig, MixerModel, exist_ok=True)
+AutoModelForImageClassification.register(MixerConfig, MixerForImageClassification, exist_ok=True)
+AutoModelForMaskedImageModeling.register(MixerConfig, MixerForMaskedImageModeling, exist_ok=True)
+AutoBackbone.register(MixerConfig, MixerBackbone, exist_ok=True)
+# Where torchvision is missing, transformers 5.17 has a placeholder that cannot be touched in place of AutoImageProcessor.
+if not getattr(AutoImageProcessor, "is_dummy", False):
+    image_processor_classes = {"pil": MixerImageProcessorPil}
+    if is_torchvision_available():
+        image_processor_classes["torchvision"] = MixerImageProcessor
+    AutoImageProcessor.register(MixerConfig, image_processor_classes=image_processor_classes, exist_ok=True)
+
+
+__all__ = [
+    "MixerBackbone",
+    "MixerConfig",
+    "MixerForImageClassification",
+    "MixerForMaskedImageModeling",
+    "MixerImageProcessor",
+    "MixerImageProcessorPil",
+    "MixerModel",
+    "MixerPreTrainedModel",
+]
