@@ -16,11 +16,13 @@
 from transformers import (
     AutoBackbone,
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForMaskedImageModeling,
 )
+
+# Without torchvision, `transformers.AutoImageProcessor` is a placeholder in transformers 5.17; the class itself works.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import is_torchvision_available
 
 from .configuration_mixer import MixerConfig
@@ -42,12 +44,10 @@ AutoModel.register(MixerConfig, MixerModel, exist_ok=True)
 AutoModelForImageClassification.register(MixerConfig, MixerForImageClassification, exist_ok=True)
 AutoModelForMaskedImageModeling.register(MixerConfig, MixerForMaskedImageModeling, exist_ok=True)
 AutoBackbone.register(MixerConfig, MixerBackbone, exist_ok=True)
-# Where torchvision is missing, transformers 5.17 has a placeholder that cannot be touched in place of AutoImageProcessor.
-if not getattr(AutoImageProcessor, "is_dummy", False):
-    image_processor_classes = {"pil": MixerImageProcessorPil}
-    if is_torchvision_available():
-        image_processor_classes["torchvision"] = MixerImageProcessor
-    AutoImageProcessor.register(MixerConfig, image_processor_classes=image_processor_classes, exist_ok=True)
+image_processor_classes = {"pil": MixerImageProcessorPil}
+if is_torchvision_available():
+    image_processor_classes["torchvision"] = MixerImageProcessor
+AutoImageProcessor.register(MixerConfig, image_processor_classes=image_processor_classes, exist_ok=True)
 
 
 __all__ = [

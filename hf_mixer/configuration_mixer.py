@@ -20,6 +20,7 @@ from huggingface_hub.dataclasses import as_validated_field, strict
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import auto_docstring
 
 
 # Table 1 of the paper (https://huggingface.co/papers/2105.01601), and the CIFAR-10 example of Edifice.Vision.MLPMixer.
@@ -91,55 +92,56 @@ def activation(value: Any):
         raise ValueError(f"expected one of {', '.join(sorted(ACT2FN))}, got {value!r}")
 
 
-@strict
-class MixerConfig(BackboneConfigMixin, PreTrainedConfig):
-    r"""
+@auto_docstring(
+    custom_intro="""
     Configuration of an MLP-Mixer, as proposed in [MLP-Mixer: An all-MLP Architecture for
     Vision](https://huggingface.co/papers/2105.01601). The defaults are those of `Edifice.Vision.MLPMixer`, whose option
     names `num_layers`, `in_channels`, `dropout` and `num_classes` work as aliases (`num_classes=None`: no classifier).
 
-    Args:
-        image_size (`int` or pair of `int`, *optional*, defaults to 224):
-            Height and width of the images, in pixels. Token mixing fixes it: see `patch_size`.
-        patch_size (`int` or pair of `int`, *optional*, defaults to 16):
-            Height and width of a patch, in pixels. Has to divide `image_size`.
-        num_channels (`int`, *optional*, defaults to 3):
-            Number of image channels.
-        hidden_size (`int`, *optional*, defaults to 512):
-            Width of a token, `C` in the paper.
-        num_hidden_layers (`int`, *optional*, defaults to 8):
-            Number of Mixer layers, each one of a token-mixing and a channel-mixing MLP.
-        token_mlp_dim (`int`, *optional*, defaults to 256):
-            Hidden width of the token-mixing MLPs, `D_S` in the paper.
-        channel_mlp_dim (`int`, *optional*, defaults to 2048):
-            Hidden width of the channel-mixing MLPs, `D_C` in the paper.
-        hidden_act (`str`, *optional*, defaults to `"gelu"`):
-            Activation of both MLPs, any name in `transformers.activations.ACT2FN`. Google's weights need
-            `"gelu_pytorch_tanh"`.
-        hidden_dropout_prob (`float`, *optional*, defaults to 0.0):
-            Dropout after the activation and after the second linear layer of both MLPs.
-        drop_path_rate (`float`, *optional*, defaults to 0.0):
-            Stochastic depth of the last layer; it rises linearly from 0 in the first. Each MLP draws its own mask per
-            sample, and what is kept is divided by the keep probability.
-        classifier_dropout_prob (`float`, *optional*, defaults to 0.0):
-            Dropout before the classifier.
-        layer_norm_eps (`float`, *optional*, defaults to 1e-6):
-            Epsilon of the LayerNorms. Edifice uses 1e-5.
-        initializer_range (`float`, *optional*, defaults to 0.02):
-            Standard deviation of the classifier's initial weights. All other weights start lecun-normal, biases at zero.
-        encoder_stride (`int` or pair of `int`, *optional*):
-            Pixels per token in the decoder for masked image modeling. Defaults to `patch_size`.
-        apply_layernorm (`bool`, *optional*, defaults to `True`):
-            Whether the feature maps of the backbone go through the final LayerNorm.
-        out_features (`list[str]`, *optional*):
-            Feature maps that the backbone returns: `"stem"`, `"stage1"`, ..., one stage per layer. Defaults to the last.
-        out_indices (`list[int]`, *optional*):
-            The same by index; 0 is the stem.
-
-    Raises:
-        `StrictDataclassFieldValidationError`: a field (or its alias) has a wrong type or a value out of range.
-        `StrictDataclassClassValidationError`: `image_size` is not divisible by `patch_size`.
-        `ValueError`: `out_features`, `out_indices` or the number of labels is out of range.
+    A wrong type or a value out of range raises `StrictDataclassFieldValidationError`, which names the field; a patch size
+    that does not divide the image size raises `StrictDataclassClassValidationError`; labels, stages or aliases that
+    contradict the rest raise a `ValueError`.
+    """
+)
+@strict
+class MixerConfig(BackboneConfigMixin, PreTrainedConfig):
+    r"""
+    image_size (`int` or pair of `int`, *optional*, defaults to 224):
+        Height and width of the images, in pixels. The token-mixing weights fit this size only.
+    patch_size (`int` or pair of `int`, *optional*, defaults to 16):
+        Height and width of a patch, in pixels. Has to divide `image_size`.
+    num_channels (`int`, *optional*, defaults to 3):
+        Number of image channels.
+    hidden_size (`int`, *optional*, defaults to 512):
+        Width of a token, `C` in the paper.
+    num_hidden_layers (`int`, *optional*, defaults to 8):
+        Number of Mixer layers, each one of a token-mixing and a channel-mixing MLP.
+    token_mlp_dim (`int`, *optional*, defaults to 256):
+        Hidden width of the token-mixing MLPs, `D_S` in the paper.
+    channel_mlp_dim (`int`, *optional*, defaults to 2048):
+        Hidden width of the channel-mixing MLPs, `D_C` in the paper.
+    hidden_act (`str`, *optional*, defaults to `"gelu"`):
+        Activation of both MLPs, any name in `transformers.activations.ACT2FN`. Google's weights need
+        `"gelu_pytorch_tanh"`.
+    hidden_dropout_prob (`float`, *optional*, defaults to 0.0):
+        Dropout after the activation and after the second linear layer of both MLPs.
+    drop_path_rate (`float`, *optional*, defaults to 0.0):
+        Stochastic depth of the last layer; it rises linearly from 0 in the first. Each MLP draws its own mask per
+        sample, and what is kept is divided by the keep probability.
+    classifier_dropout_prob (`float`, *optional*, defaults to 0.0):
+        Dropout before the classifier.
+    layer_norm_eps (`float`, *optional*, defaults to 1e-6):
+        Epsilon of the LayerNorms. Edifice uses 1e-5.
+    initializer_range (`float`, *optional*, defaults to 0.02):
+        Standard deviation of the classifier's initial weights. All other weights start lecun-normal, biases at zero.
+    encoder_stride (`int` or pair of `int`, *optional*):
+        Pixels per token in the decoder for masked image modeling. Defaults to `patch_size`.
+    apply_layernorm (`bool`, *optional*, defaults to `True`):
+        Whether the feature maps of the backbone go through the final LayerNorm.
+    out_features (`list[str]`, *optional*):
+        Feature maps that the backbone returns: `"stem"`, `"stage1"`, ..., one stage per layer. Defaults to the last.
+    out_indices (`list[int]`, *optional*):
+        The same by index; 0 is the stem.
 
     Example:
 

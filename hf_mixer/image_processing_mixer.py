@@ -14,20 +14,18 @@
 """Image processor class for MLP-Mixer."""
 
 from transformers.image_processing_backends import TorchvisionBackend
-from transformers.utils import requires_backends
+from transformers.utils import auto_docstring, requires_backends
 
 from .image_processing_pil_mixer import MixerImageConversion, MixerImageProcessorKwargs  # noqa: F401
 
 
-class MixerImageProcessor(MixerImageConversion, TorchvisionBackend):
-    r"""
-    Image processor for MLP-Mixer on torchvision, which also runs on accelerators. Its arguments are those of
-    [`MixerImageProcessorPil`].
-
-    Raises:
-        `ImportError`: torchvision is not installed.
+@auto_docstring(
+    custom_intro="""
+    Image processor for MLP-Mixer on torchvision, which also runs on accelerators. Its arguments and defaults are those
+    of [`MixerImageProcessorPil`]. Without torchvision it raises an `ImportError`.
     """
-
+)
+class MixerImageProcessor(MixerImageConversion, TorchvisionBackend):
     def __init__(self, **kwargs):
         requires_backends(self, ["torchvision"])
         super().__init__(**kwargs)

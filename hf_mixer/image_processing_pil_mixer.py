@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, PILImageResampling
 from transformers.processing_utils import ImagesKwargs
+from transformers.utils import auto_docstring
 
 
 if TYPE_CHECKING:
@@ -147,14 +148,17 @@ class MixerImageConversion:
         return output
 
 
-class MixerImageProcessorPil(MixerImageConversion, PilBackend):
-    r"""
+@auto_docstring(
+    custom_intro="""
     Image processor for MLP-Mixer on PIL and NumPy, which runs everywhere.
 
     The defaults resize to `size` with bilinear interpolation and normalize to [-1, 1], as Google did. A resize of the
     shorter side and a center crop, as timm does it, are
     `size={"shortest_edge": 256}, do_center_crop=True, crop_size=224, resample=3`.
     """
+)
+class MixerImageProcessorPil(MixerImageConversion, PilBackend):
+    pass
 
 
 __all__ = ["MixerImageProcessorPil"]

@@ -28,7 +28,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
+from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -164,9 +164,8 @@ class MixerLayer(GradientCheckpointingLayer):
         return hidden_states
 
 
+@auto_docstring
 class MixerPreTrainedModel(PreTrainedModel):
-    """An abstract class to handle weights initialization and the downloading and loading of pretrained models."""
-
     config: MixerConfig
     base_model_prefix = "mixer"
     main_input_name = "pixel_values"
@@ -197,20 +196,19 @@ class MixerPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
 
 
-class MixerModel(MixerPreTrainedModel):
-    """
+@auto_docstring(
+    custom_intro="""
     The bare MLP-Mixer, which outputs the tokens after the last LayerNorm and their mean.
-
-    Args:
-        config ([`MixerConfig`]):
-            The configuration of the model.
-        use_mask_token (`bool`, *optional*, defaults to `False`):
-            Whether to have a mask token, for masked image modeling.
     """
-
+)
+class MixerModel(MixerPreTrainedModel):
     _auto_class = "AutoModel"
 
     def __init__(self, config: MixerConfig, use_mask_token: bool = False):
+        r"""
+        use_mask_token (`bool`, *optional*, defaults to `False`):
+            Whether to have a mask token, for masked image modeling.
+        """
         super().__init__(config)
         self.embeddings = MixerEmbeddings(config, use_mask_token=use_mask_token)
         self.layers = nn.ModuleList([MixerLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)])
@@ -220,6 +218,7 @@ class MixerModel(MixerPreTrainedModel):
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
+    @auto_docstring
     def forward(
         self,
         pixel_values: torch.Tensor | None = None,
@@ -227,21 +226,17 @@ class MixerModel(MixerPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         r"""
-        Args:
-            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-                The images, as the image processor returns them. They are cast to the type of the weights.
-            bool_masked_pos (`torch.BoolTensor` of shape `(batch_size, num_patches)`, *optional*):
-                Boolean masked positions. Indicates which patches are masked (1) and which aren't (0).
-            output_hidden_states (`bool`, *optional*):
-                Whether to return `hidden_states`, a tuple of `num_hidden_layers + 1` tensors: the patch embeddings
-                and the output of every layer, the last one before the final LayerNorm.
-            return_dict (`bool`, *optional*, defaults to `True`):
-                Whether to return a [`~transformers.modeling_outputs.BaseModelOutputWithPooling`] or a tuple.
+        pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
+            The images, as the image processor returns them. They are cast to the type of the weights.
+        bool_masked_pos (`torch.BoolTensor` of shape `(batch_size, num_patches)`, *optional*):
+            Boolean masked positions. Indicates which patches are masked (1) and which aren't (0).
 
         Returns:
             [`~transformers.modeling_outputs.BaseModelOutputWithPooling`]: `last_hidden_state` of shape `(batch_size,
             num_patches, hidden_size)`, after the final LayerNorm, and `pooler_output` of shape `(batch_size,
-            hidden_size)`, its mean over the patches.
+            hidden_size)`, its mean over the patches. With `output_hidden_states=True` also `hidden_states`, a tuple of
+            `num_hidden_layers + 1` tensors: the patch embeddings and the output of every layer, the last one before the
+            final LayerNorm.
 
         Raises:
             `ValueError`: the images have another number of channels or another size than the configuration says.
@@ -258,12 +253,13 @@ class MixerModel(MixerPreTrainedModel):
         return BaseModelOutputWithPooling(last_hidden_state=sequence_output, pooler_output=sequence_output.mean(dim=1))
 
 
-class MixerForMaskedImageModeling(MixerPreTrainedModel):
-    """
+@auto_docstring(
+    custom_intro="""
     MLP-Mixer with a linear decoder on top for masked image modeling, as proposed in
     [SimMIM](https://huggingface.co/papers/2111.09886).
     """
-
+)
+class MixerForMaskedImageModeling(MixerPreTrainedModel):
     _auto_class = "AutoModelForMaskedImageModeling"
 
     def __init__(self, config: MixerConfig):
@@ -277,6 +273,7 @@ class MixerForMaskedImageModeling(MixerPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
+    @auto_docstring
     def forward(
         self,
         pixel_values: torch.Tensor | None = None,
@@ -284,16 +281,11 @@ class MixerForMaskedImageModeling(MixerPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedImageModelingOutput:
         r"""
-        Args:
-            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-                The images, as the image processor returns them.
-            bool_masked_pos (`torch.BoolTensor` of shape `(batch_size, num_patches)`, *optional*):
-                Boolean masked positions. Indicates which patches are masked (1) and which aren't (0). The loss is the
-                mean absolute error of the masked pixels.
-            output_hidden_states (`bool`, *optional*):
-                Whether to return `hidden_states`, as [`MixerModel`] does.
-            return_dict (`bool`, *optional*, defaults to `True`):
-                Whether to return a [`~transformers.modeling_outputs.MaskedImageModelingOutput`] or a tuple.
+        pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
+            The images, as the image processor returns them.
+        bool_masked_pos (`torch.BoolTensor` of shape `(batch_size, num_patches)`, *optional*):
+            Boolean masked positions. Indicates which patches are masked (1) and which aren't (0). The loss is the
+            mean absolute error of the masked pixels.
 
         Returns:
             [`~transformers.modeling_outputs.MaskedImageModelingOutput`]: `reconstruction` of the shape of
@@ -334,12 +326,13 @@ class MixerForMaskedImageModeling(MixerPreTrainedModel):
         )
 
 
-class MixerForImageClassification(MixerPreTrainedModel):
-    """
+@auto_docstring(
+    custom_intro="""
     MLP-Mixer with an image classification head on top: a linear layer on the mean of the tokens, e.g. for ImageNet.
     With `config.num_labels = 0` there is no head, and the logits are the features.
     """
-
+)
+class MixerForImageClassification(MixerPreTrainedModel):
     _auto_class = "AutoModelForImageClassification"
 
     def __init__(self, config: MixerConfig):
@@ -352,6 +345,7 @@ class MixerForImageClassification(MixerPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
+    @auto_docstring
     def forward(
         self,
         pixel_values: torch.Tensor | None = None,
@@ -359,16 +353,11 @@ class MixerForImageClassification(MixerPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> ImageClassifierOutput:
         r"""
-        Args:
-            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-                The images, as the image processor returns them.
-            labels (`torch.Tensor` of shape `(batch_size,)` or `(batch_size, num_labels)`, *optional*):
-                Class indices (cross-entropy), floats for one label (mean squared error) or a float matrix (binary
-                cross-entropy); `config.problem_type` says which, or is inferred from them.
-            output_hidden_states (`bool`, *optional*):
-                Whether to return `hidden_states`, as [`MixerModel`] does.
-            return_dict (`bool`, *optional*, defaults to `True`):
-                Whether to return a [`~transformers.modeling_outputs.ImageClassifierOutput`] or a tuple.
+        pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
+            The images, as the image processor returns them.
+        labels (`torch.Tensor` of shape `(batch_size,)` or `(batch_size, num_labels)`, *optional*):
+            Class indices (cross-entropy), floats for one label (mean squared error) or a float matrix (binary
+            cross-entropy); `config.problem_type` says which, or is inferred from them.
 
         Returns:
             [`~transformers.modeling_outputs.ImageClassifierOutput`]: `logits` of shape `(batch_size, num_labels)`,
@@ -384,12 +373,13 @@ class MixerForImageClassification(MixerPreTrainedModel):
         return ImageClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
 
 
-class MixerBackbone(BackboneMixin, MixerModel):
-    """
+@auto_docstring(
+    custom_intro="""
     MLP-Mixer as a backbone, which returns the tokens of chosen layers as feature maps, to be used with frameworks like
     UperNet or DPT.
     """
-
+)
+class MixerBackbone(BackboneMixin, MixerModel):
     _auto_class = "AutoBackbone"
     has_attentions = False
 
@@ -399,15 +389,11 @@ class MixerBackbone(BackboneMixin, MixerModel):
 
     @can_return_tuple
     @filter_output_hidden_states
+    @auto_docstring
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
         r"""
-        Args:
-            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-                The images, as the image processor returns them.
-            output_hidden_states (`bool`, *optional*):
-                Whether to return `hidden_states` as well, as [`MixerModel`] does.
-            return_dict (`bool`, *optional*, defaults to `True`):
-                Whether to return a [`~transformers.modeling_outputs.BackboneOutput`] or a tuple.
+        pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
+            The images, as the image processor returns them.
 
         Returns:
             [`~transformers.modeling_outputs.BackboneOutput`]: `feature_maps`, one of shape `(batch_size, hidden_size,
@@ -418,6 +404,7 @@ class MixerBackbone(BackboneMixin, MixerModel):
         feature_maps = ()
         for stage_name, hidden_states in zip(self.stage_names, outputs.hidden_states):
             if stage_name in self.out_features:
+                # CODEPATH: no checkpoint sets it to False; detectors that bring their own norms do, as with DINOv2.
                 if self.config.apply_layernorm:
                     hidden_states = self.norm(hidden_states)
                 feature_maps += (hidden_states.transpose(1, 2).unflatten(2, self.config.grid).contiguous(),)
