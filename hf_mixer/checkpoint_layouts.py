@@ -1,0 +1,164 @@
+# Copyright 2026 The hf_mixer authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+How other implementations name and lay out the weights of a Mixer.
+
+One table per layout maps our modules to theirs; everything else in the package asks these tables. Arrays are NumPy's, in
+any dtype: the functions only rename, transpose and reshape, so that a round trip gives back the same bits.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+
+STEM = "embeddings.patch_embeddings.projection"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """
+    The layout of one implementation's checkpoints.
+
+    Args:
+        name (`str`):
+            How users call it.
+        modules (`dict[str, str]`):
+            Our module names, without the prefix `mixer.`, and theirs; `{}` stands for the number of the layer.
+        separator (`str`):
+            What stands between a module and its parameter.
+        linear_names (`tuple[str, str]`), norm_names (`tuple[str, str]`):
+            What they call `weight` and `bias` of linear layers (and the stem) and of LayerNorms.
+        stem (`str`):
+            Axes of the patch embedding: `"OIHW"`, `"HWIO"`, or `"(IHW)O"`, a matrix.
+        transposed (`bool`):
+            Whether the other kernels are `(in, out)` instead of torch's `(out, in)`.
+        hidden_act (`str`), layer_norm_eps (`float`):
+            What the implementation computes with.
+    """
+
+    name: str
+    modules: dict[str, str]
+    separator: str
+    linear_names: tuple[str, str]
+    norm_names: tuple[str, str]
+    stem: str
+    transposed: bool
+    hidden_act: str
+    layer_norm_eps: float
+
+    def keys(self, num_layers: int, has_head: bool) -> Iterator[tuple[str, str]]:
+        """Yield our and their name of every parameter."""
+        for ours, theirs in self.modules.items():
+            if ours == "classifier" and not has_head:
+                continue
+            names = self.norm_names if ours.endswith("norm") else self.linear_names
+            for index in range(num_layers if "{}" in ours else 1):
+                for our_name, their_name in zip(("weight", "bias"), names):
+                    yield f"{ours.format(index)}.{our_name}", f"{theirs.format(index)}{self.separator}{their_name}"
+
+    def import_array(
+        self, our_key: str, array: np.ndarray, num_channels: int, patch_size: tuple[int, int]
+    ) -> np.ndarray:
+        """Bring one of their arrays into the layout of our parameter `our_key`."""
+        if our_key == f"{STEM}.weight":
+            if self.stem == "HWIO":
+                return array.transpose(3, 2, 0, 1)
+            if self.stem == "(IHW)O":
+                return array.T.reshape(-1, num_channels, *patch_size)
+            return array
+        return array.T if self.transposed and array.ndim == 2 else array
+
+    def export_array(self, our_key: str, array: np.ndarray) -> np.ndarray:
+        """Bring our parameter `our_key` into their layout."""
+        if our_key == f"{STEM}.weight":
+            if self.stem == "HWIO":
+                return array.transpose(2, 3, 1, 0)
+            if self.stem == "(IHW)O":
+                return array.reshape(len(array), -1).T
+            return array
+        return array.T if self.transposed and array.ndim == 2 else array
+
+
+# https://github.com/google-research/vision_transformer, vit_jax/models_mixer.py
+GOOGLE = Layout(
+    name="google",
+    modules={
+        STEM: "stem",
+        "layers.{}.token_norm": "MixerBlock_{}/LayerNorm_0",
+        "layers.{}.token_mixing.fc1": "MixerBlock_{}/token_mixing/Dense_0",
+        "layers.{}.token_mixing.fc2": "MixerBlock_{}/token_mixing/Dense_1",
+        "layers.{}.channel_norm": "MixerBlock_{}/LayerNorm_1",
+        "layers.{}.channel_mixing.fc1": "MixerBlock_{}/channel_mixing/Dense_0",
+        "layers.{}.channel_mixing.fc2": "MixerBlock_{}/channel_mixing/Dense_1",
+        "norm": "pre_head_layer_norm",
+        "classifier": "head",
+    },
+    separator="/",
+    linear_names=("kernel", "bias"),
+    norm_names=("scale", "bias"),
+    stem="HWIO",
+    transposed=True,
+    hidden_act="gelu_pytorch_tanh",
+    layer_norm_eps=1e-6,
+)
+
+# https://github.com/huggingface/pytorch-image-models, timm/models/mlp_mixer.py
+TIMM = Layout(
+    name="timm",
+    modules={
+        STEM: "stem.proj",
+        "layers.{}.token_norm": "blocks.{}.norm1",
+        "layers.{}.token_mixing.fc1": "blocks.{}.mlp_tokens.fc1",
+        "layers.{}.token_mixing.fc2": "blocks.{}.mlp_tokens.fc2",
+        "layers.{}.channel_norm": "blocks.{}.norm2",
+        "layers.{}.channel_mixing.fc1": "blocks.{}.mlp_channels.fc1",
+        "layers.{}.channel_mixing.fc2": "blocks.{}.mlp_channels.fc2",
+        "norm": "norm",
+        "classifier": "head",
+    },
+    separator=".",
+    linear_names=("weight", "bias"),
+    norm_names=("weight", "bias"),
+    stem="OIHW",
+    transposed=False,
+    hidden_act="gelu",
+    layer_norm_eps=1e-6,
+)
+
+# Edifice.Checkpoint.export_safetensors of an Edifice.Vision.MLPMixer
+EDIFICE = Layout(
+    name="edifice",
+    modules={
+        STEM: "patch_embed_proj",
+        "layers.{}.token_norm": "mixer_{}_token_norm",
+        "layers.{}.token_mixing.fc1": "mixer_{}_token_fc1",
+        "layers.{}.token_mixing.fc2": "mixer_{}_token_fc2",
+        "layers.{}.channel_norm": "mixer_{}_channel_norm",
+        "layers.{}.channel_mixing.fc1": "mixer_{}_channel_fc1",
+        "layers.{}.channel_mixing.fc2": "mixer_{}_channel_fc2",
+        "norm": "final_norm",
+        "classifier": "classifier",
+    },
+    separator=".",
+    linear_names=("kernel", "bias"),
+    norm_names=("gamma", "beta"),
+    stem="(IHW)O",
+    transposed=True,
+    hidden_act="gelu",
+    layer_norm_eps=1e-5,
+)
+
+LAYOUTS = {layout.name: layout for layout in (GOOGLE, TIMM, EDIFICE)}

@@ -1,0 +1,308 @@
+# Copyright 2026 The hf_mixer authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Labelled images as datasets: where they come from, what is checked, and how they reach the model."""
+
+import io
+import logging
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features, load_dataset
+from datasets import Image as ImageFeature
+from datasets.packaged_modules.imagefolder.imagefolder import IMAGE_EXTENSIONS
+from PIL import Image
+from tqdm import tqdm
+
+
+logger = logging.getLogger(__name__)
+
+SPLIT_FOLDERS = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev")}
+
+
+def load_digits_dataset() -> DatasetDict:
+    """
+    The 1,797 scanned handwritten digits that ship inside scikit-learn (8 x 8 pixels, from the UCI set "Optical
+    Recognition of Handwritten Digits"): 80 % as `train`, 20 % as `test`, columns `image` and `label`.
+    """
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = [Image.fromarray(np.round(scan * (255 / 16)).astype(np.uint8)) for scan in digits.images]
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=[str(digit) for digit in range(10)])})
+    dataset = Dataset.from_dict({"image": images, "label": digits.target.tolist()}, features=features)
+    return dataset.train_test_split(test_size=0.2, seed=0, stratify_by_column="label")
+
+
+def find_images(folder: str | os.PathLike) -> list[Path]:
+    """Return the image files in `folder` and below it, sorted; hidden files and other types are left out."""
+    return sorted(
+        path
+        for path in Path(folder).rglob("*")
+        if path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def open_image(source: str | os.PathLike | bytes, name: str | None = None) -> Image.Image:
+    """
+    Read and decode one image.
+
+    Args:
+        source (`str`, `os.PathLike` or `bytes`):
+            A file, or the contents of one.
+        name (`str`, *optional*):
+            What to call the image in an error, where `source` is not a file.
+
+    Raises:
+        `ValueError`: the image cannot be read; the message names it.
+    """
+    try:
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        image.load()
+    except Exception as error:  # Pillow's plugins raise whatever a broken file makes them stumble over
+        name = name or ("in memory" if isinstance(source, bytes) else source)
+        raise ValueError(f"cannot read the image {name}: {error}") from error
+    return image
+
+
+def check_images(paths: Iterable[str | os.PathLike]) -> None:
+    """
+    Decode every image file once, in threads and with a progress bar.
+
+    Raises:
+        `ValueError`: some cannot be read; the message names the first ones.
+    """
+
+    def problem(path):
+        try:
+            open_image(path)
+        except ValueError as error:
+            return str(error)
+
+    paths = list(paths)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        problems = [text for text in tqdm(pool.map(problem, paths), "Checking images", len(paths)) if text]
+    if problems:
+        rest = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise ValueError("; ".join(problems[:3]) + rest)
+
+
+def load_image_dataset(
+    dataset_name: str | None = None,
+    dataset_config_name: str | None = None,
+    train_dir: str | None = None,
+    validation_dir: str | None = None,
+    **kwargs,
+) -> DatasetDict:
+    """
+    Load labelled images.
+
+    Args:
+        dataset_name (`str`, *optional*):
+            A data set on the Hub, or a local folder of parquet files or of images in one folder per class (with or
+            without a folder per split above them).
+        dataset_config_name (`str`, *optional*):
+            The configuration of a data set on the Hub.
+        train_dir (`str`, *optional*), validation_dir (`str`, *optional*):
+            Local folders of parquet files or of images in one folder per class.
+        kwargs:
+            More arguments for `datasets.load_dataset`, such as `cache_dir` and `token`.
+
+    Without any of them, the handwritten digits of scikit-learn.
+
+    Returns:
+        `DatasetDict`: at least `train`.
+
+    Raises:
+        `ValueError`: a folder holds no images, a class folder is empty, an image cannot be read, or there is no
+        training split.
+    """
+    if dataset_name is not None and (train_dir is not None or validation_dir is not None):
+        raise ValueError("give either dataset_name or train_dir and validation_dir, not both")
+    if validation_dir is not None and train_dir is None:
+        raise ValueError("validation_dir needs train_dir")
+
+    if dataset_name is None and train_dir is None:
+        return load_digits_dataset()
+    if dataset_name is not None and not os.path.isdir(dataset_name):
+        dataset = load_dataset(dataset_name, dataset_config_name, **kwargs)
+    elif dataset_name is not None and any(Path(dataset_name).rglob("*.parquet")):
+        dataset = load_dataset(dataset_name, **kwargs)
+    else:
+        if dataset_name is not None:
+            folders = _find_split_folders(Path(dataset_name))
+        else:
+            folders = {"train": Path(train_dir)} | ({"validation": Path(validation_dir)} if validation_dir else {})
+        for folder in folders.values():
+            if not folder.is_dir():
+                raise ValueError(f"the folder {folder} does not exist")
+        if any(folders["train"].rglob("*.parquet")):
+            data_files = {split: str(folder / "**" / "*.parquet") for split, folder in folders.items()}
+            dataset = load_dataset("parquet", data_files=data_files, **kwargs)
+        else:
+            check_images([path for folder in folders.values() for path in _find_class_images(folder)])
+            data_files = {split: str(folder / "**") for split, folder in folders.items()}
+            dataset = load_dataset("imagefolder", data_files=data_files, drop_labels=False, **kwargs)
+    if "train" not in dataset:
+        raise ValueError(f"no training split, only {', '.join(dataset)}: name one of them `train`")
+    return dataset
+
+
+def _find_split_folders(folder: Path) -> dict[str, Path]:
+    """Return the folders of the splits below `folder`, or `folder` itself as the training split."""
+    found = {
+        split: folder / name for split, names in SPLIT_FOLDERS.items() for name in names if (folder / name).is_dir()
+    }
+    return found if "train" in found else {"train": folder}
+
+
+def _find_class_images(folder: Path) -> list[Path]:
+    """Return the images of a folder with one folder per class, none of which may be empty."""
+    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not classes:
+        raise ValueError(f"the folder {folder} has no folders in it: expected one folder of images per class")
+    images = []
+    for class_folder in classes:
+        found = [path for path in find_images(class_folder) if path.parent == class_folder]
+        if not found:
+            raise ValueError(f"the class folder {class_folder} holds no images")
+        images += found
+    return images
+
+
+def prepare_image_dataset(
+    dataset: DatasetDict,
+    image_column_name: str | None = None,
+    label_column_name: str | None = None,
+    train_val_split: float = 0.15,
+    seed: int = 42,
+) -> tuple[DatasetDict, list[str]]:
+    """
+    Give a data set the form that training needs.
+
+    Args:
+        dataset (`DatasetDict`):
+            Labelled images, with a split `train`.
+        image_column_name (`str`, *optional*):
+            The column with the images. By default the only one that holds images.
+        label_column_name (`str`, *optional*):
+            The column with the labels: classes, integers or strings. By default `label`, or the only one of classes.
+        train_val_split (`float`, *optional*, defaults to 0.15):
+            Share of the training data to split off for validation, where there is no split `validation`.
+        seed (`int`, *optional*, defaults to 42):
+            Seed of that split.
+
+    Returns:
+        `tuple[DatasetDict, list[str]]`: the splits `train` and `validation`, and any other, with the columns `image`
+        (undecoded) and `label`; and the names of the labels in order.
+
+    Raises:
+        `ValueError`: a column is missing or ambiguous, a label is missing or unknown, or there are fewer than two
+        classes.
+    """
+    features = dataset["train"].features
+    image_column_name = _find_column(features, image_column_name, ImageFeature, "image")
+    label_column_name = _find_column(features, label_column_name, ClassLabel, "label")
+
+    dataset = dataset.select_columns([image_column_name, label_column_name])
+    for old, new in ((image_column_name, "image"), (label_column_name, "label")):
+        if old != new:
+            dataset = dataset.rename_column(old, new)
+
+    if isinstance(dataset["train"].features["label"], ClassLabel):
+        names = dataset["train"].features["label"].names
+    else:
+        values = sorted(set(dataset["train"].unique("label")) - {None})
+        names = [str(value) for value in values]
+        dataset = _encode_labels(dataset, values)
+    num_classes = len(set(dataset["train"].unique("label")) - {None, -1})
+    if num_classes < 2:
+        raise ValueError(f"expected at least two classes, got {num_classes} in column {label_column_name!r}")
+    for split, data in dataset.items():
+        if {None, -1} & set(data.unique("label")) and split != "test":
+            raise ValueError(f"some images of the split {split!r} have no label in column {label_column_name!r}")
+
+    if "validation" not in dataset:
+        if not 0 < train_val_split < 1:
+            raise ValueError(f"there is no validation data, and train_val_split={train_val_split} is not in (0, 1)")
+        # The classes keep their proportions, unless there are too few images to have every class on both sides.
+        counts = np.unique(dataset["train"]["label"], return_counts=True)[1]
+        smaller_part = min(train_val_split, 1 - train_val_split) * counts.sum()
+        stratify = "label" if counts.min() > 1 and smaller_part >= len(counts) else None
+        parts = dataset["train"].train_test_split(train_val_split, seed=seed, stratify_by_column=stratify)
+        dataset["train"], dataset["validation"] = parts["train"], parts["test"]
+
+    return dataset.cast_column("image", ImageFeature(decode=False)), names
+
+
+def _find_column(features: Features, name: str | None, feature_type: type, default: str) -> str:
+    """Return the column `name`, or the one that is called `default`, or the only one of `feature_type`."""
+    if name is None and default in features:
+        return default
+    if name is None:
+        found = [column for column, feature in features.items() if isinstance(feature, feature_type)]
+        if len(found) == 1:
+            logger.info(f"Taking the {default}s from the column {found[0]!r}")
+            return found[0]
+    if name not in features:
+        raise ValueError(
+            f"no column {name or default!r} in the data: give {default}_column_name one of {', '.join(features)}"
+        )
+    return name
+
+
+def _encode_labels(dataset: DatasetDict, values: list) -> DatasetDict:
+    """Turn integer or string labels into classes, in the order of `values`."""
+    index = {value: position for position, value in enumerate(values)}
+
+    def encode(batch):
+        unknown = set(batch["label"]) - index.keys()
+        if unknown:
+            raise ValueError(f"labels that the training data does not have: {sorted(map(str, unknown))}")
+        return {"label": [index[value] for value in batch["label"]]}
+
+    features = dataset["train"].features.copy()
+    features["label"] = ClassLabel(names=[str(value) for value in values])
+    return dataset.map(encode, batched=True, features=features)
+
+
+class ImageTransform:
+    """
+    Batch transform for `Dataset.with_transform`: decode the images and run them through an image processor.
+
+    Args:
+        image_processor:
+            The image processor of the model.
+    """
+
+    def __init__(self, image_processor):
+        self.image_processor = image_processor
+
+    def __call__(self, batch: dict) -> dict:
+        images = [
+            open_image(image["bytes"], image["path"]) if image["bytes"] is not None else open_image(image["path"])
+            for image in batch["image"]
+        ]
+        return {**self.image_processor(images, return_tensors="pt"), "labels": batch["label"]}
+
+
+def collate_images(examples: list[dict]) -> dict[str, torch.Tensor]:
+    """Stack the examples of an `ImageTransform` into `pixel_values` and `labels`."""
+    return {
+        "pixel_values": torch.stack([example["pixel_values"] for example in examples]),
+        "labels": torch.tensor([example["labels"] for example in examples]),
+    }

@@ -1,0 +1,114 @@
+# Copyright 2026 The hf_mixer authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Classify images with a trained model.
+
+    python scripts/predict.py outputs/photos photo.jpg                # a table
+    python scripts/predict.py outputs/photos folder/ --json           # one line of JSON per image
+
+A folder stands for all images below it. An image that cannot be read is named on standard error, the others are still
+classified, and the exit code is 1.
+"""
+
+import argparse
+import json
+import os
+import sys
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
+from tqdm import tqdm
+
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+from hf_mixer import MixerForImageClassification
+from hf_mixer.data import find_images, open_image
+
+
+def parse_arguments(arguments=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", metavar="FOLDER", help="a folder with a trained model, or its name on the Hub")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or folders of them")
+    parser.add_argument("--top_k", type=int, default=3, help="how many labels to give per image (default: 3)")
+    parser.add_argument("--batch_size", type=int, default=32, help="images per forward pass (default: 32)")
+    parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub")
+    parser.add_argument("--device", help="device to run on (default: an accelerator if there is one)")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON per image instead of a table")
+    return parser.parse_args(arguments)
+
+
+def find_inputs(paths: list[str]) -> list[str]:
+    """Replace every folder by the images in it."""
+    files = []
+    for path in paths:
+        found = [str(file) for file in find_images(path)] if os.path.isdir(path) else [path]
+        if not found:
+            raise ValueError(f"the folder {path} holds no images")
+        files += found
+    return files
+
+
+@torch.inference_mode()
+def classify(model, image_processor, images: list[Image.Image], top_k: int) -> list[list[dict]]:
+    """Return the `top_k` labels of each image with their scores, the best first."""
+    inputs = image_processor(images, return_tensors="pt").to(model.device)
+    logits = model(**inputs).logits.float()
+    multi_label = model.config.problem_type == "multi_label_classification"
+    scores = logits.sigmoid() if multi_label else logits.softmax(dim=-1)
+    best = scores.topk(min(top_k, scores.shape[-1]))
+    return [
+        [{"label": model.config.id2label[index], "score": round(score, 6)} for index, score in zip(indices, values)]
+        for indices, values in zip(best.indices.tolist(), best.values.tolist())
+    ]
+
+
+def print_result(path: str, predictions: list[dict], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"image": path, "predictions": predictions}, ensure_ascii=False), flush=True)
+    else:
+        labels = "  ".join(f"{prediction['score']:6.1%} {prediction['label']:<16}" for prediction in predictions)
+        print(f"{path}  {labels}".rstrip(), flush=True)
+
+
+def main():
+    arguments = parse_arguments()
+    try:
+        files = find_inputs(arguments.images)
+        device = arguments.device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
+        model = MixerForImageClassification.from_pretrained(arguments.model, revision=arguments.revision).to(device)
+        image_processor = AutoImageProcessor.from_pretrained(arguments.model, revision=arguments.revision)
+    except (ValueError, OSError, RuntimeError, StrictDataclassError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+
+    failed = False
+    batches = range(0, len(files), arguments.batch_size)
+    for start in tqdm(batches, "Classifying", disable=len(batches) == 1):
+        paths, images = [], []
+        for path in files[start : start + arguments.batch_size]:
+            try:
+                images.append(open_image(path))
+                paths.append(path)
+            except ValueError as error:
+                print(f"error: {error}", file=sys.stderr)
+                failed = True
+        if images:
+            results = classify(model, image_processor, images, arguments.top_k)
+            for path, predictions in zip(paths, results):
+                print_result(path, predictions, arguments.json)
+    sys.exit(int(failed))
+
+
+if __name__ == "__main__":
+    main()
