@@ -37,7 +37,7 @@ SPLIT_FOLDERS = {"train": ("train", "training"), "validation": ("validation", "v
 def load_digits_dataset() -> DatasetDict:
     """
     The 1,797 scanned handwritten digits that ship inside scikit-learn (8 x 8 pixels, from the UCI set "Optical
-    Recognition of Handwritten Digits"): 80 % as `train`, 20 % as `test`, columns `image` and `label`.
+    Recognition of Handwritten Digits"): 90 % as `train`, 10 % as `test`, columns `image` and `label`.
     """
     from sklearn.datasets import load_digits
 
@@ -45,7 +45,7 @@ def load_digits_dataset() -> DatasetDict:
     images = [Image.fromarray(np.round(scan * (255 / 16)).astype(np.uint8)) for scan in digits.images]
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=[str(digit) for digit in range(10)])})
     dataset = Dataset.from_dict({"image": images, "label": digits.target.tolist()}, features=features)
-    return dataset.train_test_split(test_size=0.2, seed=0, stratify_by_column="label")
+    return dataset.train_test_split(test_size=0.1, seed=0, stratify_by_column="label")
 
 
 def find_images(folder: str | os.PathLike) -> list[Path]:

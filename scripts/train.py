@@ -23,12 +23,12 @@ The output folder holds the model, its image processor, its code, its labels and
 """
 
 import logging
-import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 
@@ -128,6 +128,7 @@ def parse_arguments() -> tuple[ModelArguments, DataTrainingArguments, TrainingAr
     """Read the command line, on top of the recipe that it names."""
     parser = HfArgumentParser((ModelArguments, DataTrainingArguments, TrainingArguments), description=__doc__)
     parser.set_defaults(do_train=True, do_eval=True, remove_unused_columns=False, eval_strategy="epoch")
+    parser.set_defaults(dataloader_pin_memory=torch.accelerator.is_available())
     known, _ = parser.parse_known_args()
     recipe = known.recipe
     if recipe is None and known.dataset_name is None and known.train_dir is None and known.validation_dir is None:
