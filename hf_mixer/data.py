@@ -74,7 +74,7 @@ def open_image(source: str | os.PathLike | bytes, name: str | None = None) -> Im
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
         image.load()
     except Exception as error:  # Pillow's plugins raise whatever a broken file makes them stumble over
-        name = name or ("in memory" if isinstance(source, bytes) else source)
+        name = name or ("in memory" if isinstance(source, bytes) else str(source))
         raise ValueError(f"cannot read the image {name}: {error}") from error
     return image
 
@@ -146,7 +146,8 @@ def load_image_dataset(
         if dataset_name is not None:
             folders = _find_split_folders(Path(dataset_name))
         else:
-            folders = {"train": Path(train_dir)} | ({"validation": Path(validation_dir)} if validation_dir else {})
+            given = {"train": train_dir, "validation": validation_dir}
+            folders = {split: Path(folder) for split, folder in given.items() if folder is not None}
         for folder in folders.values():
             if not folder.is_dir():
                 raise ValueError(f"the folder {folder} does not exist")
@@ -251,17 +252,13 @@ def prepare_image_dataset(
 
 def _find_column(features: Features, name: str | None, feature_type: type, default: str) -> str:
     """Return the column `name`, or the one that is called `default`, or the only one of `feature_type`."""
-    if name is None and default in features:
-        return default
-    if name is None:
-        found = [column for column, feature in features.items() if isinstance(feature, feature_type)]
-        if len(found) == 1:
-            logger.info(f"Taking the {default}s from the column {found[0]!r}")
-            return found[0]
+    found = [column for column, feature in features.items() if isinstance(feature, feature_type)]
+    if name is None and default not in features and len(found) == 1:
+        logger.info(f"Taking the {default}s from the column {found[0]!r}")
+        return found[0]
+    name = name or default
     if name not in features:
-        raise ValueError(
-            f"no column {name or default!r} in the data: give {default}_column_name one of {', '.join(features)}"
-        )
+        raise ValueError(f"no column {name!r} in the data: give {default}_column_name one of {', '.join(features)}")
     return name
 
 

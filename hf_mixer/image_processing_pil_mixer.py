@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .image_processing_mixer import MixerImageProcessor  # noqa: F401
 
 
-class MixerImageProcessorKwargs(ImagesKwargs, total=False):
+class MixerImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     r"""
     num_channels (`int`, *optional*, defaults to `self.num_channels`):
         Number of channels of the processed images when `do_convert_rgb` is set: 3 for RGB, 1 for luminance.

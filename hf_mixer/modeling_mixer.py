@@ -317,7 +317,6 @@ class MixerForMaskedImageModeling(MixerPreTrainedModel):
         if bool_masked_pos is not None:
             mask = bool_masked_pos.view(-1, 1, num_rows, num_columns)
             mask = mask.repeat_interleave(stride_height, 2).repeat_interleave(stride_width, 3)
-            pixel_values = pixel_values.to(reconstruction.dtype)
             reconstruction_loss = nn.functional.l1_loss(pixel_values, reconstruction, reduction="none")
             masked_im_loss = (reconstruction_loss * mask).sum() / (mask.sum() + 1e-5) / self.config.num_channels
 
@@ -401,15 +400,15 @@ class MixerBackbone(BackboneMixin, MixerModel):
         """
         outputs: BaseModelOutputWithPooling = MixerModel.forward(self, pixel_values, **kwargs)
 
-        feature_maps = ()
+        feature_maps = []
         for stage_name, hidden_states in zip(self.stage_names, outputs.hidden_states):
             if stage_name in self.out_features:
                 # CODEPATH: no checkpoint sets it to False; detectors that bring their own norms do, as with DINOv2.
                 if self.config.apply_layernorm:
                     hidden_states = self.norm(hidden_states)
-                feature_maps += (hidden_states.transpose(1, 2).unflatten(2, self.config.grid).contiguous(),)
+                feature_maps.append(hidden_states.transpose(1, 2).unflatten(2, self.config.grid).contiguous())
 
-        return BackboneOutput(feature_maps=feature_maps, hidden_states=outputs.hidden_states)
+        return BackboneOutput(feature_maps=tuple(feature_maps), hidden_states=outputs.hidden_states)
 
 
 __all__ = [

@@ -102,11 +102,7 @@ def test_shorter_side_then_center_crop(processor_class):
     ],
 )
 def test_any_mode_becomes_rgb(processor_class, image, expected):
-    kwargs = (
-        {}
-        if isinstance(image, Image.Image | torch.Tensor)
-        else {"input_data_format": "channels_last"}
-    )
+    kwargs = {} if isinstance(image, Image.Image | torch.Tensor) else {"input_data_format": "channels_last"}
     processor = processor_class(do_resize=False, do_normalize=False, do_rescale=False)
     actual = processor(image, return_tensors="pt", **kwargs).pixel_values[0]
     assert actual.shape == (3, 2, 2)
