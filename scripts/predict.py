@@ -27,7 +27,6 @@ import os
 import sys
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from tqdm import tqdm
 
@@ -35,6 +34,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_mixer import MixerForImageClassification
 from hf_mixer.data import find_images, open_image
+from hf_mixer.scripting import one_line_errors
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
@@ -84,13 +84,11 @@ def print_result(path: str, predictions: list[dict], as_json: bool) -> None:
 
 def main():
     arguments = parse_arguments()
-    try:
+    with one_line_errors():
         files = find_inputs(arguments.images)
         device = arguments.device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
         model = MixerForImageClassification.from_pretrained(arguments.model, revision=arguments.revision).to(device)
         image_processor = AutoImageProcessor.from_pretrained(arguments.model, revision=arguments.revision)
-    except (ValueError, OSError, RuntimeError, StrictDataclassError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
 
     failed = False
     batches = range(0, len(files), arguments.batch_size)

@@ -23,14 +23,12 @@ The output folder holds the model, its image processor, its code, its labels and
 """
 
 import logging
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 import yaml
-from huggingface_hub.errors import StrictDataclassError
 
 import transformers
 from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
@@ -40,6 +38,7 @@ from transformers.utils import is_torchvision_available
 
 from hf_mixer import MixerConfig, MixerForImageClassification, MixerImageProcessor, MixerImageProcessorPil
 from hf_mixer.data import ImageTransform, collate_images, load_image_dataset, prepare_image_dataset
+from hf_mixer.scripting import one_line_errors
 
 
 logger = logging.getLogger(__name__)
@@ -264,10 +263,8 @@ def prepare():
 
 
 def main():
-    try:
+    with one_line_errors():
         trainer, checkpoint, card = prepare()
-    except (ValueError, OSError, RuntimeError, StrictDataclassError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
 
     training_args = trainer.args
     if training_args.do_train:
