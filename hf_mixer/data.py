@@ -224,18 +224,19 @@ def prepare_image_dataset(
         if old != new:
             dataset = dataset.rename_column(old, new)
 
+    for split, data in dataset.items():
+        # The test sets of public benchmarks come without labels, marked by None or -1
+        if {None, -1} & set(data.unique("label")) and split != "test":
+            raise ValueError(f"some images of the split {split!r} have no label in column {label_column_name!r}")
     if isinstance(dataset["train"].features["label"], ClassLabel):
         names = dataset["train"].features["label"].names
     else:
-        values = sorted(set(dataset["train"].unique("label")) - {None})
+        values = sorted(dataset["train"].unique("label"))
         names = [str(value) for value in values]
         dataset = _encode_labels(dataset, values)
-    num_classes = len(set(dataset["train"].unique("label")) - {None, -1})
+    num_classes = len(dataset["train"].unique("label"))
     if num_classes < 2:
         raise ValueError(f"expected at least two classes, got {num_classes} in column {label_column_name!r}")
-    for split, data in dataset.items():
-        if {None, -1} & set(data.unique("label")) and split != "test":
-            raise ValueError(f"some images of the split {split!r} have no label in column {label_column_name!r}")
 
     if "validation" not in dataset:
         if not 0 < train_val_split < 1:
@@ -264,7 +265,7 @@ def _find_column(features: Features, name: str | None, feature_type: type, defau
 
 def _encode_labels(dataset: DatasetDict, values: list) -> DatasetDict:
     """Turn integer or string labels into classes, in the order of `values`."""
-    index = {value: position for position, value in enumerate(values)}
+    index = {value: position for position, value in enumerate(values)} | {None: None}
 
     def encode(batch):
         unknown = set(batch["label"]) - index.keys()

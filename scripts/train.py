@@ -127,7 +127,9 @@ def parse_arguments() -> tuple[ModelArguments, DataTrainingArguments, TrainingAr
     """Read the command line, on top of the recipe that it names."""
     parser = HfArgumentParser((ModelArguments, DataTrainingArguments, TrainingArguments), description=__doc__)
     parser.set_defaults(do_train=True, do_eval=True, remove_unused_columns=False, eval_strategy="epoch")
-    parser.set_defaults(dataloader_pin_memory=torch.accelerator.is_available())
+    # Without an accelerator, transformers joins several processes only if it is told to stay on the CPU.
+    has_accelerator = torch.accelerator.is_available()
+    parser.set_defaults(use_cpu=not has_accelerator, dataloader_pin_memory=has_accelerator)
     known, _ = parser.parse_known_args()
     recipe = known.recipe
     if recipe is None and known.dataset_name is None and known.train_dir is None and known.validation_dir is None:
