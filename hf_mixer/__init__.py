@@ -25,6 +25,7 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import is_torchvision_available
 
+from .checkpoints import load_checkpoint
 from .configuration_mixer import MixerConfig
 from .image_processing_mixer import MixerImageProcessor
 from .image_processing_pil_mixer import MixerImageProcessorPil
@@ -59,4 +60,5 @@ __all__ = [
     "MixerImageProcessorPil",
     "MixerModel",
     "MixerPreTrainedModel",
+    "load_checkpoint",
 ]

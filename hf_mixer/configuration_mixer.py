@@ -187,6 +187,11 @@ class MixerConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
+        if "pretrained_cfg" in kwargs:
+            raise ValueError(
+                f"This is a checkpoint of timm ({kwargs.get('architecture')}): load it with `hf_mixer.load_checkpoint(...)` "
+                "or convert it with scripts/convert.py."
+            )
         # The aliases first: what follows depends on the values, and `@strict` checks fields only by their own names.
         for alias in self.attribute_map.keys() & kwargs.keys():
             field, value = self.attribute_map[alias], kwargs.pop(alias)

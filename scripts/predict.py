@@ -30,16 +30,14 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
-
-from hf_mixer import MixerForImageClassification
+from hf_mixer import load_checkpoint
 from hf_mixer.data import find_images, open_image
 from hf_mixer.scripting import one_line_errors
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", metavar="FOLDER", help="a folder with a trained model, or its name on the Hub")
+    parser.add_argument("model", metavar="FOLDER", help="a trained model: a folder, a file, or a name on the Hub, in any layout")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or folders of them")
     parser.add_argument("--top_k", type=int, default=3, help="how many labels to give per image (default: 3)")
     parser.add_argument("--batch_size", type=int, default=32, help="images per forward pass (default: 32)")
@@ -87,8 +85,8 @@ def main():
     with one_line_errors():
         files = find_inputs(arguments.images)
         device = arguments.device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
-        model = MixerForImageClassification.from_pretrained(arguments.model, revision=arguments.revision).to(device)
-        image_processor = AutoImageProcessor.from_pretrained(arguments.model, revision=arguments.revision)
+        model, image_processor = load_checkpoint(arguments.model, revision=arguments.revision)
+        model.to(device)
 
     failed = False
     batches = range(0, len(files), arguments.batch_size)

@@ -8,7 +8,7 @@ import torch
 from safetensors.numpy import load_file
 
 from hf_mixer import MixerConfig, MixerForImageClassification
-from hf_mixer.checkpoint_layouts import EDIFICE, GOOGLE, TIMM
+from hf_mixer.checkpoints.layouts import EDIFICE, GOOGLE, TIMM
 
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -57,7 +57,9 @@ def to_state_dict(layout, arrays, model) -> dict[str, torch.Tensor]:
     embeddings, config = model.mixer.embeddings.patch_embeddings, model.config
     state = {}
     for ours, theirs in layout.keys(config.num_hidden_layers, config.num_labels > 0):
-        array = layout.import_array(ours, arrays[theirs], config.num_channels, embeddings.patch_size)
+        tensor = layout.import_tensor(
+            ours, torch.as_tensor(arrays[theirs]), config.num_channels, embeddings.patch_size
+        )
         prefix = "" if ours.startswith("classifier") else "mixer."
-        state[prefix + ours] = torch.from_numpy(np.ascontiguousarray(array))
+        state[prefix + ours] = tensor.contiguous()
     return state

@@ -6,7 +6,7 @@ import torch
 from safetensors.numpy import load_file
 
 from hf_mixer import MixerBackbone
-from hf_mixer.checkpoint_layouts import GOOGLE
+from hf_mixer.checkpoints.layouts import GOOGLE
 
 from .oracles import FIXTURES, load_oracle, to_state_dict
 

@@ -14,14 +14,14 @@
 """
 How other implementations name and lay out the weights of a Mixer.
 
-One table per layout maps our modules to theirs; everything else in the package asks these tables. Arrays are NumPy's, in
-any dtype: the functions only rename, transpose and reshape, so that a round trip gives back the same bits.
+One table per layout maps our modules to theirs; everything else in the package asks these tables. Tensors are only
+renamed, transposed and reshaped, so that a round trip gives back the same bits.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
+import torch
 
 
 STEM = "embeddings.patch_embeddings.projection"
@@ -69,27 +69,27 @@ class Layout:
                 for our_name, their_name in zip(("weight", "bias"), names):
                     yield f"{ours.format(index)}.{our_name}", f"{theirs.format(index)}{self.separator}{their_name}"
 
-    def import_array(
-        self, our_key: str, array: np.ndarray, num_channels: int, patch_size: tuple[int, int]
-    ) -> np.ndarray:
-        """Bring one of their arrays into the layout of our parameter `our_key`."""
+    def import_tensor(
+        self, our_key: str, tensor: torch.Tensor, num_channels: int, patch_size: tuple[int, int]
+    ) -> torch.Tensor:
+        """Bring one of their tensors into the layout of our parameter `our_key`."""
         if our_key == f"{STEM}.weight":
             if self.stem == "HWIO":
-                return array.transpose(3, 2, 0, 1)
+                return tensor.permute(3, 2, 0, 1)
             if self.stem == "(IHW)O":
-                return array.T.reshape(-1, num_channels, *patch_size)
-            return array
-        return array.T if self.transposed and array.ndim == 2 else array
+                return tensor.T.reshape(-1, num_channels, *patch_size)
+            return tensor
+        return tensor.T if self.transposed and tensor.ndim == 2 else tensor
 
-    def export_array(self, our_key: str, array: np.ndarray) -> np.ndarray:
+    def export_tensor(self, our_key: str, tensor: torch.Tensor) -> torch.Tensor:
         """Bring our parameter `our_key` into their layout."""
         if our_key == f"{STEM}.weight":
             if self.stem == "HWIO":
-                return array.transpose(2, 3, 1, 0)
+                return tensor.permute(2, 3, 1, 0)
             if self.stem == "(IHW)O":
-                return array.reshape(len(array), -1).T
-            return array
-        return array.T if self.transposed and array.ndim == 2 else array
+                return tensor.reshape(len(tensor), -1).T
+            return tensor
+        return tensor.T if self.transposed and tensor.ndim == 2 else tensor
 
 
 # https://github.com/google-research/vision_transformer, vit_jax/models_mixer.py

@@ -1,0 +1,200 @@
+# Copyright 2026 The hf_mixer authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Loading a Mixer from any source: our own folders, timm's and Google's checkpoints, Edifice's."""
+
+import logging
+import math
+from pathlib import Path
+
+import torch
+
+from transformers.image_utils import PILImageResampling
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.utils import is_torchvision_available
+
+from ..configuration_mixer import MixerConfig, to_pair
+from ..image_processing_mixer import MixerImageProcessor
+from ..image_processing_pil_mixer import MixerImageProcessorPil
+from ..modeling_mixer import MixerForImageClassification, MixerModel, MixerPreTrainedModel
+from .layouts import GOOGLE, TIMM
+from .sources import Source, find_checkpoint, infer_config, read_settings, read_source
+
+
+logger = logging.getLogger(__name__)
+
+# The 1,000 classes of ILSVRC 2012 in the usual order: WordNet identifier and lemmas.
+IMAGENET_LABELS = Path(__file__).parent / "imagenet1k_labels.txt"
+
+
+def load_checkpoint(
+    source: str,
+    model_class: type[MixerPreTrainedModel] = MixerForImageClassification,
+    image_size: int | tuple[int, int] | None = None,
+    num_labels: int | None = None,
+    id2label: dict[int, str] | None = None,
+    dtype: torch.dtype | str | None = None,
+    revision: str | None = None,
+    source_image_size: int | tuple[int, int] | None = None,
+    num_channels: int | None = None,
+    allow_nan: bool = False,
+    cache_dir: str | None = None,
+    token: str | None = None,
+    **config_overrides,
+) -> tuple[MixerPreTrainedModel, MixerImageProcessorPil | MixerImageProcessor]:
+    """
+    Load a model and its image processor.
+
+    Args:
+        source (`str`):
+            A repository on the Hub, a folder or a file: ours, timm's (`timm/mixer_b16_224.goog_in21k_ft_in1k`), Google's
+            (`.npz`, either layout) or Edifice's (`.safetensors`).
+        model_class (`type`, *optional*, defaults to `MixerForImageClassification`):
+            The class to load: with classifier, bare, backbone or for masked image modeling.
+        image_size (`int` or `tuple[int, int]`, *optional*):
+            Resize the model to this image size (see `MixerPreTrainedModel.resize_image_size`), the processor as well.
+        num_labels (`int`, *optional*), id2label (`dict[int, str]`, *optional*):
+            Labels of the classifier. A number other than the source's starts a new classifier.
+        dtype (`torch.dtype` or `str`, *optional*):
+            Type of the weights. By default the one they are stored in.
+        revision (`str`, *optional*), cache_dir (`str`, *optional*), token (`str`, *optional*):
+            For the Hub.
+        source_image_size (`int` or `tuple[int, int]`, *optional*):
+            Image size of a source whose patches form no square; tensors do not tell.
+        num_channels (`int`, *optional*):
+            Number of channels of an Edifice checkpoint that has neither 3 nor 1.
+        allow_nan (`bool`, *optional*, defaults to `False`):
+            Whether to accept weights that are not finite.
+        config_overrides:
+            Fields of `MixerConfig` that leave the weights as they are, such as `drop_path_rate`.
+
+    Returns:
+        `tuple`: the model, in evaluation mode, and its image processor (on torchvision where that is installed).
+
+    Raises:
+        `ValueError`: the source does not exist, is damaged, or is no MLP-Mixer.
+    """
+    hub_kwargs = {"cache_dir": cache_dir, "token": token}
+    if id2label is not None:
+        config_overrides |= {"id2label": id2label, "label2id": {name: index for index, name in id2label.items()}}
+        num_labels = len(id2label)
+
+    path = find_checkpoint(source, revision, **hub_kwargs)
+    if read_settings(path).get("model_type") == MixerConfig.model_type:
+        folder = path if path.is_dir() else path.parent
+        labels = {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
+        model = model_class.from_pretrained(
+            folder, **({"dtype": dtype} if dtype else {}), **labels, **config_overrides
+        )
+        processor = AutoImageProcessor.from_pretrained(folder)
+    else:
+        checkpoint = read_source(path, allow_nan)
+        model = build_model(
+            checkpoint, model_class, num_labels, dtype, source_image_size, num_channels, config_overrides
+        )
+        processor = build_image_processor(checkpoint, model.config)
+    if image_size is not None:
+        resize_processor(processor, to_pair(model.config.image_size), to_pair(image_size))
+        model.resize_image_size(image_size)
+    return model.eval(), processor
+
+
+def build_model(
+    source: Source,
+    model_class: type[MixerPreTrainedModel] = MixerForImageClassification,
+    num_labels: int | None = None,
+    dtype: torch.dtype | str | None = None,
+    source_image_size: int | tuple[int, int] | None = None,
+    num_channels: int | None = None,
+    config_overrides: dict | None = None,
+) -> MixerPreTrainedModel:
+    """Build a model with the weights of `source`; for the arguments see `load_checkpoint`."""
+    config = infer_config(source, source_image_size, num_channels)
+    patch_size = to_pair(config.patch_size)
+    state = {
+        ("" if ours.startswith("classifier") else "mixer.") + ours: source.layout.import_tensor(
+            ours, source.tensors[theirs], config.num_channels, patch_size
+        ).contiguous()
+        for ours, theirs in source.layout.keys(source.num_layers, source.has_head)
+    }
+    labels = read_labels(source, config.num_labels)
+    if labels is not None:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}
+    config.update(config_overrides or {})
+    if num_labels is not None and num_labels != config.num_labels:
+        config.num_labels = num_labels
+    if config.num_labels != source_num_labels(source) or not issubclass(model_class, MixerForImageClassification):
+        # A new classifier, or none
+        state.pop("classifier.weight", None)
+        state.pop("classifier.bias", None)
+    if issubclass(model_class, MixerModel):
+        state = {key.removeprefix("mixer."): tensor for key, tensor in state.items()}
+    return model_class.from_pretrained(None, config=config, state_dict=state, dtype=dtype or "auto")
+
+
+def source_num_labels(source: Source) -> int:
+    return source.tensors[source.key("classifier.bias")].numel() if source.has_head else 0
+
+
+def read_labels(source: Source, num_labels: int) -> list[str] | None:
+    """Return the label names that come with the source, or those of ImageNet-1k where it has that many."""
+    names = source.settings.get("label_names") or source.settings.get("pretrained_cfg", {}).get("label_names")
+    if names is not None and len(names) == num_labels:
+        descriptions = source.settings.get("label_descriptions") or {}
+        return [descriptions.get(name, name) for name in names]
+    if num_labels == 1000 and source.layout in (GOOGLE, TIMM):
+        return [line.split("\t")[1] for line in IMAGENET_LABELS.read_text(encoding="utf-8").splitlines()]
+    return None
+
+
+def build_image_processor(source: Source, config: MixerConfig) -> MixerImageProcessorPil | MixerImageProcessor:
+    """Build the image processor that prepares images as the source's authors did."""
+    height, width = to_pair(config.image_size)
+    settings = {"size": {"height": height, "width": width}, "num_channels": config.num_channels}
+    if source.layout is TIMM:
+        pretrained = source.settings.get("pretrained_cfg", {})
+        scale = pretrained.get("crop_pct") or 0.875
+        settings |= {
+            "size": {"shortest_edge": math.floor(height / scale)}
+            if height == width
+            else {"height": math.floor(height / scale), "width": math.floor(width / scale)},
+            "do_center_crop": True,
+            "crop_size": {"height": height, "width": width},
+            "resample": PILImageResampling[(pretrained.get("interpolation") or "bicubic").upper()],
+            "image_mean": list(pretrained.get("mean") or [0.5] * 3),
+            "image_std": list(pretrained.get("std") or [0.5] * 3),
+        }
+    if config.num_channels not in (1, 3):
+        settings |= {"do_convert_rgb": False, "image_mean": [0.5], "image_std": [0.5]}
+    return (MixerImageProcessor if is_torchvision_available() else MixerImageProcessorPil)(**settings)
+
+
+def resize_processor(processor, old: tuple[int, int], new: tuple[int, int]) -> None:
+    """Scale the sizes of an image processor from images of `old` to images of `new` height and width."""
+    size = dict(processor.size)
+    if "shortest_edge" in size and new[0] * old[1] == new[1] * old[0]:
+        scaled = {"shortest_edge": size["shortest_edge"] * new[0] // old[0]}
+    elif "shortest_edge" in size:
+        margin = size["shortest_edge"] / min(old)
+        scaled = {"height": math.floor(new[0] * margin), "width": math.floor(new[1] * margin)}
+    else:
+        scaled = {"height": size["height"] * new[0] // old[0], "width": size["width"] * new[1] // old[1]}
+    sizes = {"size": scaled}
+    if processor.do_center_crop:
+        sizes["crop_size"] = {"height": new[0], "width": new[1]}
+    for name, value in processor._standardize_kwargs(
+        **{**{key: getattr(processor, key, None) for key in processor._valid_kwargs_names}, **sizes}
+    ).items():
+        if name in sizes:
+            setattr(processor, name, value)
