@@ -137,6 +137,17 @@ class MixerImageConversion:
                     kwargs[name] = (float(np.atleast_1d(kwargs[name])[0]),) * num_channels
         return {**kwargs, "num_channels": num_channels, "do_convert_rgb": do_convert_rgb}
 
+    def center_crop(self, image, size, **kwargs):
+        """
+        Crop the center of an image of shape `(..., height, width)`. Where an odd number of pixels is left over, the offset
+        is rounded as torchvision's `CenterCrop` does, so that images come out as timm's evaluation transform makes them.
+        """
+        height, width = image.shape[-2:]
+        if not size.height or not size.width or size.height > height or size.width > width:
+            return super().center_crop(image, size, **kwargs)
+        top, left = round((height - size.height) / 2), round((width - size.width) / 2)
+        return image[..., top : top + size.height, left : left + size.width]
+
     def to_dict(self):
         output = super().to_dict()
         output["auto_map"] = {

@@ -64,6 +64,16 @@ def test_shorter_side_then_center_crop(processor_class):
 
 
 @pytest.mark.parametrize("processor_class", PROCESSORS)
+@pytest.mark.parametrize(("length", "offset"), [(29, 0), (30, 1), (31, 2), (33, 2), (35, 4)])
+def test_center_crop_rounds_as_torchvision_does(processor_class, length, offset):
+    image = np.arange(length, dtype=np.uint8)[None, :, None].repeat(28, 0).repeat(3, 2)
+    crop = {"do_center_crop": True, "crop_size": 28, "input_data_format": "channels_last"}
+    processor = processor_class(do_resize=False, do_rescale=False, do_normalize=False)
+    actual = processor(image, return_tensors="pt", **crop).pixel_values[0, 0, 0]
+    assert actual.tolist() == list(range(offset, offset + 28))
+
+
+@pytest.mark.parametrize("processor_class", PROCESSORS)
 @pytest.mark.parametrize(
     ("image", "expected"),
     [

@@ -16,6 +16,7 @@
 import copy
 import json
 import logging
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -255,11 +256,12 @@ def timm_settings(config: MixerConfig, processor) -> dict:
         if "/" in name and variant["patch_size"] == config.patch_size
     ]
     name = next((name for name, variant in sizes if variant["hidden_size"] == config.hidden_size), "B/16")
-    crop_pct = (
-        height / processor.size["shortest_edge"]
-        if processor.do_center_crop and "shortest_edge" in processor.size
-        else 1.0
-    )
+    crop_pct = 1.0
+    if processor.do_center_crop and "shortest_edge" in processor.size:
+        crop_pct = height / processor.size["shortest_edge"]
+        # timm divides and rounds down; do not lose a pixel to rounding
+        if math.floor(height / crop_pct) < processor.size["shortest_edge"]:
+            crop_pct = math.nextafter(crop_pct, 0)
     return {
         "architecture": f"mixer_{name.replace('/', '').lower()}_224",
         "num_classes": config.num_labels,
@@ -278,7 +280,7 @@ def timm_settings(config: MixerConfig, processor) -> dict:
             "input_size": [config.num_channels, height, width],
             "fixed_input_size": True,
             "interpolation": {2: "bilinear", 3: "bicubic"}.get(int(processor.resample), "bicubic"),
-            "crop_pct": round(crop_pct, 4),
+            "crop_pct": crop_pct,
             "crop_mode": "center",
             "mean": list(processor.image_mean),
             "std": list(processor.image_std),
