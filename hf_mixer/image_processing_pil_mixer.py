@@ -98,6 +98,11 @@ class MixerImageConversion:
         """
         if not do_convert_rgb:
             return super().process_image(image, do_convert_rgb=False, **kwargs)
+        if num_channels not in (1, 3):
+            raise ValueError(
+                f"`num_channels` has to be 1 (luminance) or 3 (RGB), got {num_channels}. Pass `do_convert_rgb=False` "
+                "to keep the channels as they are."
+            )
         if isinstance(image, Image.Image):
             return super().process_image(convert_pil_image(image, num_channels), do_convert_rgb=False, **kwargs)
         if isinstance(image, np.ndarray) and image.dtype == np.uint16:
@@ -124,11 +129,6 @@ class MixerImageConversion:
         )
 
     def _standardize_kwargs(self, num_channels=None, do_convert_rgb=None, **kwargs):
-        if do_convert_rgb and num_channels not in (1, 3):
-            raise ValueError(
-                f"`num_channels` has to be 1 (luminance) or 3 (RGB), got {num_channels}. Pass `do_convert_rgb=False` "
-                "to keep the channels as they are."
-            )
         kwargs = super()._standardize_kwargs(**kwargs)
         if do_convert_rgb:
             # One value for all channels serves any number of them

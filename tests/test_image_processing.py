@@ -154,7 +154,7 @@ def test_grey_models_get_one_channel(processor_class):
 @pytest.mark.parametrize("processor_class", PROCESSORS)
 def test_bad_input_is_refused(processor_class):
     with pytest.raises(ValueError, match=r"`num_channels` has to be 1 .* or 3 .*, got 4.*do_convert_rgb=False"):
-        processor_class(num_channels=4)
+        processor_class(num_channels=4)(photo())
     with pytest.raises(ValueError, match="8 or 16 bits per channel, got values from 70000"):
         processor_class()(Image.fromarray(np.full((2, 2), 70000, np.int32)))
     with pytest.raises(ValueError, match="floating-point image"):
