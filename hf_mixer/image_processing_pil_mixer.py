@@ -110,7 +110,7 @@ class MixerImageConversion:
 
         image = super().process_image(image, do_convert_rgb=False, **kwargs)  # (channels, height, width)
         if len(image) in (2, 4):
-            opaque = 255 if "uint8" in str(image.dtype) else 1.0
+            opaque = 1 if "float" in str(image.dtype) and image.max() <= 1 else 255
             alpha = image[-1:] / opaque
             image = self._round_like(image[:-1] * alpha + opaque * (1 - alpha), image)
         if len(image) == num_channels:
@@ -124,9 +124,9 @@ class MixerImageConversion:
 
     @staticmethod
     def _round_like(image, original):
-        return (
-            image.round().astype(original.dtype) if isinstance(image, np.ndarray) else image.round().to(original.dtype)
-        )
+        """Give `image` the type of `original`, which asks for rounding where that holds integers."""
+        image = image if "float" in str(original.dtype) else image.round()
+        return image.astype(original.dtype) if isinstance(image, np.ndarray) else image.to(original.dtype)
 
     def _standardize_kwargs(self, num_channels=None, do_convert_rgb=None, **kwargs):
         kwargs = super()._standardize_kwargs(**kwargs)

@@ -29,10 +29,10 @@ def photo(height=40, width=60) -> Image.Image:
     return Image.fromarray(np.uint8(127 + 120 * np.stack(channels, -1)))
 
 
-def pixels(processor_class, image, **kwargs) -> torch.Tensor:
-    """The processed image, in 0 to 255, without a resize unless asked for."""
+def pixels(processor_class, image, input_data_format=None, **kwargs) -> torch.Tensor:
+    """The processed image, in its own range, without a resize unless asked for."""
     processor = processor_class(**{"do_resize": False, "do_normalize": False, "do_rescale": False, **kwargs})
-    return processor(image, return_tensors="pt").pixel_values[0].float()
+    return processor(image, return_tensors="pt", input_data_format=input_data_format).pixel_values[0].float()
 
 
 @pytest.mark.parametrize("processor_class", PROCESSORS)
@@ -147,6 +147,9 @@ def test_grey_models_get_one_channel(processor_class):
     assert batch.shape == (3, 1, 8, 8)
     assert [image.mean().item() for image in batch] == [1, -1, -1]
 
+    scaled = np.tile(np.array([1.0, 0.0, 0.0], np.float32), (2, 2, 1))
+    grey = pixels(processor_class, scaled, num_channels=1, input_data_format="channels_last")
+    assert grey[0, 0, 0].item() == pytest.approx(0.299)
     red = pixels(processor_class, Image.new("RGB", (2, 2), (255, 0, 0)), num_channels=1)
     assert red[0, 0, 0].item() == pytest.approx(0.299 * 255, abs=1)
 
