@@ -37,7 +37,9 @@ from hf_mixer.scripting import one_line_errors
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", metavar="FOLDER", help="a trained model: a folder, a file, or a name on the Hub, in any layout")
+    parser.add_argument(
+        "model", metavar="FOLDER", help="a trained model: a folder, a file, or a name on the Hub, in any layout"
+    )
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or folders of them")
     parser.add_argument("--top_k", type=int, default=3, help="how many labels to give per image (default: 3)")
     parser.add_argument("--batch_size", type=int, default=32, help="images per forward pass (default: 32)")

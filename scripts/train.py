@@ -25,6 +25,7 @@ The output folder holds the model, its image processor, its code, its labels and
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,13 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import is_torchvision_available
 
-from hf_mixer import MixerConfig, MixerForImageClassification, MixerImageProcessor, MixerImageProcessorPil
+from hf_mixer import (
+    MixerConfig,
+    MixerForImageClassification,
+    MixerImageProcessor,
+    MixerImageProcessorPil,
+    load_checkpoint,
+)
 from hf_mixer.data import ImageTransform, collate_images, load_image_dataset, prepare_image_dataset
 from hf_mixer.scripting import one_line_errors
 
@@ -94,12 +101,14 @@ class ModelArguments:
     """
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "A pretrained Mixer, on the Hub or in a folder."}
+        default=None, metadata={"help": "A pretrained Mixer on the Hub, a folder or a file, also timm's or Google's."}
     )
     variant: str = field(
         default="S/16", metadata={"help": "From scratch: S/32, S/16, B/32, B/16, L/32, L/16, H/14 or cifar10."}
     )
-    image_size: list[int] | None = field(default=None, metadata={"help": "Image size, or height and width."})
+    image_size: list[int] | None = field(
+        default=None, metadata={"help": "Image size, or height and width; pretrained: resized."}
+    )
     patch_size: list[int] | None = field(default=None, metadata={"help": "Patch size, or height and width."})
     num_channels: int | None = field(default=None, metadata={"help": "3 for RGB, 1 for grey images."})
     hidden_size: int | None = field(default=None, metadata={"help": "Width of a token."})
@@ -175,36 +184,33 @@ def build_model(model_args: ModelArguments, labels: list[str]):
     """Return the model and its image processor."""
     id2label = dict(enumerate(labels))
     label2id = {label: index for index, label in id2label.items()}
-    overrides = {
+    overrides: dict[str, Any] = {
         name: value[0] if isinstance(value, list) and len(value) == 1 else value
         for name in SHAPE_FIELDS + REGULARIZATION_FIELDS
         if (value := getattr(model_args, name)) is not None
     }
-    hub_kwargs = {"cache_dir": model_args.cache_dir, "token": model_args.token}
+    hub_kwargs: dict[str, Any] = {"cache_dir": model_args.cache_dir, "token": model_args.token}
 
     if model_args.model_name_or_path is None:
         config = MixerConfig.from_variant(model_args.variant, id2label=id2label, label2id=label2id, **overrides)
         model = MixerForImageClassification(config)
     else:
-        fixed = [name for name in SHAPE_FIELDS if name in overrides]
+        fixed = [name for name in SHAPE_FIELDS if name in overrides and name != "image_size"]
         if fixed:
             raise ValueError(f"{', '.join(fixed)} cannot be set for a pretrained model, only from scratch")
-        model = MixerForImageClassification.from_pretrained(
+        model, image_processor = load_checkpoint(
             model_args.model_name_or_path,
             id2label=id2label,
-            label2id=label2id,
-            num_labels=len(labels),
             revision=model_args.model_revision,
             ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
             **hub_kwargs,
             **overrides,
         )
+        if model_args.image_processor_name is None:
+            return model, image_processor
 
-    processor_name = model_args.image_processor_name or model_args.model_name_or_path
-    if processor_name is not None:
-        return model, AutoImageProcessor.from_pretrained(
-            processor_name, revision=model_args.model_revision, **hub_kwargs
-        )
+    if model_args.image_processor_name is not None:
+        return model, AutoImageProcessor.from_pretrained(model_args.image_processor_name, **hub_kwargs)
     processor_class = MixerImageProcessor if is_torchvision_available() else MixerImageProcessorPil
     height, width = model.mixer.embeddings.patch_embeddings.image_size
     return model, processor_class(size={"height": height, "width": width}, num_channels=model.config.num_channels)

@@ -197,6 +197,8 @@ def test_labels_and_overrides():
     assert model.config.label2id == {"cat": 0, "dog": 1}
     assert model.mixer.layers[-1].drop_path.drop_prob == 0.2
     assert model.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="has 7 labels, not 3: pass `ignore_mismatched_sizes=True`"):
+        load_checkpoint(str(TIMM), num_labels=3, ignore_mismatched_sizes=False)
     assert load_checkpoint(str(TIMM), num_labels=0)[0](io_of(TIMM)[0]).logits.shape == (3, 24)
 
 

@@ -22,6 +22,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -233,8 +234,9 @@ def export_checkpoint(source: str, destination: str, to: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         if layout is GOOGLE:
+            arrays: dict[str, Any] = {key: to_numpy(tensor) for key, tensor in tensors.items()}
             with open(temporary, "wb") as file:
-                np.savez(file, **{key: to_numpy(tensor) for key, tensor in tensors.items()})
+                np.savez(file, **arrays)
         else:
             save_file(tensors, temporary)
         temporary.replace(path)

@@ -43,6 +43,7 @@ def load_checkpoint(
     image_size: int | tuple[int, int] | None = None,
     num_labels: int | None = None,
     id2label: dict[int, str] | None = None,
+    ignore_mismatched_sizes: bool = True,
     dtype: torch.dtype | str | None = None,
     revision: str | None = None,
     source_image_size: int | tuple[int, int] | None = None,
@@ -65,6 +66,8 @@ def load_checkpoint(
             Resize the model to this image size (see `MixerPreTrainedModel.resize_image_size`), the processor as well.
         num_labels (`int`, *optional*), id2label (`dict[int, str]`, *optional*):
             Labels of the classifier. A number other than the source's starts a new classifier.
+        ignore_mismatched_sizes (`bool`, *optional*, defaults to `True`):
+            Whether it may. Otherwise another number is refused.
         dtype (`torch.dtype` or `str`, *optional*):
             Type of the weights. By default the one they are stored in.
         revision (`str`, *optional*), cache_dir (`str`, *optional*), token (`str`, *optional*):
@@ -92,13 +95,18 @@ def load_checkpoint(
     path = find_checkpoint(source, revision, **hub_kwargs)
     if read_settings(path).get("model_type") == MixerConfig.model_type:
         folder = path if path.is_dir() else path.parent
-        labels = {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
-        model = model_class.from_pretrained(
-            folder, **({"dtype": dtype} if dtype else {}), **labels, **config_overrides
-        )
+        if num_labels is not None:
+            config_overrides |= {"num_labels": num_labels, "ignore_mismatched_sizes": ignore_mismatched_sizes}
+        model = model_class.from_pretrained(folder, dtype=dtype or "auto", **config_overrides)
         processor = AutoImageProcessor.from_pretrained(folder)
     else:
         checkpoint = read_source(path, allow_nan)
+        head_size = source_num_labels(checkpoint)
+        if not ignore_mismatched_sizes and num_labels not in (None, head_size):
+            raise ValueError(
+                f"The classifier of {source} has {head_size} labels, not {num_labels}: pass `ignore_mismatched_sizes=True` "
+                "to start a new one"
+            )
         model = build_model(
             checkpoint, model_class, num_labels, dtype, source_image_size, num_channels, config_overrides
         )

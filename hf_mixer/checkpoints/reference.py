@@ -91,4 +91,4 @@ def _array(source: Source, ours: str) -> np.ndarray:
 def _gelu(x: np.ndarray, name: str) -> np.ndarray:
     if name == "gelu_pytorch_tanh":
         return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-    return 0.5 * x * (1 + _erf(x / math.sqrt(2)).astype(np.float64))
+    return 0.5 * x * (1 + np.asarray(_erf(x / math.sqrt(2)), np.float64))

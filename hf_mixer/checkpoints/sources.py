@@ -219,8 +219,8 @@ def read_array(archive: zipfile.ZipFile, file: Path, name: str) -> np.ndarray:
         if size != member.file_size - stream.tell() or size > 64 * file.stat().st_size + 2**24:
             raise ValueError(f"{file}: {name!r} should hold {size} bytes for its shape {shape}, the archive disagrees")
         data = stream.read()
-    order = "F" if fortran_order else "C"
-    return np.frombuffer(bytearray(data), dtype).reshape(shape, order=order)
+    array = np.frombuffer(bytearray(data), dtype)
+    return array.reshape(shape[::-1]).T if fortran_order else array.reshape(shape)
 
 
 def from_pre_linen(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -275,27 +275,27 @@ def check_tensors(source: Source, allow_nan: bool) -> None:
     hidden_size = source.tensors[source.key("norm.weight")].numel()
     tokens, token_mlp_dim = size("layers.0.token_mixing.fc1", 1), size("layers.0.token_mixing.fc1", 0)
     channel_mlp_dim = size("layers.0.channel_mixing.fc1", 0)
-    shapes = {
+    linears = {
         "token_mixing.fc1": (token_mlp_dim, tokens),
         "token_mixing.fc2": (tokens, token_mlp_dim),
         "channel_mixing.fc1": (channel_mlp_dim, hidden_size),
         "channel_mixing.fc2": (hidden_size, channel_mlp_dim),
+        "classifier": (size("classifier", 0) if source.has_head else 0, hidden_size),
     }
     for theirs, ours in expected.items():
         tensor = source.tensors[theirs]
         module, _, name = ours.rpartition(".")
-        linear = next((shape for suffix, shape in shapes.items() if module.endswith(suffix)), None)
-        if module == STEM and name == "weight":
-            axis = source.layout.stem.replace("(IHW)", "I").index("O")
-            right = tensor.ndim == len(source.layout.stem.replace("(IHW)", "I")) and tensor.shape[axis] == hidden_size
-            shape = f"{hidden_size} outputs"
-        else:
-            if linear is None:
-                linear = (size("classifier", 0), hidden_size) if module == "classifier" else (hidden_size,)
-            shape = linear if name == "weight" else linear[:1]
+        if ours == f"{STEM}.weight":
+            axes = source.layout.stem.replace("(IHW)", "I")
+            # Whatever patch and channels it has, that many axes and outputs
+            shape = tuple(tensor.shape) if tensor.ndim == len(axes) else (0,) * len(axes)
+            shape = tuple(hidden_size if axis == "O" else length for axis, length in zip(axes, shape))
+        elif name == "weight":
+            shape = next((shape for suffix, shape in linears.items() if module.endswith(suffix)), (hidden_size,))
             shape = tuple(reversed(shape)) if source.layout.transposed else shape
-            right = tuple(tensor.shape) == shape
-        if not right:
+        else:
+            shape = (next((shape[0] for suffix, shape in linears.items() if module.endswith(suffix)), hidden_size),)
+        if tuple(tensor.shape) != shape:
             raise ValueError(f"{source.path}: {theirs!r} has the shape {tuple(tensor.shape)}, expected {shape}")
         if not tensor.is_floating_point():
             raise ValueError(f"{source.path}: {theirs!r} holds {tensor.dtype}, expected floating-point weights")
