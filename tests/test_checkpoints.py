@@ -81,11 +81,12 @@ def test_every_source_loads_in_one_line(folder, name, tolerance, arguments):
 
 
 @pytest.mark.parametrize("prefix", ["params/", "opt/target/"])
-def test_wrapped_google_files_load_and_leave_the_rest_out(prefix, tmp_path):
+def test_wrapped_google_files_load_and_leave_the_rest_out(prefix, tmp_path, caplog):
     arrays = read_npz(GOOGLE_A / "linen.npz")
     wrapped = {prefix + key: array for key, array in arrays.items()} | {"step": np.array(7)}
     np.savez(tmp_path / "wrapped.npz", **wrapped)
     model, _ = load_checkpoint(str(tmp_path / "wrapped.npz"))
+    assert "left out 1 tensors that are no weights, such as 'step'" in caplog.text
     expected, _ = load_checkpoint(str(GOOGLE_A / "linen.npz"))
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), expected.state_dict().values()))
 
@@ -200,6 +201,15 @@ def test_labels_and_overrides():
     with pytest.raises(ValueError, match="has 7 labels, not 3: pass `ignore_mismatched_sizes=True`"):
         load_checkpoint(str(TIMM), num_labels=3, ignore_mismatched_sizes=False)
     assert load_checkpoint(str(TIMM), num_labels=0)[0](io_of(TIMM)[0]).logits.shape == (3, 24)
+
+
+def test_another_resolution_in_one_go():
+    pixel_values = torch.randn(2, 3, 64, 32, generator=torch.Generator().manual_seed(0))
+    model, processor = load_checkpoint(str(TIMM), image_size=(64, 32))
+    small, _ = load_checkpoint(str(TIMM))
+    expected = (small(pixel_values[:, :, :32]).logits + small(pixel_values[:, :, 32:]).logits) / 2
+    torch.testing.assert_close(model(pixel_values).logits, expected, rtol=0, atol=1e-6)
+    assert processor(np.zeros((3, 90, 120), np.uint8), return_tensors="pt").pixel_values.shape == (1, 3, 64, 32)
 
 
 def test_imagenet_names_for_a_thousand_classes(tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from .oracles import FIXTURES
 from .test_data import make_folder
 
 
@@ -91,6 +92,22 @@ def test_fine_tuning_needs_leave_for_a_new_head(trained, tmp_path):
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert list(config["id2label"].values()) == ["ant", "bee", "cow"]
     assert config["hidden_size"] == 32
+
+
+def test_fine_tuning_takes_foreign_checkpoints_at_another_resolution(photos, tmp_path):
+    arguments = [
+        "--model_name_or_path",
+        FIXTURES / "timm/b16_tiny_cls",
+        "--image_size",
+        64,
+        "--ignore_mismatched_sizes",
+    ]
+    result = run("train.py", "--train_dir", photos, "--output_dir", tmp_path, *arguments, "--max_steps", 1)
+    assert result.returncode == 0, result.stderr
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["image_size"], config["token_mlp_dim"], config["hidden_size"]) == (64, 48, 24)
+    processor = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert (processor["size"], processor["crop_size"]) == ({"shortest_edge": 72}, {"height": 64, "width": 64})
 
 
 @pytest.mark.parametrize(

@@ -132,10 +132,6 @@ def convert_checkpoint(
             layout, settings = None, {}
         else:
             checkpoint = read_source(path, allow_nan)
-            if checkpoint.dropped:
-                logger.warning(
-                    f"Leaving out {len(checkpoint.dropped)} tensors that are no weights, such as {checkpoint.dropped[0]!r}"
-                )
             model = build_model(checkpoint, source_image_size=image_size, num_channels=num_channels)
             processor = build_image_processor(checkpoint, model.config)
             layout, settings = checkpoint.layout, checkpoint.settings

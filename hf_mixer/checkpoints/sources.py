@@ -19,6 +19,7 @@ shapes and finite. Nothing is ever unpickled.
 """
 
 import json
+import logging
 import math
 import re
 import zipfile
@@ -34,6 +35,8 @@ from safetensors import SafetensorError, safe_open
 from ..configuration_mixer import MixerConfig, to_pair
 from .layouts import EDIFICE, GOOGLE, STEM, TIMM, Layout
 
+
+logger = logging.getLogger(__name__)
 
 # Where the weights lie in the files that Google's training code writes
 GOOGLE_PREFIXES = ("", "params/", "opt/target/")
@@ -159,6 +162,10 @@ def read_source(path: Path, allow_nan: bool = False) -> Source:
         source = Source(str(path), layout, weights, settings, dropped)
     else:
         raise ValueError(f"{file} is no checkpoint: expected a .npz or .safetensors file")
+    if source.dropped:
+        logger.warning(
+            f"{path}: left out {len(source.dropped)} tensors that are no weights, such as {source.dropped[0]!r}"
+        )
     check_tensors(source, allow_nan)
     return source
 
