@@ -41,6 +41,7 @@ def load_checkpoint(
     source: str,
     model_class: type[MixerPreTrainedModel] = MixerForImageClassification,
     image_size: int | tuple[int, int] | None = None,
+    resize_method: str | None = None,
     num_labels: int | None = None,
     id2label: dict[int, str] | None = None,
     ignore_mismatched_sizes: bool = True,
@@ -64,6 +65,8 @@ def load_checkpoint(
             The class to load: with classifier, bare, backbone or for masked image modeling.
         image_size (`int` or `tuple[int, int]`, *optional*):
             Resize the model to this image size (see `MixerPreTrainedModel.resize_image_size`), the processor as well.
+        resize_method (`str`, *optional*):
+            `"block_diagonal"` or `"interpolate"`. By default the first for multiples of the source's size.
         num_labels (`int`, *optional*), id2label (`dict[int, str]`, *optional*):
             Labels of the classifier. A number other than the source's starts a new classifier.
         ignore_mismatched_sizes (`bool`, *optional*, defaults to `True`):
@@ -113,7 +116,7 @@ def load_checkpoint(
         processor = build_image_processor(checkpoint, model.config)
     if image_size is not None:
         resize_processor(processor, to_pair(model.config.image_size), to_pair(image_size))
-        model.resize_image_size(image_size)
+        model.resize_image_size(image_size, method=resize_method)
     return model.eval(), processor
 
 
