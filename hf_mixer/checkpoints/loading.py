@@ -13,6 +13,7 @@
 # limitations under the License.
 """Loading a Mixer from any source: our own folders, timm's and Google's checkpoints, Edifice's."""
 
+import functools
 import logging
 import math
 from pathlib import Path
@@ -27,12 +28,25 @@ from ..configuration_mixer import MixerConfig, to_pair
 from ..image_processing_mixer import MixerImageProcessor
 from ..image_processing_pil_mixer import MixerImageProcessorPil
 from ..modeling_mixer import MixerForImageClassification, MixerModel, MixerPreTrainedModel
-from .layouts import GOOGLE, TIMM
+from .layouts import GOOGLE, STEM, TIMM
 from .sources import Source, find_checkpoint, infer_config, read_settings, read_source
 
 
 logger = logging.getLogger(__name__)
 
+# What the weights decide
+SHAPE_FIELDS = {
+    "image_size",
+    "patch_size",
+    "num_channels",
+    "in_channels",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_layers",
+    "token_mlp_dim",
+    "channel_mlp_dim",
+    "num_classes",
+}
 # The 1,000 classes of ILSVRC 2012 in the usual order: WordNet identifier and lemmas.
 IMAGENET_LABELS = Path(__file__).parent / "imagenet1k_labels.txt"
 
@@ -92,6 +106,10 @@ def load_checkpoint(
     """
     hub_kwargs = {"cache_dir": cache_dir, "token": token}
     if id2label is not None:
+        if sorted(id2label) != list(range(len(id2label))) or num_labels not in (None, len(id2label)):
+            raise ValueError(
+                f"`id2label` has to name the labels from 0 to {len(id2label) - 1}, and all `num_labels` of them"
+            )
         config_overrides |= {"id2label": id2label, "label2id": {name: index for index, name in id2label.items()}}
         num_labels = len(id2label)
 
@@ -100,7 +118,10 @@ def load_checkpoint(
         folder = path if path.is_dir() else path.parent
         if num_labels is not None:
             config_overrides |= {"num_labels": num_labels, "ignore_mismatched_sizes": ignore_mismatched_sizes}
-        model = model_class.from_pretrained(folder, dtype=dtype or "auto", **config_overrides)
+        model, info = model_class.from_pretrained(
+            folder, dtype=dtype or "auto", output_loading_info=True, **config_overrides
+        )
+        check_loaded(str(path), model, info, allow_nan)
         processor = AutoImageProcessor.from_pretrained(folder)
     else:
         checkpoint = read_source(path, allow_nan)
@@ -120,6 +141,19 @@ def load_checkpoint(
     return model.eval(), processor
 
 
+def check_loaded(path: str, model: MixerPreTrainedModel, info: dict, allow_nan: bool) -> None:
+    """Refuse a folder of ours whose weights are incomplete or not finite; what another class adds on top may be new."""
+    missing = sorted(
+        key for key in info["missing_keys"] if ".layers." in f".{key}" or ".norm." in f".{key}" or STEM in key
+    )
+    if missing:
+        raise ValueError(f"{path} misses {len(missing)} tensors, such as {missing[0]!r}")
+    if not allow_nan:
+        for key, tensor in model.state_dict().items():
+            if not tensor.isfinite().all():
+                raise ValueError(f"{path}: {key!r} holds values that are not finite; pass allow_nan to accept them")
+
+
 def build_model(
     source: Source,
     model_class: type[MixerPreTrainedModel] = MixerForImageClassification,
@@ -131,6 +165,8 @@ def build_model(
 ) -> MixerPreTrainedModel:
     """Build a model with the weights of `source`; for the arguments see `load_checkpoint`."""
     config = infer_config(source, source_image_size, num_channels)
+    # Files may mix types; none of them may lose precision
+    widest_dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in source.tensors.values()))
     patch_size = to_pair(config.patch_size)
     state = {
         ("" if ours.startswith("classifier") else "mixer.") + ours: source.layout.import_tensor(
@@ -142,7 +178,10 @@ def build_model(
     if labels is not None:
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
-    config.update(config_overrides or {})
+    for name, value in (config_overrides or {}).items():
+        if name in SHAPE_FIELDS or not hasattr(config, name):
+            raise ValueError(f"`{name}` cannot be set for a pretrained model")
+        setattr(config, name, value)
     if num_labels is not None and num_labels != config.num_labels:
         config.num_labels = num_labels
     if config.num_labels != source_num_labels(source) or not issubclass(model_class, MixerForImageClassification):
@@ -151,7 +190,7 @@ def build_model(
         state.pop("classifier.bias", None)
     if issubclass(model_class, MixerModel):
         state = {key.removeprefix("mixer."): tensor for key, tensor in state.items()}
-    return model_class.from_pretrained(None, config=config, state_dict=state, dtype=dtype or "auto")
+    return model_class.from_pretrained(None, config=config, state_dict=state, dtype=dtype or widest_dtype)
 
 
 def source_num_labels(source: Source) -> int:
@@ -160,8 +199,8 @@ def source_num_labels(source: Source) -> int:
 
 def read_labels(source: Source, num_labels: int) -> list[str] | None:
     """Return the label names that come with the source, or those of ImageNet-1k where it has that many."""
-    names = source.settings.get("label_names") or source.settings.get("pretrained_cfg", {}).get("label_names")
-    if names is not None and len(names) == num_labels:
+    names = source.settings.get("label_names") or (source.settings.get("pretrained_cfg") or {}).get("label_names")
+    if isinstance(names, list) and len(names) == num_labels:
         descriptions = source.settings.get("label_descriptions") or {}
         return [descriptions.get(name, name) for name in names]
     if num_labels == 1000 and source.layout in (GOOGLE, TIMM):
@@ -174,15 +213,20 @@ def build_image_processor(source: Source, config: MixerConfig) -> MixerImageProc
     height, width = to_pair(config.image_size)
     settings = {"size": {"height": height, "width": width}, "num_channels": config.num_channels}
     if source.layout is TIMM:
-        pretrained = source.settings.get("pretrained_cfg", {})
+        pretrained = source.settings.get("pretrained_cfg") or {}
         scale = pretrained.get("crop_pct") or 0.875
+        if not isinstance(scale, int | float) or not 0 < scale <= 1:
+            raise ValueError(f"{source.path}: crop_pct is {scale!r}, expected a number in (0, 1]")
+        interpolation = str(pretrained.get("interpolation") or "bicubic").upper()
+        if interpolation not in PILImageResampling.__members__:
+            raise ValueError(f"{source.path}: interpolation is {interpolation.lower()!r}, expected one of Pillow's")
+        scaled = {"height": math.floor(height / scale), "width": math.floor(width / scale)}
+        squash = pretrained.get("crop_mode") == "squash" or height != width
         settings |= {
-            "size": {"shortest_edge": math.floor(height / scale)}
-            if height == width
-            else {"height": math.floor(height / scale), "width": math.floor(width / scale)},
+            "size": scaled if squash else {"shortest_edge": scaled["height"]},
             "do_center_crop": True,
             "crop_size": {"height": height, "width": width},
-            "resample": PILImageResampling[(pretrained.get("interpolation") or "bicubic").upper()],
+            "resample": PILImageResampling[interpolation],
             "image_mean": list(pretrained.get("mean") or [0.5] * 3),
             "image_std": list(pretrained.get("std") or [0.5] * 3),
         }

@@ -23,6 +23,7 @@ import logging
 import math
 import re
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -116,9 +117,12 @@ def read_settings(path: Path) -> dict:
     if not config.is_file() or (path.is_file() and path.name != "model.safetensors"):
         return {}
     try:
-        return json.loads(config.read_text(encoding="utf-8"))
+        settings = json.loads(config.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{config} is not valid JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{config} holds no settings, but {type(settings).__name__}")
+    return settings
 
 
 def read_source(path: Path, allow_nan: bool = False) -> Source:
@@ -186,7 +190,7 @@ def read_google(file: Path) -> tuple[dict[str, torch.Tensor], dict, list[str]]:
     """Read a `.npz` of Google's, whatever its prefix, its type and its age, under the keys of the bare linen layout."""
     try:
         with zipfile.ZipFile(file) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
             stems = ("stem/kernel", "embedding/kernel")
             prefix = next((prefix for prefix in GOOGLE_PREFIXES for stem in stems if prefix + stem in names), None)
             if prefix is None:
@@ -195,7 +199,7 @@ def read_google(file: Path) -> tuple[dict[str, torch.Tensor], dict, list[str]]:
             arrays = {
                 name.removeprefix(prefix): read_array(archive, file, name) for name in names if name not in dropped
             }
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise ValueError(f"{file} is not a complete .npz file: {error}") from error
     if "embedding/kernel" in arrays:
         arrays = from_pre_linen(arrays)
@@ -222,11 +226,14 @@ def read_array(archive: zipfile.ZipFile, file: Path, name: str) -> np.ndarray:
             raise ValueError(f"{file}: {name!r} is not an array: {error}") from error
         if dtype.hasobject:
             raise ValueError(f"{file}: {name!r} holds pickled objects, which are never loaded")
+        if dtype.newbyteorder("<").str not in ("<f2", "<f4", "<f8", "|V2"):
+            raise ValueError(f"{file}: {name!r} holds {dtype}, expected floating-point weights")
         size = math.prod(shape) * dtype.itemsize
         if size != member.file_size - stream.tell() or size > 64 * file.stat().st_size + 2**24:
             raise ValueError(f"{file}: {name!r} should hold {size} bytes for its shape {shape}, the archive disagrees")
         data = stream.read()
     array = np.frombuffer(bytearray(data), dtype)
+    array = array if dtype.isnative else array.astype(dtype.newbyteorder("="))
     return array.reshape(shape[::-1]).T if fortran_order else array.reshape(shape)
 
 
@@ -245,11 +252,15 @@ def from_pre_linen(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if module in PRE_LINEN_MODULES:
             renamed[f"{PRE_LINEN_MODULES[module]}/{name}"] = array
         elif match := re.fullmatch(r"Mixer/encoderblock_(\d+)/LayerNorm_(\d+)", module):
+            if int(match[2]) not in norms.get(match[1], ()):
+                raise ValueError(f"{key!r} has no scale beside it")
             number = sorted(norms[match[1]]).index(int(match[2]))
             renamed[f"MixerBlock_{match[1]}/LayerNorm_{number}/{name}"] = array
         elif (match := re.fullmatch(r"Mixer/encoderblock_(\d+)/(token|channel)_mixing_phase_0", module)) and (
             leaf := re.fullmatch(r"(kernel|bias)([12])", name)
         ):
+            if not {f"{module}/bias1", f"{module}/bias2"} <= arrays.keys():
+                raise ValueError(f"{module!r} has no bias1 or bias2")
             fan_out, fan_in = (
                 arrays[f"{module}/bias{number}"].size for number in ((1, 2) if leaf[2] == "1" else (2, 1))
             )
@@ -265,6 +276,8 @@ def from_pre_linen(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def check_tensors(source: Source, allow_nan: bool) -> None:
     """Refuse a source with a tensor missing, unknown, of a wrong shape or not finite."""
+    if source.num_layers == 0:
+        raise ValueError(f"{source.path} holds no layers of an MLP-Mixer")
     expected = {theirs: ours for ours, theirs in source.layout.keys(source.num_layers, source.has_head)}
     for problem, keys in (
         ("misses", expected.keys() - source.tensors.keys()),
@@ -277,7 +290,9 @@ def check_tensors(source: Source, allow_nan: bool) -> None:
     def size(ours, axis):
         """Length of an axis of a linear layer: 0 for its outputs, 1 for its inputs."""
         shape = source.tensors[source.key(f"{ours}.weight")].shape
-        return shape[1 - axis if source.layout.transposed else axis] if len(shape) == 2 else 0
+        if len(shape) != 2:
+            raise ValueError(f"{source.path}: {source.key(f'{ours}.weight')!r} has {len(shape)} axes, expected 2")
+        return shape[1 - axis if source.layout.transposed else axis]
 
     hidden_size = source.tensors[source.key("norm.weight")].numel()
     tokens, token_mlp_dim = size("layers.0.token_mixing.fc1", 1), size("layers.0.token_mixing.fc1", 0)
@@ -294,8 +309,10 @@ def check_tensors(source: Source, allow_nan: bool) -> None:
         module, _, name = ours.rpartition(".")
         if ours == f"{STEM}.weight":
             axes = source.layout.stem.replace("(IHW)", "I")
-            # Whatever patch and channels it has, that many axes and outputs
-            shape = tuple(tensor.shape) if tensor.ndim == len(axes) else (0,) * len(axes)
+            if tensor.ndim != len(axes):
+                raise ValueError(f"{source.path}: {theirs!r} has {tensor.ndim} axes, expected {len(axes)}")
+            # Whatever patch and channels it has, that many outputs
+            shape = tuple(tensor.shape)
             shape = tuple(hidden_size if axis == "O" else length for axis, length in zip(axes, shape))
         elif name == "weight":
             shape = next((shape for suffix, shape in linears.items() if module.endswith(suffix)), (hidden_size,))
@@ -304,7 +321,7 @@ def check_tensors(source: Source, allow_nan: bool) -> None:
             shape = (next((shape[0] for suffix, shape in linears.items() if module.endswith(suffix)), hidden_size),)
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{source.path}: {theirs!r} has the shape {tuple(tensor.shape)}, expected {shape}")
-        if not tensor.is_floating_point():
+        if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
             raise ValueError(f"{source.path}: {theirs!r} holds {tensor.dtype}, expected floating-point weights")
         if not allow_nan and not tensor.isfinite().all():
             raise ValueError(
@@ -330,6 +347,8 @@ def infer_config(source: Source, image_size=None, num_channels: int | None = Non
     if not layout.transposed:
         tokens, token_mlp_dim = token_mlp_dim, tokens
     if layout.stem == "(IHW)O":
+        if num_channels is not None and num_channels <= 0:
+            raise ValueError(f"num_channels has to be positive, got {num_channels}")
         candidates = [num_channels] if num_channels is not None else [3, 1]
         sizes = {channels: math.isqrt(len(stem) // channels) for channels in candidates}
         channels = next((channels for channels, size in sizes.items() if channels * size * size == len(stem)), None)
@@ -348,13 +367,16 @@ def infer_config(source: Source, image_size=None, num_channels: int | None = Non
         [image_size]
         if image_size is not None
         else [
-            source.settings.get("model_args", {}).get("img_size"),
-            source.settings.get("pretrained_cfg", {}).get("input_size", [None])[1:],
+            (source.settings.get("model_args") or {}).get("img_size"),
+            ((source.settings.get("pretrained_cfg") or {}).get("input_size") or [])[1:],
             (side * patch_size[0], side * patch_size[1]),
         ]
     )
     for hint in hints:
-        size = to_pair(hint) if hint else (0, 0)
+        known = isinstance(hint, int) or (
+            isinstance(hint, list | tuple) and len(hint) == 2 and all(isinstance(length, int) for length in hint)
+        )
+        size = to_pair(hint) if known else (0, 0)
         if all(length % patch == 0 for length, patch in zip(size, patch_size)) and (
             math.prod(length // patch for length, patch in zip(size, patch_size)) == tokens
         ):
