@@ -230,10 +230,13 @@ class MixerConfig(BackboneConfigMixin, PreTrainedConfig):
         if key in self.attribute_map:
             setattr(self, self.attribute_map[key], value)
             return
-        follows_depth = key == "num_hidden_layers" and self.__dict__.get("_out_features") == self.stage_names[-1:]
+        chosen = self.__dict__.get("_out_features") if key == "num_hidden_layers" else None
+        if chosen == self.stage_names[-1:]:
+            chosen = []
         super().__setattr__(key, value)
-        if follows_depth:
-            self.set_output_features_output_indices(out_features=None, out_indices=None)
+        if chosen is not None:
+            # The last stage by default, whatever the depth; a stage that is gone raises an error
+            self.set_output_features_output_indices(out_features=chosen or None, out_indices=None)
 
     @classmethod
     def from_variant(cls, variant: str, **overrides) -> "MixerConfig":

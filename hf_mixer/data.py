@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Features, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
 from datasets import Image as ImageFeature
 from datasets.packaged_modules.imagefolder.imagefolder import IMAGE_EXTENSIONS
 from PIL import Image
@@ -224,6 +224,8 @@ def prepare_image_dataset(
         if old != new:
             dataset = dataset.rename_column(old, new)
 
+    if not isinstance(dataset["train"].features["label"], ClassLabel | Value):
+        raise ValueError(f"the column {label_column_name!r} holds no classes, integers or strings")
     for split, data in dataset.items():
         # The test sets of public benchmarks come without labels, marked by None or -1
         if {None, -1} & set(data.unique("label")) and split != "test":
@@ -266,6 +268,8 @@ def _find_column(features: Features, name: str | None, feature_type: type, defau
 def _encode_labels(dataset: DatasetDict, values: list) -> DatasetDict:
     """Turn integer or string labels into classes, in the order of `values`."""
     index = {value: position for position, value in enumerate(values)} | {None: None}
+    if -1 not in index:
+        index[-1] = None
 
     def encode(batch):
         unknown = set(batch["label"]) - index.keys()

@@ -46,7 +46,11 @@ def convert_pil_image(image: Image.Image, num_channels: int) -> Image.Image:
     Raises:
         `ValueError`: a floating-point image has values outside [0, 255], or its range is not known.
     """
-    image = ImageOps.exif_transpose(image)
+    try:
+        image = ImageOps.exif_transpose(image)
+    except SyntaxError:
+        # Metadata that cannot be read says nothing of the orientation
+        pass
     if image.mode.startswith("I"):
         # Pillow opens 16-bit files as "I;16" or, in some formats, as "I" with the same range.
         pixels = np.asarray(image).astype(np.int64)
@@ -66,7 +70,9 @@ def convert_pil_image(image: Image.Image, num_channels: int) -> Image.Image:
                 f"{pixels.max()}. Convert it to 8 bits first."
             )
         image = Image.fromarray(np.round(pixels * (255 if pixels.max() <= 1 else 1)).astype(np.uint8))
-    elif "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+    elif image.mode in ("LA", "PA", "RGBA", "RGBa") or (
+        image.mode in ("1", "L", "P", "RGB") and image.info.get("transparency") is not None
+    ):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB" if num_channels == 3 else "L")

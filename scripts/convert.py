@@ -49,20 +49,30 @@ def main():
     logging.basicConfig(format="%(message)s")
 
     with one_line_errors():
+        size = arguments.image_size
+        if size is not None and len(size) > 2:
+            raise ValueError(f"--image-size takes one or two numbers, got {len(size)}")
+        size = size if size is None or len(size) == 2 else size[0]
+        labels = arguments.labels.read_text(encoding="utf-8").splitlines() if arguments.labels else None
+        common = {
+            "num_channels": arguments.num_channels,
+            "revision": arguments.revision,
+            "allow_nan": arguments.allow_nan,
+        }
         if arguments.to is not None:
-            export_checkpoint(arguments.source, arguments.destination, arguments.to)
-        else:
-            size = arguments.image_size
-            if size is not None and len(size) > 2:
-                raise ValueError(f"--image-size takes one or two numbers, got {len(size)}")
-            difference = convert_checkpoint(
+            id2label = dict(enumerate(labels)) if labels is not None else None
+            export_checkpoint(
                 arguments.source,
                 arguments.destination,
-                image_size=size if size is None or len(size) == 2 else size[0],
-                num_channels=arguments.num_channels,
-                labels=arguments.labels.read_text(encoding="utf-8").splitlines() if arguments.labels else None,
-                revision=arguments.revision,
-                allow_nan=arguments.allow_nan,
+                arguments.to,
+                source_image_size=size,
+                id2label=id2label,
+                ignore_mismatched_sizes=False,
+                **common,
+            )
+        else:
+            difference = convert_checkpoint(
+                arguments.source, arguments.destination, image_size=size, labels=labels, **common
             )
             if difference is not None:
                 print(f"largest difference to the source's own forward pass: {difference:.1e}")

@@ -27,7 +27,6 @@ import os
 import sys
 
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from hf_mixer import load_checkpoint
@@ -61,10 +60,9 @@ def find_inputs(paths: list[str]) -> list[str]:
 
 
 @torch.inference_mode()
-def classify(model, image_processor, images: list[Image.Image], top_k: int) -> list[list[dict]]:
+def classify(model, pixel_values: torch.Tensor, top_k: int) -> list[list[dict]]:
     """Return the `top_k` labels of each image with their scores, the best first."""
-    inputs = image_processor(images, return_tensors="pt").to(model.device)
-    logits = model(**inputs).logits.float()
+    logits = model(pixel_values.to(model.device)).logits.float()
     multi_label = model.config.problem_type == "multi_label_classification"
     scores = logits.sigmoid() if multi_label else logits.softmax(dim=-1)
     best = scores.topk(min(top_k, scores.shape[-1]))
@@ -89,6 +87,10 @@ def main():
         device = arguments.device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
         model, image_processor = load_checkpoint(arguments.model, revision=arguments.revision)
         model.to(device)
+        if not model.config.num_labels:
+            raise ValueError(f"{arguments.model} has no classifier")
+        if min(arguments.batch_size, arguments.top_k) < 1:
+            raise ValueError("--batch_size and --top_k have to be at least 1")
 
     failed = False
     batches = range(0, len(files), arguments.batch_size)
@@ -96,13 +98,13 @@ def main():
         paths, images = [], []
         for path in files[start : start + arguments.batch_size]:
             try:
-                images.append(open_image(path))
+                images.append(image_processor(open_image(path), return_tensors="pt")["pixel_values"])
                 paths.append(path)
             except ValueError as error:
-                print(f"error: {error}", file=sys.stderr)
+                print(f"error: {path}: {error}", file=sys.stderr)
                 failed = True
         if images:
-            results = classify(model, image_processor, images, arguments.top_k)
+            results = classify(model, torch.cat(images), arguments.top_k)
             for path, predictions in zip(paths, results):
                 print_result(path, predictions, arguments.json)
     sys.exit(int(failed))

@@ -50,6 +50,7 @@ from hf_mixer.scripting import one_line_errors
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_VARIANT = "S/16"
 RECIPES = Path(__file__).parent / "recipes"
 # Fields of the configuration that decide the shape of the weights, and those that a pretrained model can change.
 SHAPE_FIELDS = (
@@ -104,7 +105,8 @@ class ModelArguments:
         default=None, metadata={"help": "A pretrained Mixer on the Hub, a folder or a file, also timm's or Google's."}
     )
     variant: str = field(
-        default="S/16", metadata={"help": "From scratch: S/32, S/16, B/32, B/16, L/32, L/16, H/14 or cifar10."}
+        default=DEFAULT_VARIANT,
+        metadata={"help": "From scratch: S/32, S/16, B/32, B/16, L/32, L/16, H/14 or cifar10."},
     )
     image_size: list[int] | None = field(
         default=None, metadata={"help": "Image size, or height and width; pretrained: resized."}
@@ -135,7 +137,7 @@ class ModelArguments:
 def parse_arguments() -> tuple[ModelArguments, DataTrainingArguments, TrainingArguments]:
     """Read the command line, on top of the recipe that it names."""
     parser = HfArgumentParser((ModelArguments, DataTrainingArguments, TrainingArguments), description=__doc__)
-    parser.set_defaults(do_train=True, do_eval=True, remove_unused_columns=False, eval_strategy="epoch")
+    parser.set_defaults(remove_unused_columns=False, eval_strategy="epoch")
     # Without an accelerator, transformers joins several processes only if it is told to stay on the CPU.
     has_accelerator = torch.accelerator.is_available()
     parser.set_defaults(use_cpu=not has_accelerator, dataloader_pin_memory=has_accelerator)
@@ -147,12 +149,23 @@ def parse_arguments() -> tuple[ModelArguments, DataTrainingArguments, TrainingAr
         path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else RECIPES / f"{recipe}.yaml"
         if not path.is_file():
             raise ValueError(f"no recipe {recipe!r}: expected a YAML file or one of {list_recipes()}")
-        defaults = yaml.safe_load(path.read_text())
+        try:
+            defaults = yaml.safe_load(path.read_text()) or {}
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is not valid YAML: {error}") from error
+        if not isinstance(defaults, dict):
+            raise ValueError(f"{path} has to hold arguments and their values")
         unknown = defaults.keys() - vars(known).keys()
         if unknown:
             raise ValueError(f"{path} sets arguments that do not exist: {', '.join(sorted(unknown))}")
+        if known.recipe is None and (known.model_name_or_path, known.variant) != (None, DEFAULT_VARIANT):
+            # The model was chosen, and only the data and its training come from the digits
+            defaults = {name: value for name, value in defaults.items() if name not in SHAPE_FIELDS}
         parser.set_defaults(**defaults)
-    return parser.parse_args_into_dataclasses()
+    model_args, data_args, training_args = parser.parse_args_into_dataclasses()
+    if not training_args.do_train and not training_args.do_eval:
+        training_args.do_train = training_args.do_eval = True
+    return model_args, data_args, training_args
 
 
 def list_recipes() -> str:
@@ -227,7 +240,7 @@ def prepare():
     logging.basicConfig(format="%(message)s", level=logging.INFO if training_args.should_log else logging.WARNING)
     transformers.utils.logging.set_verbosity(training_args.get_process_log_level())
 
-    checkpoint = check_output_dir(training_args)
+    checkpoint = check_output_dir(training_args) if training_args.do_train else None
     set_seed(training_args.seed)
     with training_args.main_process_first(desc="loading the data"):
         dataset = load_image_dataset(

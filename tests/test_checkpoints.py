@@ -382,6 +382,81 @@ def test_a_wrong_conversion_stops_before_saving(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_damaged_folders_of_ours_are_refused(tmp_path):
+    convert_checkpoint(str(TIMM), str(tmp_path / "ours"))
+    file = tmp_path / "ours" / "model.safetensors"
+    tensors = load_file(file)
+    save_file({k: v for k, v in tensors.items() if ".layers.1." not in k}, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"misses 12 tensors, such as 'mixer\.layers\.1\."):
+        convert_checkpoint(str(tmp_path / "ours"), str(tmp_path / "out" / "deep"))
+    tensors["mixer.norm.bias"][0] = np.nan
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"'mixer\.norm\.bias' holds values that are not finite"):
+        export_checkpoint(str(tmp_path / "ours"), str(tmp_path / "out.npz"), "google")
+    assert [path.name for path in tmp_path.iterdir()] == ["ours"]
+
+
+def test_a_folder_without_classifier_needs_a_word(tmp_path):
+    model, processor = load_checkpoint(str(TIMM), model_class=MixerModel)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds no classifier: pass `num_labels`"):
+        load_checkpoint(str(tmp_path))
+    assert load_checkpoint(str(tmp_path), num_labels=3)[0].classifier.out_features == 3
+    assert load_checkpoint(str(tmp_path), num_labels=0)[0](io_of(TIMM)[0]).logits.shape == (3, 24)
+
+
+def test_mixed_types_keep_their_precision(tmp_path):
+    tensors = load_file(TIMM / "model.safetensors")
+    mixed = {key: tensor.half() if tensor.ndim > 1 else tensor for key, tensor in tensors.items()}
+    save_file(mixed, tmp_path / "mixed.safetensors")
+    model, _ = load_checkpoint(str(tmp_path / "mixed.safetensors"))
+    assert model.dtype == torch.float32
+    assert torch.equal(model.mixer.norm.bias, tensors["norm.bias"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"num_hidden_layers": 5}, "`num_hidden_layers` cannot be set"),
+        ({"drop_pathrate": 0.1}, "`drop_pathrate` cannot be set"),
+        ({"id2label": {1: "a", 5: "b"}}, "from 0 to 1"),
+        ({"id2label": {0: "a"}, "num_labels": 9}, "all `num_labels` of them"),
+    ],
+)
+def test_overrides_that_cannot_be_are_refused(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(str(TIMM), **overrides)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ([1], "holds no settings, but list"),
+        ({"architecture": "mixer_b16_224", "pretrained_cfg": {"crop_pct": 20}}, "crop_pct is 20"),
+        (
+            {"architecture": "mixer_b16_224", "pretrained_cfg": {"interpolation": "random"}},
+            "interpolation is 'random'",
+        ),
+    ],
+)
+def test_odd_settings_are_refused(settings, message, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "model.safetensors").write_bytes((TIMM / "model.safetensors").read_bytes())
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(str(tmp_path))
+
+
+def test_straight_resizes_survive_the_way_through_timm(tmp_path):
+    convert_checkpoint(str(GOOGLE_A / "linen.npz"), str(tmp_path / "ours"))
+    export_checkpoint(str(tmp_path / "ours"), str(tmp_path / "theirs"), "timm")
+    processor = load_checkpoint(str(tmp_path / "theirs"))[1]
+    original = load_checkpoint(str(tmp_path / "ours"))[1]
+    image = np.random.default_rng(0).integers(0, 255, (3, 40, 90), dtype=np.uint8)
+    expected = original(image, return_tensors="pt").pixel_values
+    torch.testing.assert_close(processor(image, return_tensors="pt").pixel_values, expected)
+
+
 def test_destinations_are_not_written_over(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")

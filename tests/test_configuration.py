@@ -124,6 +124,8 @@ def test_stages_follow_the_depth():
     config.out_indices = [1, 3]
     config.num_hidden_layers = 6
     assert config.out_features == ["stage1", "stage3"]
+    with pytest.raises(ValueError, match="stage3"):
+        config.num_hidden_layers = 2
 
 
 def test_wrong_type_in_config_json(tmp_path):

@@ -140,6 +140,13 @@ def test_exif_rotated_photos_are_upright(processor_class, tmp_path):
 
 
 @pytest.mark.parametrize("processor_class", PROCESSORS)
+def test_unreadable_exif_leaves_the_image_as_it_is(processor_class):
+    image = photo(4, 6)
+    image.info["exif"] = b"Exif\0\0garbage"
+    assert pixels(processor_class, image).shape == (3, 4, 6)
+
+
+@pytest.mark.parametrize("processor_class", PROCESSORS)
 def test_grey_models_get_one_channel(processor_class):
     processor = processor_class(num_channels=1, size=8)
     images = [Image.new("RGB", (9, 9), "white"), Image.new("L", (8, 8)), np.zeros((3, 8, 8), np.uint8)]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -63,10 +64,13 @@ def test_predict_prints_tables_and_json_and_names_what_it_cannot_read(trained, p
 
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"not an image")
-    result = run("predict.py", trained, photos / "cat" / "0.jpg", broken)
+    odd = tmp_path / "odd.tiff"
+    Image.fromarray(np.full((4, 4), -5, np.float32)).save(odd)
+    result = run("predict.py", trained, photos / "cat" / "0.jpg", broken, odd)
     assert result.returncode == 1
-    assert "error: cannot read the image" in result.stderr
+    assert "cannot read the image" in result.stderr
     assert str(broken) in result.stderr
+    assert f"error: {odd}: Expected a floating-point image" in result.stderr
     assert result.stdout.count("\n") == 1
     assert "cat" in result.stdout.split("%")[1]
 

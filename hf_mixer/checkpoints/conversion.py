@@ -29,6 +29,8 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData
 from safetensors.torch import save_file
 
+from transformers.image_utils import PILImageResampling
+
 from ..configuration_mixer import VARIANTS, MixerConfig, to_pair
 from ..modeling_mixer import MixerForImageClassification
 from .layouts import GOOGLE, LAYOUTS, TIMM, Layout
@@ -40,6 +42,7 @@ from .sources import Source, find_checkpoint, read_settings, read_source
 logger = logging.getLogger(__name__)
 
 TOLERANCE = 1e-5
+TIMM_VARIANTS = ("S/32", "S/16", "B/32", "B/16", "L/32", "L/16")
 LICENSES = {"google": "apache-2.0", "timm": "apache-2.0"}
 ORIGINS = {
     "google": "Google's MLP-Mixer (https://github.com/google-research/vision_transformer)",
@@ -125,23 +128,26 @@ def convert_checkpoint(
     Raises:
         `ValueError`: the source is damaged or no Mixer, or the converted model differs. Nothing is written then.
     """
-    path, difference = find_checkpoint(source, revision), None
+    source, difference = str(source), None
+    path = find_checkpoint(source, revision)
+    if read_settings(path).get("model_type") == MixerConfig.model_type:
+        if image_size is not None or num_channels is not None:
+            raise ValueError(f"{source} is a folder of this package, which says its own image size and channels")
+        model, processor = load_checkpoint(str(path), allow_nan=allow_nan)
+        layout, settings = None, {}
+    else:
+        checkpoint = read_source(path, allow_nan)
+        model = build_model(checkpoint, source_image_size=image_size, num_channels=num_channels)
+        processor = build_image_processor(checkpoint, model.config)
+        layout, settings = checkpoint.layout, checkpoint.settings
+        if not allow_nan:
+            difference = verify_conversion(checkpoint, model)
+    if labels is not None:
+        if len(labels) != model.config.num_labels:
+            raise ValueError(f"{len(labels)} label names for a model of {model.config.num_labels} labels")
+        model.config.id2label = dict(enumerate(labels))
+        model.config.label2id = {label: index for index, label in enumerate(labels)}
     with new_folder(Path(destination)) as folder:
-        if read_settings(path).get("model_type") == MixerConfig.model_type:
-            model, processor = load_checkpoint(str(path))
-            layout, settings = None, {}
-        else:
-            checkpoint = read_source(path, allow_nan)
-            model = build_model(checkpoint, source_image_size=image_size, num_channels=num_channels)
-            processor = build_image_processor(checkpoint, model.config)
-            layout, settings = checkpoint.layout, checkpoint.settings
-            if not allow_nan:
-                difference = verify_conversion(checkpoint, model)
-        if labels is not None:
-            if len(labels) != model.config.num_labels:
-                raise ValueError(f"{len(labels)} label names for a model of {model.config.num_labels} labels")
-            model.config.id2label = dict(enumerate(labels))
-            model.config.label2id = {label: index for index, label in enumerate(labels)}
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
         write_card(folder, source, layout, settings, model.config)
@@ -151,7 +157,9 @@ def convert_checkpoint(
 def write_card(folder: Path, source: str, layout: Layout | None, settings: dict, config: MixerConfig) -> None:
     """Write a model card that names the source and its licence."""
     origin = "a model of this package" if layout is None else ORIGINS[layout.name]
-    license_name = settings.get("pretrained_cfg", {}).get("license") or (LICENSES.get(layout.name) if layout else None)
+    license_name = (settings.get("pretrained_cfg") or {}).get("license") or (
+        LICENSES.get(layout.name) if layout else None
+    )
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-classification" if config.num_labels else "image-feature-extraction",
@@ -180,7 +188,7 @@ classifier = pipeline("{data.pipeline_tag}", "FOLDER_OR_REPOSITORY", trust_remot
     ModelCard(text.replace("FOLDER_OR_REPOSITORY", folder.name)).save(folder / "README.md")
 
 
-def export_checkpoint(source: str, destination: str, to: str) -> None:
+def export_checkpoint(source: str, destination: str, to: str, **kwargs) -> None:
     """
     Write a model in the layout of another implementation.
 
@@ -191,6 +199,8 @@ def export_checkpoint(source: str, destination: str, to: str) -> None:
             A `.npz` file (Google), a `.safetensors` file (Edifice) or a folder (timm), which must not exist.
         to (`str`):
             `"google"`, `"timm"` or `"edifice"`.
+        kwargs:
+            More arguments for `load_checkpoint`, such as `revision`, `id2label` and `source_image_size`.
 
     Raises:
         `ValueError`: the destination exists or has the wrong suffix, or the layout cannot express the model.
@@ -199,10 +209,12 @@ def export_checkpoint(source: str, destination: str, to: str) -> None:
     suffix = {"google": ".npz", "edifice": ".safetensors", "timm": ""}[to]
     if path.suffix != suffix and suffix:
         raise ValueError(f"the destination of {to} is a {suffix} file, got {path}")
-    if path.exists() and path.is_file():
+    if path.is_file() or (suffix and path.exists()):
         raise ValueError(f"{path} already exists: choose another destination or remove it")
-    model, processor = load_checkpoint(source)
+    model, processor = load_checkpoint(source, **kwargs)
     config = model.config
+    if config.hidden_act not in (GOOGLE.hidden_act, TIMM.hidden_act):
+        raise ValueError(f"{to} has no models with hidden_act={config.hidden_act!r}")
     if (config.hidden_act, config.layer_norm_eps) != (layout.hidden_act, layout.layer_norm_eps):
         logger.warning(
             f"{to} computes with hidden_act={layout.hidden_act} and layer_norm_eps={layout.layer_norm_eps}, this model "
@@ -248,12 +260,15 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
 def timm_settings(config: MixerConfig, processor) -> dict:
     """Return the `config.json` of a timm repository for our configuration and image processor."""
     height, width = to_pair(config.image_size)
-    sizes = [
-        (name, variant)
-        for name, variant in VARIANTS.items()
-        if "/" in name and variant["patch_size"] == config.patch_size
-    ]
-    name = next((name for name, variant in sizes if variant["hidden_size"] == config.hidden_size), "B/16")
+    # The variants that timm has; `model_args` says where the model differs
+    sizes = {name: (VARIANTS[name]["patch_size"], VARIANTS[name]["hidden_size"]) for name in TIMM_VARIANTS}
+    name = next((name for name, size in sizes.items() if size == (config.patch_size, config.hidden_size)), "B/16")
+
+    def mlp_ratio(mlp_dim: int) -> float:
+        ratio = mlp_dim / config.hidden_size
+        # timm multiplies and rounds down
+        return ratio if int(ratio * config.hidden_size) == mlp_dim else math.nextafter(ratio, math.inf)
+
     crop_pct = 1.0
     if processor.do_center_crop and "shortest_edge" in processor.size:
         crop_pct = height / processor.size["shortest_edge"]
@@ -271,15 +286,15 @@ def timm_settings(config: MixerConfig, processor) -> dict:
             "in_chans": config.num_channels,
             "embed_dim": config.hidden_size,
             "num_blocks": config.num_hidden_layers,
-            "mlp_ratio": [config.token_mlp_dim / config.hidden_size, config.channel_mlp_dim / config.hidden_size],
+            "mlp_ratio": [mlp_ratio(config.token_mlp_dim), mlp_ratio(config.channel_mlp_dim)],
         },
         "label_names": list(config.id2label.values()),
         "pretrained_cfg": {
             "input_size": [config.num_channels, height, width],
             "fixed_input_size": True,
-            "interpolation": {2: "bilinear", 3: "bicubic"}.get(int(processor.resample), "bicubic"),
+            "interpolation": PILImageResampling(processor.resample).name.lower(),
             "crop_pct": crop_pct,
-            "crop_mode": "center",
+            "crop_mode": "center" if processor.do_center_crop else "squash",
             "mean": list(processor.image_mean),
             "std": list(processor.image_std),
             "num_classes": config.num_labels,

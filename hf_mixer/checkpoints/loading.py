@@ -122,6 +122,10 @@ def load_checkpoint(
             folder, dtype=dtype or "auto", output_loading_info=True, **config_overrides
         )
         check_loaded(str(path), model, info, allow_nan)
+        if num_labels is None and "classifier.weight" in info["missing_keys"]:
+            raise ValueError(
+                f"{source} holds no classifier: pass `num_labels` to start one, 0 for none, or another `model_class`"
+            )
         processor = AutoImageProcessor.from_pretrained(folder)
     else:
         checkpoint = read_source(path, allow_nan)
@@ -202,7 +206,7 @@ def read_labels(source: Source, num_labels: int) -> list[str] | None:
     names = source.settings.get("label_names") or (source.settings.get("pretrained_cfg") or {}).get("label_names")
     if isinstance(names, list) and len(names) == num_labels:
         descriptions = source.settings.get("label_descriptions") or {}
-        return [descriptions.get(name, name) for name in names]
+        return [str(descriptions.get(name, name)) for name in names]
     if num_labels == 1000 and source.layout in (GOOGLE, TIMM):
         return [line.split("\t")[1] for line in IMAGENET_LABELS.read_text(encoding="utf-8").splitlines()]
     return None

@@ -33,7 +33,7 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
-from ..configuration_mixer import MixerConfig, to_pair
+from ..configuration_mixer import MixerConfig
 from .layouts import EDIFICE, GOOGLE, STEM, TIMM, Layout
 
 
@@ -373,10 +373,8 @@ def infer_config(source: Source, image_size=None, num_channels: int | None = Non
         ]
     )
     for hint in hints:
-        known = isinstance(hint, int) or (
-            isinstance(hint, list | tuple) and len(hint) == 2 and all(isinstance(length, int) for length in hint)
-        )
-        size = to_pair(hint) if known else (0, 0)
+        pair = hint if isinstance(hint, list | tuple) else (hint, hint)
+        size = (pair[0], pair[1]) if len(pair) == 2 and all(isinstance(length, int) for length in pair) else (0, 0)
         if all(length % patch == 0 for length, patch in zip(size, patch_size)) and (
             math.prod(length // patch for length, patch in zip(size, patch_size)) == tokens
         ):
