@@ -142,6 +142,8 @@ def parse_arguments() -> tuple[ModelArguments, DataTrainingArguments, TrainingAr
     has_accelerator = torch.accelerator.is_available()
     parser.set_defaults(use_cpu=not has_accelerator, dataloader_pin_memory=has_accelerator)
     known, _ = parser.parse_known_args()
+    if not known.do_train and not known.do_eval:
+        parser.set_defaults(do_train=True, do_eval=True)
     recipe = known.recipe
     if recipe is None and known.dataset_name is None and known.train_dir is None and known.validation_dir is None:
         recipe = "digits"
@@ -162,10 +164,7 @@ def parse_arguments() -> tuple[ModelArguments, DataTrainingArguments, TrainingAr
             # The model was chosen, and only the data and its training come from the digits
             defaults = {name: value for name, value in defaults.items() if name not in SHAPE_FIELDS}
         parser.set_defaults(**defaults)
-    model_args, data_args, training_args = parser.parse_args_into_dataclasses()
-    if not training_args.do_train and not training_args.do_eval:
-        training_args.do_train = training_args.do_eval = True
-    return model_args, data_args, training_args
+    return parser.parse_args_into_dataclasses()
 
 
 def list_recipes() -> str:

@@ -263,6 +263,7 @@ def timm_settings(config: MixerConfig, processor) -> dict:
     # The variants that timm has; `model_args` says where the model differs
     sizes = {name: (VARIANTS[name]["patch_size"], VARIANTS[name]["hidden_size"]) for name in TIMM_VARIANTS}
     name = next((name for name, size in sizes.items() if size == (config.patch_size, config.hidden_size)), "B/16")
+    variant = MixerConfig.from_variant(name)
 
     def mlp_ratio(mlp_dim: int) -> float:
         ratio = mlp_dim / config.hidden_size
@@ -275,19 +276,28 @@ def timm_settings(config: MixerConfig, processor) -> dict:
         # timm divides and rounds down; do not lose a pixel to rounding
         if math.floor(height / crop_pct) < processor.size["shortest_edge"]:
             crop_pct = math.nextafter(crop_pct, 0)
+    args = {
+        "img_size": height if height == width else [height, width],
+        "patch_size": config.patch_size,
+        "in_chans": config.num_channels,
+        "embed_dim": config.hidden_size,
+        "num_blocks": config.num_hidden_layers,
+        "mlp_ratio": [mlp_ratio(config.token_mlp_dim), mlp_ratio(config.channel_mlp_dim)],
+    }
+    defaults = {
+        "img_size": 224,
+        "patch_size": variant.patch_size,
+        "in_chans": 3,
+        "embed_dim": variant.hidden_size,
+        "num_blocks": variant.num_hidden_layers,
+        "mlp_ratio": [0.5, 4.0],
+    }
     return {
         "architecture": f"mixer_{name.replace('/', '').lower()}_224",
         "num_classes": config.num_labels,
         "num_features": config.hidden_size,
         "global_pool": "avg",
-        "model_args": {
-            "img_size": height if height == width else [height, width],
-            "patch_size": config.patch_size,
-            "in_chans": config.num_channels,
-            "embed_dim": config.hidden_size,
-            "num_blocks": config.num_hidden_layers,
-            "mlp_ratio": [mlp_ratio(config.token_mlp_dim), mlp_ratio(config.channel_mlp_dim)],
-        },
+        "model_args": {key: value for key, value in args.items() if value != defaults[key]},
         "label_names": list(config.id2label.values()),
         "pretrained_cfg": {
             "input_size": [config.num_channels, height, width],
