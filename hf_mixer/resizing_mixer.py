@@ -251,3 +251,105 @@ def replace_weights(module: nn.Module, weights: dict[str, torch.Tensor]):
             owner.out_features, owner.in_features = weight.shape
         elif attribute == "weight" and isinstance(owner, nn.Conv2d):
             owner.kernel_size = owner.stride = tuple(weight.shape[-2:])
+
+
+class MixerResizingMixin:
+    """Gives every model class the calls that fit it to another image size or patch size."""
+
+    config: Any
+    base_model: Any
+
+    @torch.no_grad()
+    def resize_image_size(self, image_size: int | tuple[int, int], method: str | None = None):
+        """
+        Fit the token-mixing weights to another image size, in place. The patch size stays, so that the number of
+        patches changes. The parameters are new objects: build the optimizer, and compile, after this.
+
+        Args:
+            image_size (`int` or pair of `int`):
+                The new height and width of the images, in pixels: multiples of the patch size.
+            method (`str`, *optional*):
+                `"block_diagonal"` repeats the weights for every sub-image of the present size, as in appendix C of the
+                [paper](https://huggingface.co/papers/2105.01601): the logits are the mean of those of the sub-images,
+                and `token_mlp_dim` grows by their number. `"interpolate"` interpolates the weights over the grid of
+                patches, enlarging or shrinking it; `token_mlp_dim` stays. Defaults to the first where the new grid is
+                a multiple of the present one along both axes, else to the second.
+
+        Returns:
+            [`MixerPreTrainedModel`]: the model itself, its configuration updated.
+
+        Raises:
+            `ValueError`: the patches do not tile `image_size`, `method` is unknown or does not fit `image_size`, or a
+            token-mixing linear is not a plain `nn.Linear`.
+
+        Example:
+
+        ```python
+        >>> model.resize_image_size(448).config.grid
+        (28, 28)
+        ```"""
+        base, config = self.base_model, self.config
+        patch_embeddings = base.embeddings.patch_embeddings
+        new_size, patch_size, grid = check_size("image_size", image_size), patch_embeddings.patch_size, config.grid
+        if new_size[0] % patch_size[0] or new_size[1] % patch_size[1]:
+            raise ValueError(
+                f"`image_size` has to be a multiple of the patch size {patch_size} along each axis, got {image_size}. "
+                "Choose a multiple, or change the patch size first with `model.resize_patch_size`."
+            )
+        new_grid = (new_size[0] // patch_size[0], new_size[1] // patch_size[1])
+        method = choose_method(grid, new_grid, method)
+        if new_grid == grid:
+            return self
+
+        for index, layer in enumerate(base.layers):
+            for name in ("fc1", "fc2"):
+                check_plain(f"layers.{index}.token_mixing.{name}", getattr(layer.token_mixing, name), nn.Linear)
+        resize = tile_token_mixing if method == "block_diagonal" else interpolate_token_mixing
+        for layer in base.layers:
+            replace_weights(layer.token_mixing, resize(weights_of(layer.token_mixing), grid, new_grid))
+
+        config.image_size = image_size if isinstance(image_size, int) else new_size
+        config.token_mlp_dim = base.layers[0].token_mixing.fc1.out_features
+        patch_embeddings.image_size, patch_embeddings.num_patches = new_size, config.num_patches
+        return self
+
+    @torch.no_grad()
+    def resize_patch_size(self, patch_size: int | tuple[int, int]):
+        """
+        Fit the patch embeddings to another patch size, in place, as in
+        [FlexiViT](https://huggingface.co/papers/2212.08013). The grid of patches stays, so that the image size
+        changes. Images enlarged patch by patch, by bilinear interpolation, give the same tokens as before. The decoder of
+        [`MixerForMaskedImageModeling`] follows where it reconstructs images of the input's size.
+
+        Args:
+            patch_size (`int` or pair of `int`):
+                The new height and width of a patch, in pixels.
+
+        Returns:
+            [`MixerPreTrainedModel`]: the model itself, its configuration updated.
+
+        Raises:
+            `ValueError`: `patch_size` is not a positive integer or a pair of them, or a layer to resize is not a plain
+            `nn.Conv2d` or `nn.Linear`.
+
+        Example:
+
+        ```python
+        >>> model.resize_patch_size(20).config.image_size
+        280
+        ```"""
+        config, patch_embeddings = self.config, self.base_model.embeddings.patch_embeddings
+        new_size, grid = check_size("patch_size", patch_size), config.grid
+        if new_size == patch_embeddings.patch_size:
+            return self
+
+        projection = patch_embeddings.projection
+        check_plain("embeddings.patch_embeddings.projection", projection, nn.Conv2d)
+        replace_weights(projection, {"weight": resize_patch_projection(weights_of(projection)["weight"], new_size)})
+
+        image_size = (grid[0] * new_size[0], grid[1] * new_size[1])
+        is_square = isinstance(config.image_size, int) and image_size[0] == image_size[1]
+        config.patch_size = patch_size if isinstance(patch_size, int) else new_size
+        config.image_size = image_size[0] if is_square else image_size
+        patch_embeddings.patch_size, patch_embeddings.image_size = new_size, image_size
+        return self
