@@ -124,6 +124,41 @@ class MixerMLP(nn.Module):
         return self.dropout(hidden_states)
 
 
+def is_plain(module: nn.Module, expected: type[nn.Module]) -> bool:
+    """
+    Whether calling `module` does nothing but what `expected` does with its weight and bias: it is no subclass or
+    wrapper, has no hooks, and its weights are neither quantized nor spread over devices.
+    """
+    return (
+        type(module) is expected
+        and module.bias is not None
+        and not hasattr(type(module.weight), "__tensor_flatten__")  # quantized tensors, DTensor
+        and "forward" not in vars(module)  # Accelerate's offloading
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        and not (module._backward_hooks or module._backward_pre_hooks)
+    )
+
+
+def linear_over_tokens(linear: nn.Linear, hidden_states: torch.Tensor) -> torch.Tensor:
+    """Apply `linear` to the second axis of `hidden_states`, `(batch_size, num_features, hidden_size)`."""
+    if not is_plain(linear, nn.Linear):
+        return linear(hidden_states.transpose(1, 2)).transpose(1, 2)
+    # The same product from the left, on the tensor as it lies: two transposed copies less
+    weight = linear.weight.expand(hidden_states.shape[0], -1, -1)
+    return torch.baddbmm(linear.bias.unsqueeze(-1), weight, hidden_states)
+
+
+class MixerTokenMLP(MixerMLP):
+    """The same over the second axis of three."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        hidden_states = linear_over_tokens(self.fc1, hidden_states)
+        hidden_states = self.activation_fn(hidden_states)
+        hidden_states = self.dropout(hidden_states)
+        hidden_states = linear_over_tokens(self.fc2, hidden_states)
+        return self.dropout(hidden_states)
+
+
 class MixerDropPath(nn.Module):
     """
     Drop whole samples of a residual branch in training, and divide the others by the keep probability, as in [Deep
@@ -151,27 +186,25 @@ class MixerLayer(GradientCheckpointingLayer):
     def __init__(self, config: MixerConfig, layer_idx: int):
         super().__init__()
         self.token_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.token_mixing = MixerMLP(config, config.num_patches, config.token_mlp_dim)
+        self.token_mixing = MixerTokenMLP(config, config.num_patches, config.token_mlp_dim)
         self.channel_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.channel_mixing = MixerMLP(config, config.hidden_size, config.channel_mlp_dim)
         self.drop_path = MixerDropPath(config.drop_path_rate * layer_idx / max(config.num_hidden_layers - 1, 1))
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        # Token mixing
+    def mix_tokens(self, hidden_states: torch.Tensor) -> torch.Tensor:
         residual = hidden_states
         hidden_states = self.token_norm(hidden_states)
-        hidden_states = hidden_states.transpose(1, 2)  # (batch_size, hidden_size, num_patches)
         hidden_states = self.token_mixing(hidden_states)
-        hidden_states = hidden_states.transpose(1, 2)  # (batch_size, num_patches, hidden_size)
-        hidden_states = self.drop_path(hidden_states) + residual
+        return self.drop_path(hidden_states) + residual
 
-        # Channel mixing
+    def mix_channels(self, hidden_states: torch.Tensor) -> torch.Tensor:
         residual = hidden_states
         hidden_states = self.channel_norm(hidden_states)
         hidden_states = self.channel_mixing(hidden_states)
-        hidden_states = self.drop_path(hidden_states) + residual
+        return self.drop_path(hidden_states) + residual
 
-        return hidden_states
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        return self.mix_channels(self.mix_tokens(hidden_states))
 
 
 @auto_docstring

@@ -1,0 +1,400 @@
+# Copyright 2026 The hf_mixer authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+LayerNorm, token-mixing MLP and residual connection in one operator, written in Triton.
+
+The tokens are read twice, for the mean and variance of each and for everything else, and written once; the hidden units
+never leave the chip. Training keeps the input, the means and the deviations, and computes the rest again.
+
+The operators are `torch.ops.hf_mixer.token_mixing` and `torch.ops.hf_mixer.token_mixing_backward`. Their weights may be
+of a narrower type than the tokens, as under autocast: matrix products have operands of that type and sums in float32.
+"""
+
+from contextlib import nullcontext
+
+import torch
+import triton
+import triton.language as tl
+from torch import nn
+
+
+# A program holds all tokens of some channels at once; with more, it runs out of registers.
+MAX_PATCHES = 256
+# Triton interprets kernels on the CPU where the environment says TRITON_INTERPRET=1, as the tests do
+INTERPRETED = triton.knobs.runtime.interpret
+# The interpreter's products of narrower types are wrong, and float32 on a GPU would be without its matrix units
+DTYPES = (torch.float32,) if INTERPRETED else (torch.bfloat16, torch.float16)
+
+# The fastest is found when a size is first seen. The interpreter has no clock.
+BLOCKS = [(64, 32, 4, 1)] if INTERPRETED else [(32, 64, 4, 2), (64, 64, 8, 1), (64, 64, 8, 2), (128, 64, 8, 1)]
+autotune = triton.autotune(
+    [
+        triton.Config({"BLOCK_C": channels, "BLOCK_D": units}, num_warps=warps, num_stages=stages)
+        for channels, units, warps, stages in BLOCKS
+    ],
+    key=["num_patches", "num_channels", "num_hidden"],
+)
+
+
+@triton.jit
+def _normalize_statistics(x_pointer, mean_pointer, rstd_pointer, num_channels, epsilon, BLOCK_C: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    channels = tl.arange(0, BLOCK_C)
+    inside = channels < num_channels
+    x = tl.load(x_pointer + row * num_channels + channels, mask=inside, other=0.0).to(tl.float32)
+    mean = tl.sum(x, axis=0) / num_channels
+    centered = tl.where(inside, x - mean, 0.0)
+    variance = tl.sum(centered * centered, axis=0) / num_channels
+    tl.store(mean_pointer + row, mean)
+    tl.store(rstd_pointer + row, 1.0 / tl.sqrt(variance + epsilon))
+
+
+@triton.jit
+def _gelu(x, TANH: tl.constexpr):
+    if TANH:
+        # 0.5 (1 + tanh u) = sigmoid(2 u)
+        gate = 1.0 / (1.0 + tl.exp(-1.5957691216057308 * (x + 0.044715 * x * x * x)))
+    else:
+        gate = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
+    return x * gate
+
+
+@triton.jit
+def _gelu_derivative(x, TANH: tl.constexpr):
+    if TANH:
+        gate = 1.0 / (1.0 + tl.exp(-1.5957691216057308 * (x + 0.044715 * x * x * x)))
+        slope = 1.5957691216057308 * (1.0 + 0.134145 * x * x)
+        return gate + x * gate * (1.0 - gate) * slope
+    return 0.5 * (1.0 + tl.erf(x * 0.7071067811865476)) + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
+
+
+@triton.jit
+def _load_normalized(
+    x, mean_pointer, rstd_pointer, gamma_pointer, beta_pointer, row, tokens, channels, has_token, has_channel
+):
+    mean = tl.load(mean_pointer + row + tokens, mask=has_token, other=0.0)
+    rstd = tl.load(rstd_pointer + row + tokens, mask=has_token, other=0.0)
+    gamma = tl.load(gamma_pointer + channels, mask=has_channel, other=0.0).to(mean.dtype)
+    beta = tl.load(beta_pointer + channels, mask=has_channel, other=0.0).to(mean.dtype)
+    return (x.to(mean.dtype) - mean[:, None]) * rstd[:, None] * gamma[None, :] + beta[None, :]
+
+
+# Pointers, and the layout of what they point to:
+#   x, output, gradients of them    (batch_size, num_patches, num_channels)
+#   mean, rstd                      (batch_size, num_patches)
+#   fc1                             (num_hidden, BLOCK_S): padded with zeros, for rows that start at aligned addresses
+#   fc2                             (num_patches, num_hidden)
+#   scale                           (batch_size,): what stochastic depth multiplies the branch of each image by
+#   hidden, hidden_gradient         (batch_size, num_hidden, num_channels)
+@autotune
+@triton.jit
+def _token_mixing_forward(
+    x_pointer,
+    mean_pointer,
+    rstd_pointer,
+    gamma_pointer,
+    beta_pointer,
+    fc1_pointer,
+    bias1_pointer,
+    fc2_pointer,
+    bias2_pointer,
+    scale_pointer,
+    output_pointer,
+    num_patches,
+    num_channels,
+    num_hidden,
+    TANH: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    image = tl.program_id(1).to(tl.int64)
+    tokens = tl.arange(0, BLOCK_S)
+    channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    has_token, has_channel = tokens < num_patches, channels < num_channels
+    inside = has_token[:, None] & has_channel[None, :]
+    # The image in the pointer, so that the offsets within it have 32 bits
+    image_start = image * num_patches * num_channels
+    offsets = tokens[:, None] * num_channels + channels[None, :]
+    x = tl.load(x_pointer + image_start + offsets, mask=inside, other=0.0)
+    dtype = fc1_pointer.dtype.element_ty
+    normalized = _load_normalized(
+        x,
+        mean_pointer,
+        rstd_pointer,
+        gamma_pointer,
+        beta_pointer,
+        image * num_patches,
+        tokens,
+        channels,
+        has_token,
+        has_channel,
+    ).to(dtype)
+
+    mixed = tl.zeros((BLOCK_S, BLOCK_C), tl.float32)
+    for start in range(0, num_hidden, BLOCK_D):
+        units = start + tl.arange(0, BLOCK_D)
+        has_unit = units < num_hidden
+        fc1 = tl.load(fc1_pointer + units[:, None] * BLOCK_S + tokens[None, :], mask=has_unit[:, None], other=0.0)
+        bias1 = tl.load(bias1_pointer + units, mask=has_unit, other=0.0)
+        hidden = tl.dot(fc1, normalized, input_precision="ieee", out_dtype=tl.float32) + bias1.to(tl.float32)[:, None]
+        hidden = _gelu(hidden, TANH).to(dtype)
+        fc2 = tl.load(
+            fc2_pointer + tokens[:, None] * num_hidden + units[None, :],
+            mask=has_token[:, None] & has_unit[None, :],
+            other=0.0,
+        )
+        mixed = tl.dot(fc2, hidden, mixed, input_precision="ieee", out_dtype=tl.float32)
+    mixed += tl.load(bias2_pointer + tokens, mask=has_token, other=0.0).to(tl.float32)[:, None]
+    if HAS_SCALE:
+        mixed *= tl.load(scale_pointer + image).to(tl.float32)
+    # Read again: kept until here, it would take the registers that the sum needs
+    x = tl.load(x_pointer + image_start + offsets, mask=inside, other=0.0)
+    tl.store(output_pointer + image_start + offsets, (mixed + x.to(tl.float32)).to(x.dtype), mask=inside)
+
+
+@autotune
+@triton.jit
+def _token_mixing_backward(
+    x_pointer,
+    mean_pointer,
+    rstd_pointer,
+    gamma_pointer,
+    beta_pointer,
+    fc1_pointer,
+    bias1_pointer,
+    fc2_pointer,
+    output_gradient_pointer,
+    normalized_pointer,
+    normalized_gradient_pointer,
+    hidden_pointer,
+    hidden_gradient_pointer,
+    num_patches,
+    num_channels,
+    num_hidden,
+    TANH: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    image = tl.program_id(1).to(tl.int64)
+    tokens = tl.arange(0, BLOCK_S)
+    channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    has_token, has_channel = tokens < num_patches, channels < num_channels
+    inside = has_token[:, None] & has_channel[None, :]
+    # The image in the pointer, so that the offsets within it have 32 bits
+    image_start = image * num_patches * num_channels
+    offsets = tokens[:, None] * num_channels + channels[None, :]
+    x = tl.load(x_pointer + image_start + offsets, mask=inside, other=0.0)
+    dtype = fc1_pointer.dtype.element_ty
+    normalized = _load_normalized(
+        x,
+        mean_pointer,
+        rstd_pointer,
+        gamma_pointer,
+        beta_pointer,
+        image * num_patches,
+        tokens,
+        channels,
+        has_token,
+        has_channel,
+    ).to(dtype)
+    tl.store(normalized_pointer + image_start + offsets, normalized, mask=inside)
+    output_gradient = tl.load(output_gradient_pointer + image_start + offsets, mask=inside, other=0.0).to(dtype)
+
+    hidden_start = image * num_hidden * num_channels
+    normalized_gradient = tl.zeros((BLOCK_S, BLOCK_C), tl.float32)
+    for start in range(0, num_hidden, BLOCK_D):
+        units = start + tl.arange(0, BLOCK_D)
+        has_unit = units < num_hidden
+        fc1 = tl.load(fc1_pointer + units[:, None] * BLOCK_S + tokens[None, :], mask=has_unit[:, None], other=0.0)
+        bias1 = tl.load(bias1_pointer + units, mask=has_unit, other=0.0)
+        before = tl.dot(fc1, normalized, input_precision="ieee", out_dtype=tl.float32) + bias1.to(tl.float32)[:, None]
+        fc2 = tl.load(
+            fc2_pointer + tokens[:, None] * num_hidden + units[None, :],
+            mask=has_token[:, None] & has_unit[None, :],
+            other=0.0,
+        )
+        gradient = tl.dot(tl.trans(fc2), output_gradient, input_precision="ieee", out_dtype=tl.float32)
+        gradient = (gradient * _gelu_derivative(before, TANH)).to(dtype)
+        normalized_gradient = tl.dot(
+            tl.trans(fc1), gradient, normalized_gradient, input_precision="ieee", out_dtype=tl.float32
+        )
+
+        hidden_offsets = units[:, None] * num_channels + channels[None, :]
+        has_hidden = has_unit[:, None] & has_channel[None, :]
+        tl.store(hidden_pointer + hidden_start + hidden_offsets, _gelu(before, TANH).to(dtype), mask=has_hidden)
+        tl.store(hidden_gradient_pointer + hidden_start + hidden_offsets, gradient, mask=has_hidden)
+    tl.store(normalized_gradient_pointer + image_start + offsets, normalized_gradient.to(x.dtype), mask=inside)
+
+
+def _grid(x: torch.Tensor):
+    return lambda meta: (triton.cdiv(x.shape[2], meta["BLOCK_C"]), x.shape[0])
+
+
+def _pad(fc1_weight: torch.Tensor) -> torch.Tensor:
+    """Fill the rows up with zeros to a power of two, at least the 16 that a matrix product of Triton needs."""
+    num_patches = fc1_weight.shape[1]
+    return nn.functional.pad(fc1_weight, (0, max(16, triton.next_power_of_2(num_patches)) - num_patches))
+
+
+def _device_of(x: torch.Tensor):
+    """Triton launches on the current device, which may be another one than that of the tensors."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def _forward(
+    x: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    fc1_weight: torch.Tensor,
+    fc1_bias: torch.Tensor,
+    fc2_weight: torch.Tensor,
+    fc2_bias: torch.Tensor,
+    scale: torch.Tensor | None,
+    eps: float,
+    tanh: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    x, fc2_weight = x.contiguous(), fc2_weight.contiguous()
+    batch_size, num_patches, num_channels = x.shape
+    fc1_weight = _pad(fc1_weight)
+    mean, rstd = (torch.empty(batch_size, num_patches, device=x.device, dtype=torch.float32) for _ in range(2))
+    output = torch.empty_like(x)
+    with _device_of(x):
+        _normalize_statistics[(batch_size * num_patches,)](
+            x, mean, rstd, num_channels, eps, triton.next_power_of_2(num_channels)
+        )
+        _token_mixing_forward[_grid(x)](
+            x,
+            mean,
+            rstd,
+            norm_weight,
+            norm_bias,
+            fc1_weight,
+            fc1_bias,
+            fc2_weight,
+            fc2_bias,
+            scale,
+            output,
+            num_patches,
+            num_channels,
+            fc1_weight.shape[0],
+            TANH=tanh,
+            HAS_SCALE=scale is not None,
+            BLOCK_S=fc1_weight.shape[1],
+        )
+    return output, mean, rstd
+
+
+def _backward(
+    output_gradient: torch.Tensor,
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    fc1_weight: torch.Tensor,
+    fc1_bias: torch.Tensor,
+    fc2_weight: torch.Tensor,
+    scale: torch.Tensor | None,
+    tanh: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    x, fc2_weight = x.contiguous(), fc2_weight.contiguous()
+    batch_size, num_patches, num_channels = x.shape
+    branch_gradient = output_gradient if scale is None else output_gradient * scale.view(-1, 1, 1).to(x.dtype)
+    branch_gradient = branch_gradient.to(fc1_weight.dtype).contiguous()
+    padded = _pad(fc1_weight)
+    normalized = torch.empty(x.shape, device=x.device, dtype=fc1_weight.dtype)
+    normalized_gradient = torch.empty_like(x)
+    hidden, hidden_gradient = (
+        torch.empty(batch_size, fc1_weight.shape[0], num_channels, device=x.device, dtype=fc1_weight.dtype)
+        for _ in range(2)
+    )
+    with _device_of(x):
+        _token_mixing_backward[_grid(x)](
+            x,
+            mean,
+            rstd,
+            norm_weight,
+            norm_bias,
+            padded,
+            fc1_bias,
+            fc2_weight,
+            branch_gradient,
+            normalized,
+            normalized_gradient,
+            hidden,
+            hidden_gradient,
+            num_patches,
+            num_channels,
+            fc1_weight.shape[0],
+            TANH=tanh,
+            BLOCK_S=padded.shape[1],
+        )
+    common = torch.promote_types(x.dtype, norm_weight.dtype)  # they differ under autocast
+    x_gradient, norm_weight_gradient, norm_bias_gradient = torch.ops.aten.native_layer_norm_backward(
+        normalized_gradient.to(common),
+        x.to(common),
+        [num_channels],
+        mean.unsqueeze(-1),
+        rstd.unsqueeze(-1),
+        norm_weight,
+        norm_bias,
+        [True, True, True],
+    )
+    return (
+        x_gradient.to(x.dtype) + output_gradient,
+        norm_weight_gradient,
+        norm_bias_gradient,
+        torch.bmm(hidden_gradient, normalized.transpose(1, 2)).sum(0),
+        hidden_gradient.sum((0, 2)).to(fc1_bias.dtype),
+        torch.bmm(branch_gradient, hidden.transpose(1, 2)).sum(0),
+        branch_gradient.sum((0, 2)),
+    )
+
+
+def _fake_forward(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, scale, eps, tanh):
+    statistics = [torch.empty(x.shape[:2], device=x.device, dtype=torch.float32) for _ in range(2)]
+    return torch.empty(x.shape, device=x.device, dtype=x.dtype), *statistics
+
+
+def _fake_backward(
+    output_gradient, x, mean, rstd, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, scale, tanh
+):
+    fc2_bias = torch.empty(fc2_weight.shape[:1], device=x.device, dtype=fc2_weight.dtype)
+    like = (x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    return tuple(torch.empty(tensor.shape, device=x.device, dtype=tensor.dtype) for tensor in like)
+
+
+def _save_for_backward(ctx, inputs, output):
+    x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, _, scale, _, tanh = inputs
+    _, mean, rstd = output
+    ctx.mark_non_differentiable(mean, rstd)
+    ctx.save_for_backward(x, mean, rstd, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, scale)
+    ctx.tanh = tanh
+
+
+def _autograd_backward(ctx, output_gradient, *_):
+    gradients = torch.ops.hf_mixer.token_mixing_backward(output_gradient, *ctx.saved_tensors, ctx.tanh)
+    return *gradients, None, None, None
+
+
+# A second copy of this module finds the operators of the first; to register them again would take them away from it.
+if not hasattr(torch.ops.hf_mixer, "token_mixing"):
+    backward_operator = torch.library.custom_op("hf_mixer::token_mixing_backward", _backward, mutates_args=())
+    backward_operator.register_fake(_fake_backward)
+    forward_operator = torch.library.custom_op("hf_mixer::token_mixing", _forward, mutates_args=())
+    forward_operator.register_fake(_fake_forward)
+    forward_operator.register_autograd(_autograd_backward, setup_context=_save_for_backward)

@@ -1,0 +1,127 @@
+"""Narrower numbers: half precision keeps the answer, and quantized folders load, save and run."""
+
+import pytest
+import torch
+
+from transformers import TorchAoConfig
+from transformers.utils import is_torchao_available
+
+from hf_mixer import MixerConfig, MixerForImageClassification
+
+
+CONFIG = dict(image_size=16, patch_size=4, hidden_size=32, num_hidden_layers=2, token_mlp_dim=16, channel_mlp_dim=64)
+needs_torchao = pytest.mark.skipif(not is_torchao_available(), reason="needs torchao")
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return MixerForImageClassification(MixerConfig(num_labels=5, initializer_range=0.2, **CONFIG)).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder)
+    return folder
+
+
+def images(batch_size=64):
+    return torch.randn(batch_size, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def logits(model, pixel_values=None):
+    return model(images() if pixel_values is None else pixel_values).logits.float()
+
+
+def agreement(first, second):
+    return (first.argmax(-1) == second.argmax(-1)).float().mean().item()
+
+
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_float16_does_not_overflow(folder, model, scale):
+    """float16 ends at 65504: large activations stay finite and keep the answer."""
+    half = MixerForImageClassification.from_pretrained(folder, dtype=torch.float16).eval()
+    output = logits(half, images() * scale)
+    assert output.isfinite().all()
+    torch.testing.assert_close(output, logits(model, images() * scale), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_the_answer(folder, model, dtype):
+    half = MixerForImageClassification.from_pretrained(folder, dtype=dtype).eval()
+    assert half.mixer.layers[0].token_mixing.fc1.weight.dtype == dtype
+    assert agreement(logits(half), logits(model)) >= 0.95
+
+
+def test_autocast_trains(model):
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = model(images(4), labels=torch.tensor([0, 1, 2, 3]))
+    assert outputs.logits.dtype == torch.bfloat16
+    outputs.loss.backward()
+    gradient = model.mixer.layers[0].token_mixing.fc1.weight.grad
+    assert gradient.dtype == torch.float32
+    assert gradient.abs().max() > 0
+    model.zero_grad()
+
+
+@pytest.fixture(scope="module")
+def quantized(folder):
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig
+
+    config = TorchAoConfig(Int8DynamicActivationInt8WeightConfig())
+    return MixerForImageClassification.from_pretrained(folder, quantization_config=config).eval()
+
+
+@needs_torchao
+def test_int8_keeps_the_answer(model, quantized):
+    """Every linear of a layer is quantized, those of token mixing as well."""
+    for linear in (quantized.mixer.layers[1].token_mixing.fc1, quantized.mixer.layers[1].channel_mixing.fc2):
+        assert type(linear.weight).__name__ == "Int8Tensor"
+    torch.testing.assert_close(logits(quantized), logits(model), rtol=0, atol=0.05)
+    assert not torch.equal(logits(quantized), logits(model))
+    assert agreement(logits(quantized), logits(model)) >= 0.95
+
+
+@needs_torchao
+def test_int8_is_saved_and_reloaded(quantized, tmp_path):
+    quantized.save_pretrained(tmp_path)
+    reloaded = MixerForImageClassification.from_pretrained(tmp_path).eval()
+    assert type(reloaded.mixer.layers[0].token_mixing.fc1.weight).__name__ == "Int8Tensor"
+    assert torch.equal(logits(reloaded), logits(quantized))
+
+
+@needs_torchao
+def test_int8_compiles_without_a_graph_break(quantized):
+    torch._dynamo.reset()
+    compiled = torch.compile(quantized, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(logits(compiled), logits(quantized))
+
+
+@needs_torchao
+def test_int8_weights_alone(folder, model):
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    config = TorchAoConfig(Int8WeightOnlyConfig(version=2))
+    narrow = MixerForImageClassification.from_pretrained(folder, quantization_config=config).eval()
+    torch.testing.assert_close(logits(narrow), logits(model), rtol=0, atol=0.05)
+
+
+@needs_torchao
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9), reason="needs a GPU with float8"
+)
+def test_float8_is_saved_and_reloaded(folder, model, tmp_path):
+    from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow
+
+    config = TorchAoConfig(Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()))
+    narrow = MixerForImageClassification.from_pretrained(
+        folder, dtype=torch.bfloat16, device_map="cuda", quantization_config=config
+    ).eval()
+    output = logits(narrow, images().cuda())
+    torch.testing.assert_close(output.cpu(), logits(model), rtol=0, atol=0.2)
+    narrow.save_pretrained(tmp_path)
+    reloaded = MixerForImageClassification.from_pretrained(tmp_path, device_map="cuda").eval()
+    assert torch.equal(logits(reloaded, images().cuda()), output)
