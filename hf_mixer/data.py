@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDatasetDict, Value, load_dataset
 from datasets import Image as ImageFeature
 from datasets.packaged_modules.imagefolder.imagefolder import IMAGE_EXTENSIONS
 from PIL import Image
@@ -30,6 +30,11 @@ from tqdm import tqdm
 
 
 logger = logging.getLogger(__name__)
+
+
+class ImageDataError(ValueError):
+    """An image, or the data set that holds it, cannot be read; the message names it."""
+
 
 SPLIT_FOLDERS = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev")}
 
@@ -68,14 +73,14 @@ def open_image(source: str | os.PathLike | bytes, name: str | None = None) -> Im
             What to call the image in an error, where `source` is not a file.
 
     Raises:
-        `ValueError`: the image cannot be read; the message names it.
+        [`ImageDataError`]: the image cannot be read; the message names it.
     """
     try:
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
         image.load()
     except Exception as error:  # Pillow's plugins raise whatever a broken file makes them stumble over
         name = name or ("in memory" if isinstance(source, bytes) else str(source))
-        raise ValueError(f"cannot read the image {name}: {error}") from error
+        raise ImageDataError(f"cannot read the image {name}: {error}") from error
     return image
 
 
@@ -106,8 +111,9 @@ def load_image_dataset(
     dataset_config_name: str | None = None,
     train_dir: str | None = None,
     validation_dir: str | None = None,
+    streaming: bool = False,
     **kwargs,
-) -> DatasetDict:
+) -> DatasetDict | IterableDatasetDict:
     """
     Load labelled images.
 
@@ -119,13 +125,15 @@ def load_image_dataset(
             The configuration of a data set on the Hub.
         train_dir (`str`, *optional*), validation_dir (`str`, *optional*):
             Local folders of parquet files or of images in one folder per class.
+        streaming (`bool`, *optional*, defaults to `False`):
+            Whether to read the images while training, instead of all before.
         kwargs:
             More arguments for `datasets.load_dataset`, such as `cache_dir` and `token`.
 
     Without any of them, the handwritten digits of scikit-learn.
 
     Returns:
-        `DatasetDict`: at least `train`.
+        `DatasetDict`, or `IterableDatasetDict` with `streaming`: at least `train`.
 
     Raises:
         `ValueError`: a folder holds no images, a class folder is empty, an image cannot be read, or there is no
@@ -137,7 +145,10 @@ def load_image_dataset(
         raise ValueError("validation_dir needs train_dir")
 
     if dataset_name is None and train_dir is None:
+        if streaming:
+            raise ValueError("streaming needs dataset_name or train_dir: the digits are in memory")
         return load_digits_dataset()
+    kwargs["streaming"] = streaming
     if dataset_name is not None and not os.path.isdir(dataset_name):
         dataset = load_dataset(dataset_name, dataset_config_name, **kwargs)
     elif dataset_name is not None and any(Path(dataset_name).rglob("*.parquet")):
@@ -155,7 +166,9 @@ def load_image_dataset(
             data_files = {split: str(folder / "**" / "*.parquet") for split, folder in folders.items()}
             dataset = load_dataset("parquet", data_files=data_files, **kwargs)
         else:
-            check_images([path for folder in folders.values() for path in _find_class_images(folder)])
+            images = [path for folder in folders.values() for path in _find_class_images(folder)]
+            if not streaming:
+                check_images(images)
             data_files = {split: str(folder / "**") for split, folder in folders.items()}
             dataset = load_dataset("imagefolder", data_files=data_files, drop_labels=False, **kwargs)
     if "train" not in dataset:
@@ -191,6 +204,7 @@ def prepare_image_dataset(
     label_column_name: str | None = None,
     train_val_split: float = 0.15,
     seed: int = 42,
+    eval_split: str | None = None,
 ) -> tuple[DatasetDict, list[str]]:
     """
     Give a data set the form that training needs.
@@ -206,6 +220,8 @@ def prepare_image_dataset(
             Share of the training data to split off for validation, where there is no split `validation`.
         seed (`int`, *optional*, defaults to 42):
             Seed of that split.
+        eval_split (`str`, *optional*):
+            The split to take for `validation`, where it is called otherwise, such as `test`.
 
     Returns:
         `tuple[DatasetDict, list[str]]`: the splits `train` and `validation`, and any other, with the columns `image`
@@ -215,9 +231,14 @@ def prepare_image_dataset(
         `ValueError`: a column is missing or ambiguous, a label is missing or unknown, or there are fewer than two
         classes.
     """
+    if eval_split is not None:
+        if eval_split not in dataset or eval_split == "train":
+            others = ", ".join(split for split in dataset if split != "train") or "none besides train"
+            raise ValueError(f"no split {eval_split!r} to evaluate on: the data has {others}")
+        dataset = DatasetDict({"train": dataset["train"], "validation": dataset[eval_split]})
     features = dataset["train"].features
-    image_column_name = _find_column(features, image_column_name, ImageFeature, "image")
-    label_column_name = _find_column(features, label_column_name, ClassLabel, "label")
+    image_column_name = find_column(features, image_column_name, ImageFeature, "image")
+    label_column_name = find_column(features, label_column_name, ClassLabel, "label")
 
     dataset = dataset.select_columns([image_column_name, label_column_name])
     for old, new in ((image_column_name, "image"), (label_column_name, "label")):
@@ -253,7 +274,7 @@ def prepare_image_dataset(
     return dataset.cast_column("image", ImageFeature(decode=False)), names
 
 
-def _find_column(features: Features, name: str | None, feature_type: type, default: str) -> str:
+def find_column(features: Features, name: str | None, feature_type: type, default: str) -> str:
     """Return the column `name`, or the one that is called `default`, or the only one of `feature_type`."""
     found = [column for column, feature in features.items() if isinstance(feature, feature_type)]
     if name is None and default not in features and len(found) == 1:
@@ -289,21 +310,38 @@ class ImageTransform:
     Args:
         image_processor:
             The image processor of the model.
+        kwargs:
+            More arguments for the image processor, such as `do_rescale=False, do_normalize=False` to get uint8 pixels.
     """
 
-    def __init__(self, image_processor):
+    def __init__(self, image_processor, **kwargs):
         self.image_processor = image_processor
+        self.kwargs = kwargs
 
     def __call__(self, batch: dict) -> dict:
         images = [
             open_image(image["bytes"], image["path"]) if image["bytes"] is not None else open_image(image["path"])
             for image in batch["image"]
         ]
-        return {**self.image_processor(images, return_tensors="pt"), "labels": batch["label"]}
+        try:
+            return {**self._prepare(images), "labels": batch["label"]}
+        except ValueError:
+            for image, source in zip(images, batch["image"]):
+                try:
+                    self._prepare([image])
+                except ValueError as error:
+                    name = source["path"] or "in memory"
+                    raise ImageDataError(f"cannot prepare the image {name}: {error}") from error
+            raise
+
+    def _prepare(self, images: list[Image.Image]) -> dict:
+        return self.image_processor(images, return_tensors="pt", **self.kwargs)
 
 
-def collate_images(examples: list[dict]) -> dict[str, torch.Tensor]:
-    """Stack the examples of an `ImageTransform` into `pixel_values` and `labels`."""
+def collate_images(examples: list[dict] | dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Stack the examples of an `ImageTransform` into `pixel_values` and `labels`; a batch stays as it is."""
+    if isinstance(examples, dict):
+        return examples
     return {
         "pixel_values": torch.stack([example["pixel_values"] for example in examples]),
         "labels": torch.tensor([example["labels"] for example in examples]),

@@ -13,18 +13,65 @@
 # limitations under the License.
 """What the scripts share."""
 
+import os
+import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
+import transformers
+
+import hf_mixer
+
+
+INPUT_ERRORS = (ValueError, OSError, RuntimeError, StrictDataclassError, SafetensorError)
+
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
-    """End the program with exit code 1 and one line on standard error where the user's input is refused."""
+def one_line_errors(types: tuple[type[Exception], ...] = INPUT_ERRORS) -> Iterator[None]:
+    """
+    End the program with exit code 1 and one line on standard error at an exception of one of `types`, by default those
+    that refuse the user's input.
+    """
     try:
         yield
-    except (ValueError, OSError, RuntimeError, StrictDataclassError, SafetensorError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+    except types as error:
+        text = str(error).strip()
+        if text.startswith("Caught ") and "DataLoader worker process" in text:
+            # torch hands on a worker's traceback as the message; its last line is the error itself
+            text = text.splitlines()[-1].split(": ", 1)[-1]
+        sys.exit(f"error: {' '.join(text.split())}")
+
+
+def describe_hardware(device: torch.device, num_processes: int = 1) -> str:
+    """Return what a script runs on, such as `"1 x NVIDIA H200"` or `"Intel(R) Xeon(R) CPU, 2 cores"`."""
+    if device.type == "cuda":
+        return f"{num_processes} x {torch.cuda.get_device_name(device)}"
+    if device.type != "cpu":
+        return f"{num_processes} x {device.type}"
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions that results depend on."""
+    return {
+        "hf_mixer": hf_mixer.__version__,
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def find_output_dir(model: str, output_dir: Path | None) -> Path:
+    """Return the folder for results, by default that of the model itself."""
+    if output_dir is None and not Path(model).is_dir():
+        raise ValueError(f"{model} is no local folder: say with --output_dir where to write the results")
+    return output_dir or Path(model)

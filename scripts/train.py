@@ -23,18 +23,15 @@ The output folder holds the model, its image processor, its code, its labels and
 """
 
 import logging
-from dataclasses import dataclass, field
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import yaml
 
 import transformers
-from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
+from transformers import set_seed
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import is_torchvision_available
 
 from hf_mixer import (
@@ -45,139 +42,34 @@ from hf_mixer import (
     load_checkpoint,
 )
 from hf_mixer.data import ImageTransform, collate_images, load_image_dataset, prepare_image_dataset
+from hf_mixer.data_loading import CachedImages, StreamedImages, prepare_streamed_dataset
+from hf_mixer.publishing.card import create_card
 from hf_mixer.scripting import one_line_errors
-
-
-logger = logging.getLogger(__name__)
-
-DEFAULT_VARIANT = "S/16"
-RECIPES = Path(__file__).parent / "recipes"
-# Fields of the configuration that decide the shape of the weights, and those that a pretrained model can change.
-SHAPE_FIELDS = (
-    "image_size",
-    "patch_size",
-    "num_channels",
-    "hidden_size",
-    "num_hidden_layers",
-    "token_mlp_dim",
-    "channel_mlp_dim",
-    "hidden_act",
+from hf_mixer.training import MixerTrainer, MixerTrainingArguments, TrainingError
+from hf_mixer.training.arguments import default_num_workers
+from hf_mixer.training.command_line import (
+    REGULARIZATION_FIELDS,
+    SHAPE_FIELDS,
+    DataTrainingArguments,
+    ModelArguments,
+    parse_arguments,
 )
-REGULARIZATION_FIELDS = ("hidden_dropout_prob", "drop_path_rate", "classifier_dropout_prob")
+from hf_mixer.training.record import TrainingCurvesCallback, write_training_run
+from hf_mixer.training.stability import find_last_checkpoint, is_complete_checkpoint
 
 
-@dataclass
-class DataTrainingArguments:
-    """
-    What to train on. With no data set and no folder at all: the handwritten digits that ship inside scikit-learn.
-    """
-
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "A data set on the Hub, or a local folder of parquet files or class folders."}
-    )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "The configuration of the data set."})
-    train_dir: str | None = field(default=None, metadata={"help": "A folder with one folder of images per class."})
-    validation_dir: str | None = field(default=None, metadata={"help": "The same, for validation."})
-    train_val_split: float = field(
-        default=0.15, metadata={"help": "Share to split off the training data, where there is no validation data."}
-    )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many images only."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many images only."})
-    image_column_name: str | None = field(
-        default=None, metadata={"help": "The column of the images. Default: `image`, or the only one with images."}
-    )
-    label_column_name: str | None = field(
-        default=None, metadata={"help": "The column of the labels. Default: `label`, or the only one with classes."}
-    )
-    recipe: str | None = field(
-        default=None,
-        metadata={"help": "Name in scripts/recipes, or path, of a YAML file with defaults for these arguments."},
-    )
+RECIPES = Path(__file__).parent / "recipes"
 
 
-@dataclass
-class ModelArguments:
-    """
-    Which model to train: a pretrained one, or a variant from scratch with any field of its configuration changed.
-    """
-
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "A pretrained Mixer on the Hub, a folder or a file, also timm's or Google's."}
-    )
-    variant: str = field(
-        default=DEFAULT_VARIANT,
-        metadata={"help": "From scratch: S/32, S/16, B/32, B/16, L/32, L/16, H/14 or cifar10."},
-    )
-    image_size: list[int] | None = field(
-        default=None, metadata={"help": "Image size, or height and width; pretrained: resized."}
-    )
-    patch_size: list[int] | None = field(default=None, metadata={"help": "Patch size, or height and width."})
-    num_channels: int | None = field(default=None, metadata={"help": "3 for RGB, 1 for grey images."})
-    hidden_size: int | None = field(default=None, metadata={"help": "Width of a token."})
-    num_hidden_layers: int | None = field(default=None, metadata={"help": "Number of layers."})
-    token_mlp_dim: int | None = field(default=None, metadata={"help": "Width of the token-mixing MLPs."})
-    channel_mlp_dim: int | None = field(default=None, metadata={"help": "Width of the channel-mixing MLPs."})
-    hidden_act: str | None = field(default=None, metadata={"help": "Activation of the MLPs."})
-    hidden_dropout_prob: float | None = field(default=None, metadata={"help": "Dropout in the MLPs."})
-    drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth of the last layer."})
-    classifier_dropout_prob: float | None = field(default=None, metadata={"help": "Dropout before the classifier."})
-    cache_dir: str | None = field(default=None, metadata={"help": "Where to keep what comes from the Hub."})
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the pretrained model."})
-    image_processor_name: str | None = field(
-        default=None, metadata={"help": "Image processor, if not the one of model_name_or_path."}
-    )
-    token: str | None = field(
-        default=None, metadata={"help": "Token for the Hub. Default: the one you logged in with."}
-    )
-    ignore_mismatched_sizes: bool = field(
-        default=False, metadata={"help": "Start with a new head where the pretrained one has other labels."}
-    )
-
-
-def parse_arguments() -> tuple[ModelArguments, DataTrainingArguments, TrainingArguments]:
-    """Read the command line, on top of the recipe that it names."""
-    parser = HfArgumentParser((ModelArguments, DataTrainingArguments, TrainingArguments), description=__doc__)
-    parser.set_defaults(remove_unused_columns=False, eval_strategy="epoch")
-    # Without an accelerator, transformers joins several processes only if it is told to stay on the CPU.
-    has_accelerator = torch.accelerator.is_available()
-    parser.set_defaults(use_cpu=not has_accelerator, dataloader_pin_memory=has_accelerator)
-    known, _ = parser.parse_known_args()
-    if not known.do_train and not known.do_eval:
-        parser.set_defaults(do_train=True, do_eval=True)
-    recipe = known.recipe
-    if recipe is None and known.dataset_name is None and known.train_dir is None and known.validation_dir is None:
-        recipe = "digits"
-    if recipe is not None:
-        path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else RECIPES / f"{recipe}.yaml"
-        if not path.is_file():
-            raise ValueError(f"no recipe {recipe!r}: expected a YAML file or one of {list_recipes()}")
-        try:
-            defaults = yaml.safe_load(path.read_text()) or {}
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is not valid YAML: {error}") from error
-        if not isinstance(defaults, dict):
-            raise ValueError(f"{path} has to hold arguments and their values")
-        unknown = defaults.keys() - vars(known).keys()
-        if unknown:
-            raise ValueError(f"{path} sets arguments that do not exist: {', '.join(sorted(unknown))}")
-        if known.recipe is None and (known.model_name_or_path, known.variant) != (None, DEFAULT_VARIANT):
-            # The model was chosen, and only the data and its training come from the digits
-            defaults = {name: value for name, value in defaults.items() if name not in SHAPE_FIELDS}
-        parser.set_defaults(**defaults)
-    return parser.parse_args_into_dataclasses()
-
-
-def list_recipes() -> str:
-    return ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
-
-
-def check_output_dir(training_args: TrainingArguments) -> str | None:
+def check_output_dir(training_args: MixerTrainingArguments) -> str | None:
     """Refuse to write over a model, and return the checkpoint to go on from, if any was asked for."""
     output_dir, resume = Path(training_args.output_dir), training_args.resume_from_checkpoint
     if resume is not None and str(resume).lower() in ("true", "1", "yes"):
-        resume = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
+        resume = find_last_checkpoint(output_dir)
         if resume is None:
-            raise ValueError(f"output_dir {output_dir} holds no checkpoint to resume from")
+            raise ValueError(f"output_dir {output_dir} holds no complete checkpoint to resume from")
+    elif resume is not None and not is_complete_checkpoint(resume):
+        raise ValueError(f"{resume} is no complete checkpoint of a training run")
     if resume is None and output_dir.exists():
         found = [
             path.name
@@ -232,9 +124,68 @@ def compute_accuracy(prediction) -> dict[str, float]:
     return {"accuracy": float(np.mean(prediction.predictions.argmax(axis=1) == prediction.label_ids))}
 
 
+def load_data(model_args: ModelArguments, data_args: DataTrainingArguments, training_args: MixerTrainingArguments):
+    """Return the splits `train` and `validation`, and the names of the labels."""
+    dataset = load_image_dataset(
+        data_args.dataset_name,
+        data_args.dataset_config_name,
+        data_args.train_dir,
+        data_args.validation_dir,
+        streaming=data_args.streaming,
+        cache_dir=model_args.cache_dir,
+        token=model_args.token,
+    )
+    columns = (data_args.image_column_name, data_args.label_column_name)
+    seed, eval_split = training_args.seed, data_args.eval_split
+    if data_args.streaming:
+        dataset, labels = prepare_streamed_dataset(dataset, *columns, seed=seed, eval_split=eval_split)
+    else:
+        dataset, labels = prepare_image_dataset(dataset, *columns, data_args.train_val_split, seed, eval_split)
+    for split, limit in (("train", data_args.max_train_samples), ("validation", data_args.max_eval_samples)):
+        if limit is not None and data_args.streaming:
+            dataset[split] = dataset[split].take(limit)
+        elif limit is not None:
+            shuffled = dataset[split].shuffle(seed=seed)
+            dataset[split] = shuffled.select(range(min(limit, len(shuffled))))
+    return dataset, labels
+
+
+def build_transforms(image_processor, training_args: MixerTrainingArguments, train_image_size: int | None):
+    """Return what decodes and resizes the images of both splits. Pixels stay uint8 until they are on the device."""
+    as_uint8 = {"do_rescale": False, "do_normalize": False}
+    evaluation = ImageTransform(image_processor, **as_uint8)
+    if train_image_size is None and training_args.random_resized_crop:
+        train_image_size = round(max(evaluation_size(image_processor)) * 8 / 7)
+    if train_image_size is None:
+        return evaluation, evaluation
+    square = {"height": train_image_size, "width": train_image_size}
+    size = {"size": {"shortest_edge": train_image_size}, "do_center_crop": True, "crop_size": square}
+    return ImageTransform(image_processor, **as_uint8, **size), evaluation
+
+
+def evaluation_size(image_processor) -> tuple[int, int]:
+    """Return the height and width of prepared images."""
+    size = image_processor.crop_size if image_processor.do_center_crop else image_processor.size
+    return size["height"], size["width"]
+
+
+def set_stream_length(dataset, training_args: MixerTrainingArguments) -> None:
+    """Turn epochs into steps, where the data set says how many images it streams."""
+    if training_args.max_steps > 0:
+        return
+    splits = dataset["train"].info.splits or {}
+    if "train" not in splits or not splits["train"].num_examples:
+        raise ValueError("the length of the data stream is not known: give --max_steps")
+    images_per_step = training_args.train_batch_size * training_args.world_size
+    images_per_step *= training_args.gradient_accumulation_steps
+    training_args.max_steps = math.ceil(
+        training_args.num_train_epochs * splits["train"].num_examples / images_per_step
+    )
+
+
 def prepare():
     """Everything before the first step, in which the user's input can still be refused."""
-    model_args, data_args, training_args = parse_arguments()
+    model_args, data_args, training_args = parse_arguments(RECIPES, __doc__)
 
     logging.basicConfig(format="%(message)s", level=logging.INFO if training_args.should_log else logging.WARNING)
     transformers.utils.logging.set_verbosity(training_args.get_process_log_level())
@@ -242,66 +193,73 @@ def prepare():
     checkpoint = check_output_dir(training_args) if training_args.do_train else None
     set_seed(training_args.seed)
     with training_args.main_process_first(desc="loading the data"):
-        dataset = load_image_dataset(
-            data_args.dataset_name,
-            data_args.dataset_config_name,
-            data_args.train_dir,
-            data_args.validation_dir,
-            cache_dir=model_args.cache_dir,
-            token=model_args.token,
-        )
-        dataset, labels = prepare_image_dataset(
-            dataset,
-            data_args.image_column_name,
-            data_args.label_column_name,
-            data_args.train_val_split,
-            training_args.seed,
-        )
-    for split, limit in (("train", data_args.max_train_samples), ("validation", data_args.max_eval_samples)):
-        if limit is not None:
-            shuffled = dataset[split].shuffle(seed=training_args.seed)
-            dataset[split] = shuffled.select(range(min(limit, len(shuffled))))
-
+        dataset, labels = load_data(model_args, data_args, training_args)
     model, image_processor = build_model(model_args, labels)
-    transform = ImageTransform(image_processor)
-    trainer = Trainer(
+
+    transforms = build_transforms(image_processor, training_args, data_args.train_image_size)
+    splits = dict(zip(("train", "validation"), transforms))
+    for split, transform in splits.items():
+        if data_args.streaming and split == "train":
+            set_stream_length(dataset, training_args)
+            process = (training_args.process_index, training_args.world_size)
+            splits[split] = StreamedImages(dataset[split], transform, *process)
+        elif data_args.streaming:
+            splits[split] = StreamedImages(dataset[split], transform, num_passes=1)
+        elif training_args.cache_images == "none":
+            splits[split] = dataset[split].with_transform(transform)
+        else:
+            device = training_args.device if training_args.cache_images == "device" else "cpu"
+            splits[split] = CachedImages(dataset[split], transform, device, default_num_workers())
+
+    trainer = MixerTrainer(
         model=model,
         args=training_args,
-        train_dataset=dataset["train"].with_transform(transform),
-        eval_dataset=dataset["validation"].with_transform(transform),
+        train_dataset=splits["train"],
+        eval_dataset=splits["validation"],
         data_collator=collate_images,
         compute_metrics=compute_accuracy,
         processing_class=image_processor,
+        callbacks=[TrainingCurvesCallback()],
+        write_card=create_card,
     )
-    card = {
-        "finetuned_from": model_args.model_name_or_path,
-        "tasks": "image-classification",
-        "dataset": data_args.dataset_name or data_args.train_dir or "scikit-learn digits",
-        "tags": ["image-classification", "vision", "mlp-mixer"],
+    description = {
+        "dataset": {
+            "name": data_args.dataset_name or data_args.train_dir or "scikit-learn digits",
+            "config": data_args.dataset_config_name,
+            "train_split": "train",
+            "eval_split": data_args.eval_split or "validation",
+            "num_train_images": None if data_args.streaming else len(dataset["train"]),
+            "num_eval_images": None if data_args.streaming else len(dataset["validation"]),
+        },
+        "recipe": data_args.recipe,
+        "base_model": model_args.model_name_or_path,
     }
-    return trainer, checkpoint, card
+    return trainer, checkpoint, description
 
 
 def main():
     with one_line_errors():
-        trainer, checkpoint, card = prepare()
+        trainer, checkpoint, description = prepare()
 
     training_args = trainer.args
-    if training_args.do_train:
-        result = trainer.train(resume_from_checkpoint=checkpoint)
-        trainer.save_model()
-        trainer.log_metrics("train", result.metrics)
-        trainer.save_metrics("train", result.metrics)
-        trainer.save_state()
-    if training_args.do_eval:
-        metrics = trainer.evaluate()
-        trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
+    with one_line_errors((TrainingError,)):
+        if training_args.do_train:
+            result = trainer.train(resume_from_checkpoint=checkpoint)
+            trainer.save_model()
+            trainer.log_metrics("train", result.metrics)
+            trainer.save_metrics("train", result.metrics)
+            trainer.save_state()
+            if trainer.is_world_process_zero():
+                write_training_run(trainer, result.metrics, **description)
+        if training_args.do_eval:
+            metrics = trainer.evaluate()
+            trainer.log_metrics("eval", metrics)
+            trainer.save_metrics("eval", metrics)
 
     if training_args.push_to_hub:
-        trainer.push_to_hub(**card)
+        trainer.push_to_hub()
     else:
-        trainer.create_model_card(**card)
+        trainer.create_model_card()
 
 
 if __name__ == "__main__":

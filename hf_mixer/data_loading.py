@@ -1,0 +1,229 @@
+# Copyright 2026 The hf_mixer authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""How images reach the training loop fast: decoded once, or streamed."""
+
+import itertools
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import datasets
+import torch
+from datasets import ClassLabel, IterableDatasetDict
+from datasets import Image as ImageFeature
+from datasets.distributed import split_dataset_by_node
+from torch.utils.data import BatchSampler, Dataset, IterableDataset, Sampler
+from tqdm import tqdm
+
+from .data import ImageDataError, ImageTransform, find_column
+
+
+class CachedImages(Dataset):
+    """
+    A data set of small images, decoded once and kept as one uint8 tensor. It returns whole batches.
+
+    Args:
+        dataset (`datasets.Dataset`):
+            Columns `image` (undecoded) and `label`.
+        transform ([`~hf_mixer.data.ImageTransform`]):
+            What decodes and resizes the images to uint8 pixels.
+        device (`torch.device` or `str`, *optional*, defaults to `"cpu"`):
+            Where to keep the pixels. Batches come from there, so that an accelerator never waits for a copy.
+        num_threads (`int`, *optional*, defaults to 1):
+            Number of threads that decode.
+
+    Raises:
+        [`~hf_mixer.data.ImageDataError`]: an image cannot be read; the message names it.
+    """
+
+    CHUNK = 256
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        transform: ImageTransform,
+        device: torch.device | str = "cpu",
+        num_threads: int = 1,
+    ):
+        starts = range(0, len(dataset), self.CHUNK)
+        self.labels = torch.tensor(dataset["label"], device=device)
+        self.pixel_values = torch.empty(0)
+        with ThreadPoolExecutor(num_threads) as pool:
+            chunks = pool.map(lambda start: transform(dataset[start : start + self.CHUNK])["pixel_values"], starts)
+            for start, pixels in zip(starts, tqdm(chunks, "Decoding images", len(starts))):
+                if start == 0:
+                    shape = (len(dataset), *pixels.shape[1:])
+                    self.pixel_values = torch.empty(shape, dtype=pixels.dtype, device=device)
+                self.pixel_values[start : start + len(pixels)] = pixels.to(device)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"pixel_values": self.pixel_values[index], "labels": self.labels[index]}
+
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        index = torch.tensor(indices).to(self.labels.device, non_blocking=True)
+        return {"pixel_values": self.pixel_values[index], "labels": self.labels[index]}
+
+
+class ShardedBatchSampler(BatchSampler):
+    """
+    Batches for one of several processes, so that together they see what a single process with their total batch size
+    sees. The last images of a pass are shared out evenly, where Accelerate fills the batches up with others; only if
+    there are fewer of them than processes, some are used twice.
+
+    Args:
+        sampler (`torch.utils.data.Sampler`):
+            The order of the images, the same on every process.
+        batch_size (`int`):
+            The batch size of one process.
+        drop_last (`bool`):
+            Whether to leave out the last images, where they are fewer than a batch for every process.
+        process_index (`int`), num_processes (`int`):
+            This process, and how many there are.
+    """
+
+    def __init__(self, sampler: Sampler, batch_size: int, drop_last: bool, process_index: int, num_processes: int):
+        super().__init__(sampler, batch_size, drop_last)
+        self.process_index, self.num_processes = process_index, num_processes
+
+    def __len__(self) -> int:
+        total = self.batch_size * self.num_processes
+        count = len(self.sampler)  # type: ignore[arg-type]
+        return count // total if self.drop_last else math.ceil(count / total)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        total = self.batch_size * self.num_processes
+        for batch in BatchSampler(self.sampler, total, self.drop_last):
+            while len(batch) < self.num_processes:
+                batch += batch[: self.num_processes - len(batch)]
+            bounds = [len(batch) * process // self.num_processes for process in range(self.num_processes + 1)]
+            yield batch[bounds[self.process_index] : bounds[self.process_index + 1]]
+
+
+class StreamedImages(IterableDataset):
+    """
+    A data set that is read while it trains. Every process and every worker reads its own shards, and every image is
+    read once per pass; with fewer shards than processes, each process reads all and takes its share of the images.
+    Passes follow each other without end, each one shuffled anew: give the training its length in steps.
+
+    Args:
+        dataset (`datasets.IterableDataset`):
+            Columns `image` (undecoded) and `label`, shuffled.
+        transform ([`~hf_mixer.data.ImageTransform`]):
+            What decodes and resizes the images.
+        process_index (`int`, *optional*, defaults to 0), num_processes (`int`, *optional*, defaults to 1):
+            This process, and how many there are.
+        num_passes (`int`, *optional*):
+            How often to read the data. Without end by default.
+
+    Raises:
+        [`~hf_mixer.data.ImageDataError`]: the data cannot be read on, or an image has no label; the message says how
+        far it got.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.IterableDataset,
+        transform: ImageTransform,
+        process_index: int = 0,
+        num_processes: int = 1,
+        num_passes: int | None = None,
+    ):
+        self.dataset = split_dataset_by_node(dataset, process_index, num_processes)
+        self.transform = transform
+        self.num_passes = num_passes
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        passes = itertools.count() if self.num_passes is None else range(self.num_passes)
+        for epoch in passes:
+            self.dataset.set_epoch(epoch)
+            count = 0
+            for example in self._read(epoch):
+                yield example
+                count += 1
+            if count == 0:
+                return
+
+    def _read(self, epoch: int) -> Iterator[dict[str, torch.Tensor]]:
+        """Read the data once."""
+        count = 0
+        try:
+            for example in self.dataset:
+                if example["label"] is None or example["label"] < 0:
+                    raise ValueError("an image has no label")
+                batch = self.transform({name: [value] for name, value in example.items()})
+                yield {"pixel_values": batch["pixel_values"][0], "labels": batch["labels"][0]}
+                count += 1
+        except Exception as error:  # of the file system, the network, the compression or the file format
+            raise ImageDataError(
+                f"the data stream broke in pass {epoch + 1}, after {count} images of this reader: {error}"
+            ) from error
+
+
+def prepare_streamed_dataset(
+    dataset: IterableDatasetDict,
+    image_column_name: str | None = None,
+    label_column_name: str | None = None,
+    seed: int = 42,
+    eval_split: str | None = None,
+    buffer_size: int = 2048,
+) -> tuple[IterableDatasetDict, list[str]]:
+    """
+    Give a streamed data set the form that training needs.
+
+    Args:
+        dataset (`IterableDatasetDict`):
+            Labelled images, with a split `train`. The labels have to be classes with names.
+        image_column_name (`str`, *optional*):
+            The column with the images. By default the only one that holds images.
+        label_column_name (`str`, *optional*):
+            The column with the labels. By default `label`, or the only one of classes.
+        seed (`int`, *optional*, defaults to 42):
+            Seed of the order of the training data.
+        eval_split (`str`, *optional*):
+            The split to take for `validation`, where it is called otherwise.
+        buffer_size (`int`, *optional*, defaults to 2048):
+            Number of images from which the next one is drawn, after the shards are shuffled.
+
+    Returns:
+        `tuple[IterableDatasetDict, list[str]]`: the splits `train`, shuffled, and `validation`, with the columns `image`
+        (undecoded) and `label`; and the names of the labels in order.
+
+    Raises:
+        `ValueError`: a column or a split is missing, or the labels have no names.
+    """
+    eval_split = eval_split or "validation"
+    if eval_split not in dataset or eval_split == "train":
+        others = ", ".join(split for split in dataset if split != "train") or "none besides train"
+        raise ValueError(f"no split {eval_split!r} to evaluate on: give eval_split one of the others ({others})")
+    dataset = IterableDatasetDict({"train": dataset["train"], "validation": dataset[eval_split]})
+    features = dataset["train"]._resolve_features().features
+    columns = {
+        find_column(features, image_column_name, ImageFeature, "image"): "image",
+        find_column(features, label_column_name, ClassLabel, "label"): "label",
+    }
+    (label_column,) = (column for column, name in columns.items() if name == "label")
+    if not isinstance(features[label_column], ClassLabel):
+        raise ValueError(f"the column {label_column!r} of a streamed data set has to hold classes with names")
+    dataset = dataset.select_columns(list(columns))
+    renamed = {old: new for old, new in columns.items() if old != new}
+    if renamed:
+        dataset = IterableDatasetDict({split: data.rename_columns(renamed) for split, data in dataset.items()})
+    dataset = IterableDatasetDict(
+        {split: data.cast_column("image", ImageFeature(decode=False)) for split, data in dataset.items()}
+    )
+    dataset["train"] = dataset["train"].shuffle(seed=seed, buffer_size=buffer_size)
+    return dataset, features[label_column].names

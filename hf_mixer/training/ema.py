@@ -1,0 +1,119 @@
+# Copyright 2026 The hf_mixer authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""An exponential moving average of the weights while they train."""
+
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.optim.swa_utils import AveragedModel
+
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+
+TRAINED_WEIGHTS_NAME = "trained_weights.safetensors"
+
+
+class EmaCallback(TrainerCallback):
+    """
+    Keep an exponential moving average (EMA) of the weights, and evaluate and save that.
+
+    The averaged weights are in the model whenever it is evaluated or saved, and after the training: in the evaluation,
+    in `model.safetensors` of every checkpoint, hence in the best model, and in the final folder. The weights that are
+    being trained lie beside them in a checkpoint, in `trained_weights.safetensors`; resuming brings both back.
+
+    Over the first steps the decay is `(1 + step) / (10 + step)` where that is smaller, so that the average does not
+    hang on to the initial weights (as in TensorFlow's `ExponentialMovingAverage`).
+
+    Args:
+        decay (`float`):
+            Share of the average that is kept at each optimizer step, in (0, 1). 0.999 averages about 1,000 steps.
+        checkpoint (`str`, *optional*):
+            The checkpoint that the training goes on from. By default `checkpoint-{step}` in the output folder.
+
+    Raises:
+        `ValueError`: `decay` is not in (0, 1), the model is sharded by FSDP, or the checkpoint to go on from holds no
+        average.
+    """
+
+    def __init__(self, decay: float, checkpoint: str | None = None):
+        if not 0 < decay < 1:
+            raise ValueError(f"ema_decay has to be in (0, 1), got {decay}")
+        self.decay = decay
+        self.checkpoint = checkpoint
+        self.is_swapped = False
+
+    def _update(self, averaged, current, num_averaged):
+        torch._foreach_lerp_(averaged, current, 1 - self.current_decay)
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        if any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):
+            raise ValueError(
+                "ema_decay does not work with weights that FSDP has sharded: train with DDP, or without EMA"
+            )
+        self.model, self.is_swapped = model, False
+        self.average = AveragedModel(model, multi_avg_fn=self._update, use_buffers=False)
+        self.average.requires_grad_(False)
+        # The first update of `AveragedModel` would copy; the average starts at the initial weights already
+        self.average.n_averaged.fill_(1)
+        if state.global_step > 0:
+            checkpoint = self.checkpoint or os.path.join(
+                args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            )
+            path = Path(checkpoint) / TRAINED_WEIGHTS_NAME
+            if not path.is_file():
+                raise ValueError(
+                    f"{checkpoint} holds no {TRAINED_WEIGHTS_NAME}: it was saved without ema_decay, go on without it"
+                )
+            # The checkpoint's own weights, which the model has been given, are the average
+            model.load_state_dict(load_file(path))
+
+    @torch.no_grad()
+    def _swap(self):
+        """Exchange the model's weights and the average in place."""
+        for parameter, averaged in zip(self.model.parameters(), self.average.module.parameters()):
+            trained = parameter.clone()
+            parameter.copy_(averaged)
+            averaged.copy_(trained)
+        self.is_swapped = not self.is_swapped
+
+    def _swap_in_if_needed(self, control):
+        needed = control.should_evaluate or control.should_save or control.should_training_stop
+        if needed and not self.is_swapped:
+            self._swap()
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if self.is_swapped:
+            self._swap()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        step = state.global_step
+        self.current_decay = min(self.decay, (1 + step) / (10 + step))
+        self.average.update_parameters(self.model)
+        self._swap_in_if_needed(control)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self._swap_in_if_needed(control)
+
+    def save_trained_weights(self, folder: str | os.PathLike) -> None:
+        """Write the weights that are being trained, which are not the ones in the model while it is saved."""
+        weights = {name: tensor.contiguous() for name, tensor in self.average.module.state_dict().items()}
+        save_file(weights, Path(folder) / TRAINED_WEIGHTS_NAME, metadata={"format": "pt"})
+
+    def on_save(self, args, state, control, **kwargs):
+        folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        if args.should_save and not (folder / TRAINED_WEIGHTS_NAME).exists():
+            self.save_trained_weights(folder)

@@ -1,0 +1,160 @@
+# Copyright 2026 The hf_mixer authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Mixup and CutMix on a batch, drawn anew for every sample."""
+
+import numpy as np
+import torch
+
+
+def to_device(drawn: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Copy what was drawn on the CPU to `device`, without waiting for a GPU."""
+    # CUDA takes its own copy of ordinary memory before the call returns; others may still read it afterwards.
+    return torch.from_numpy(drawn).to(device, non_blocking=device.type == "cuda")
+
+
+def box_mask(boxes: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """
+    Return masks of shape `(batch_size, 1, height, width)`, true inside the boxes.
+
+    Args:
+        boxes (`torch.Tensor` of shape `(batch_size, 4)`):
+            Top, left, bottom and right in pixels, the last two exclusive.
+        height (`int`), width (`int`):
+            Size of the images, in pixels.
+    """
+    top, left, bottom, right = boxes[:, :, None].unbind(1)
+    row, column = (torch.arange(size, device=boxes.device) for size in (height, width))
+    rows, columns = (row >= top) & (row < bottom), (column >= left) & (column < right)
+    return rows[:, None, :, None] & columns[:, None, None, :]
+
+
+class MixupCutmix:
+    """
+    [Mixup](https://huggingface.co/papers/1710.09412) and [CutMix](https://huggingface.co/papers/1905.04899) with soft
+    targets. Every sample has its own partner, its own choice between the two and its own `lam`, drawn from Beta(alpha,
+    alpha): the share of the sample itself, while the partner has `1 - lam`. The arguments are named as in timm.
+
+    The box of CutMix has a share of `1 - lam` of the area before it is clipped at the border, and its center is
+    uniform over the image. The target follows the pixels that are really replaced.
+
+    Args:
+        num_labels (`int`):
+            Number of classes.
+        mixup_alpha (`float`, *optional*, defaults to 0.0):
+            Parameter of the Beta distribution of mixup. 0 leaves mixup out.
+        cutmix_alpha (`float`, *optional*, defaults to 0.0):
+            Parameter of the Beta distribution of CutMix. 0 leaves CutMix out.
+        mixup_prob (`float`, *optional*, defaults to 1.0):
+            Probability that a sample is mixed at all.
+        mixup_switch_prob (`float`, *optional*, defaults to 0.5):
+            Probability of CutMix instead of mixup for a mixed sample, where both are in use.
+
+    Raises:
+        `ValueError`: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        num_labels: int,
+        mixup_alpha: float = 0.0,
+        cutmix_alpha: float = 0.0,
+        mixup_prob: float = 1.0,
+        mixup_switch_prob: float = 0.5,
+    ):
+        if num_labels < 2:
+            raise ValueError(f"mixing needs `num_labels` of at least 2, got {num_labels}")
+        for name, alpha in (("mixup_alpha", mixup_alpha), ("cutmix_alpha", cutmix_alpha)):
+            if not 0 <= alpha < float("inf"):
+                raise ValueError(f"`{name}` has to be a number of at least 0, got {alpha}")
+        for name, probability in (("mixup_prob", mixup_prob), ("mixup_switch_prob", mixup_switch_prob)):
+            if not 0 <= probability <= 1:
+                raise ValueError(f"`{name}` has to be a probability in [0, 1], got {probability}")
+        self.num_labels = num_labels
+        self.mixup_alpha, self.cutmix_alpha = mixup_alpha, cutmix_alpha
+        self.mixup_prob = mixup_prob
+        self.cutmix_share = mixup_switch_prob if mixup_alpha and cutmix_alpha else float(cutmix_alpha > 0)
+
+    def sample(self, batch_size: int, height: int, width: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """
+        Draw what happens to a batch.
+
+        Returns:
+            `dict[str, np.ndarray]`: by sample, its `partner` (index into the batch), the partner's weight in the pixels
+            of the whole image, `mixup`, and in the target, `target`, and the `box` that is replaced as (top, left,
+            bottom, right), empty without CutMix.
+        """
+        partner = rng.permutation(batch_size)
+        is_mixed = rng.random(batch_size) < self.mixup_prob
+        is_cutmix = is_mixed & (rng.random(batch_size) < self.cutmix_share)
+        # `1 - lam`, which has the distribution of `lam`
+        mixup, cutmix = (
+            rng.beta(alpha, alpha, batch_size) if alpha else np.zeros(batch_size)
+            for alpha in (self.mixup_alpha, self.cutmix_alpha)
+        )
+        mixup = np.where(is_mixed & ~is_cutmix, mixup, 0)
+        cutmix = np.where(is_cutmix, cutmix, 0)
+
+        size = np.array([[height, width]])
+        center = rng.integers(size, size=(batch_size, 2))
+        extent = (np.sqrt(cutmix)[:, None] * size).astype(np.int64)
+        start, end = (center + offset for offset in (-(extent // 2), extent - extent // 2))
+        start, end = start.clip(0, size), end.clip(0, size)
+        share = (end - start).prod(1) / (height * width)
+        return {
+            "partner": partner,
+            "box": np.concatenate([start, end], axis=1),
+            "mixup": mixup.astype(np.float32),
+            "target": np.where(is_cutmix, share, mixup).astype(np.float32),
+        }
+
+    def __call__(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor, rng: np.random.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Mix a batch.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
+                Floating-point images.
+            labels (`torch.Tensor` of shape `(batch_size,)`):
+                Classes.
+            rng (`np.random.Generator`):
+                Source of all randomness.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`: the mixed images, and targets of shape `(batch_size, num_labels)` in
+            float32 whose rows sum to 1.
+
+        Raises:
+            `ValueError`: `labels` are not one integer for each sample.
+        """
+        if labels.shape != pixel_values.shape[:1] or labels.is_floating_point():
+            raise ValueError(
+                f"mixing needs one integer label for each of {len(pixel_values)} samples, got {labels.dtype} of shape "
+                f"{tuple(labels.shape)}"
+            )
+        height, width = pixel_values.shape[-2:]
+        drawn = self.sample(len(pixel_values), height, width, rng)
+        partner, box, mixup, target = (
+            to_device(drawn[name], pixel_values.device) for name in ("partner", "box", "mixup", "target")
+        )
+        weight = mixup[:, None, None, None]
+        if self.cutmix_share:
+            weight = torch.maximum(weight, box_mask(box, height, width).float())
+
+        one_hot = torch.zeros(len(labels), self.num_labels, device=labels.device)
+        one_hot.scatter_(1, labels.long()[:, None], 1.0)
+        # `lerp` returns its ends exactly at the weights 0 and 1
+        pixel_values = torch.lerp(pixel_values, pixel_values.index_select(0, partner), weight.to(pixel_values.dtype))
+        return pixel_values, torch.lerp(one_hot, one_hot.index_select(0, partner), target[:, None])

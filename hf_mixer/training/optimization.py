@@ -1,0 +1,88 @@
+# Copyright 2026 The hf_mixer authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Which parameters an optimizer treats alike."""
+
+from typing import Any
+
+from transformers import PreTrainedModel
+
+
+def layer_depths(model: PreTrainedModel) -> dict[str, int]:
+    """
+    Return the depth of every parameter by name: 0 for the patch embedding, `i + 1` for Mixer layer `i`, and one more
+    than the last layer for all that follows.
+    """
+    num_layers = model.config.num_hidden_layers
+    depths = {}
+    for name, _ in model.named_parameters():
+        parts = name.split(".")
+        if "layers" in parts:
+            depths[name] = int(parts[parts.index("layers") + 1]) + 1
+        else:
+            depths[name] = 0 if "embeddings" in parts else num_layers + 1
+    return depths
+
+
+def parameter_groups(
+    model: PreTrainedModel, learning_rate: float, weight_decay: float = 0.0, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """
+    Sort the trainable parameters of a Mixer into groups for an optimizer: norms, biases and the mask token go without
+    weight decay, and the learning rate shrinks towards the input.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            A Mixer, or a model that holds one.
+        learning_rate (`float`):
+            The learning rate of the classifier and the last LayerNorm.
+        weight_decay (`float`, *optional*, defaults to 0.0):
+            Weight decay of the weight matrices.
+        layer_decay (`float`, *optional*, defaults to 1.0):
+            Factor on the learning rate from one layer to the one below it, in (0, 1], as in
+            [BEiT](https://huggingface.co/papers/2106.08254).
+
+    Returns:
+        `list[dict]`: groups with `params`, `lr` and `weight_decay`.
+
+    Raises:
+        `ValueError`: `layer_decay` is not in (0, 1].
+
+    Example:
+
+    ```python
+    >>> from torch.optim import AdamW
+
+    >>> optimizer = AdamW(parameter_groups(model, learning_rate=1e-3, weight_decay=0.05, layer_decay=0.75))
+    >>> trainer = Trainer(model, args, optimizers=(optimizer, None))
+    ```"""
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay has to be in (0, 1], got {layer_decay}")
+    depths = layer_depths(model)
+    top = model.config.num_hidden_layers + 1
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        depth = depths[name] if layer_decay < 1 else top
+        decays = parameter.ndim > 1 and not name.endswith("mask_token")
+        group = groups.setdefault(
+            (depth, decays),
+            {
+                "params": [],
+                "lr": learning_rate * layer_decay ** (top - depth),
+                "weight_decay": weight_decay if decays else 0.0,
+            },
+        )
+        group["params"].append(parameter)
+    return list(groups.values())

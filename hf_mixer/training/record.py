@@ -1,0 +1,123 @@
+# Copyright 2026 The hf_mixer authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a training run leaves behind for its readers: a record of how it was made, and its curves."""
+
+import json
+import shlex
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from ..plots import save_training_curves
+from ..scripting import describe_hardware, library_versions
+from .arguments import MixerTrainingArguments
+
+
+RECORD_NAME = "training_run.json"
+CURVES_NAME = "training_curves.png"
+# Arguments of `TrainingArguments` that belong to the recipe of a model, beside those of `MixerTrainingArguments`
+HYPERPARAMETERS = (
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "optim",
+    "learning_rate",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "optim_args",
+    "max_grad_norm",
+    "label_smoothing_factor",
+    "seed",
+    "bf16",
+    "fp16",
+    "torch_compile",
+)
+SECRETS = ("--token", "--hub_token")
+
+
+class TrainingCurvesCallback(TrainerCallback):
+    """Draw the curves of a run into `training_curves.png` in its output folder, whenever it is saved and at the end."""
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            save_training_curves(Path(args.output_dir) / CURVES_NAME, state.log_history)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.on_save(args, state, control)
+
+
+def command_line() -> str:
+    """Return the command that started this program, without the values of tokens."""
+    words = ["python", *sys.argv]
+    for index, word in enumerate(words):
+        name, is_assignment, _ = word.partition("=")
+        if name in SECRETS and is_assignment:
+            words[index] = f"{name}=***"
+        elif word in SECRETS and index + 1 < len(words):
+            words[index + 1] = "***"
+    return shlex.join(words)
+
+
+def hyperparameters(args: TrainingArguments) -> dict[str, Any]:
+    """Return the arguments that make up the recipe of a run: the usual ones, and the Mixer's where they are in use."""
+    values = {name: getattr(args, name) for name in HYPERPARAMETERS}
+    usual = {field.name for field in fields(TrainingArguments)}
+    for field in fields(args):
+        if field.name not in usual and field.name != "cache_images":
+            default = field.default_factory() if callable(field.default_factory) else field.default
+            values[field.name] = None if getattr(args, field.name) == default else getattr(args, field.name)
+    values = {name: getattr(value, "value", value) for name, value in values.items()}
+    return {name: value for name, value in values.items() if value not in (None, {}, False, -1, "")}
+
+
+def write_training_run(
+    trainer: Trainer, metrics: dict[str, float], dataset: dict[str, Any], recipe: str | None, base_model: str | None
+) -> None:
+    """
+    Write `training_run.json` into the output folder: what was trained, on what, how, and how fast.
+
+    Args:
+        trainer ([`~transformers.Trainer`]):
+            The trainer, after the training, with [`MixerTrainingArguments`].
+        metrics (`dict`):
+            The metrics that `trainer.train` returned.
+        dataset (`dict`):
+            `name`, `config`, `train_split`, `eval_split`, `num_train_images` and `num_eval_images`.
+        recipe (`str`, *optional*), base_model (`str`, *optional*):
+            The recipe and the pretrained model that the run started from.
+    """
+    args: MixerTrainingArguments = trainer.args
+    record = {
+        "command": command_line(),
+        "recipe": recipe,
+        "base_model": base_model,
+        "dataset": dataset,
+        "hyperparameters": hyperparameters(args),
+        "hardware": describe_hardware(args.device, args.world_size),
+        "num_processes": args.world_size,
+        "versions": library_versions(),
+        "duration_seconds": metrics["train_runtime"],
+        "images_per_second": metrics["train_samples_per_second"],
+        "num_parameters": trainer.model.num_parameters(),
+    }
+    path = Path(args.output_dir) / RECORD_NAME
+    path.write_text(json.dumps(record, indent=2) + "\n")

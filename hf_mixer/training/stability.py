@@ -1,0 +1,216 @@
+# Copyright 2026 The hf_mixer authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Runs that go wrong: what stops them, and what they leave behind."""
+
+import json
+import logging
+import math
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+
+
+logger = logging.getLogger(__name__)
+
+# In the output folder. The underscore keeps it out of what `Trainer` pushes to the Hub.
+STAGING_DIR = "_incomplete"
+
+
+class TrainingError(RuntimeError):
+    """A run cannot go on; the message says why, what is kept and how to go on from there."""
+
+
+def is_complete_checkpoint(folder: str | os.PathLike) -> bool:
+    """Whether all files of a checkpoint of `Trainer` are there to their end."""
+    folder = Path(folder)
+    try:
+        # The last file that `Trainer` writes
+        json.loads((folder / "trainer_state.json").read_text())
+        for path in folder.glob("*.safetensors"):
+            with safe_open(path, "pt"):
+                pass
+    except (OSError, ValueError, SafetensorError):
+        return False
+    return all(zipfile.is_zipfile(path) for pattern in ("*.pt", "*.pth") for path in folder.glob(pattern))
+
+
+def list_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
+    """Return the folders `checkpoint-{step}` in `output_dir` in the order of their steps."""
+    found = [path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir()]
+    found = [path for path in found if path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-").isdecimal()]
+    return sorted(found, key=lambda path: int(path.name.rsplit("-", 1)[1]))
+
+
+def find_last_checkpoint(output_dir: str | os.PathLike) -> str | None:
+    """Return the last complete checkpoint in `output_dir`, where `Trainer` would take the last one."""
+    complete = [path for path in list_checkpoints(output_dir) if is_complete_checkpoint(path)]
+    return str(complete[-1]) if complete else None
+
+
+class SafeCheckpointTrainer(Trainer):
+    """
+    [`~transformers.Trainer`] whose checkpoints get their names only when they are written to their end, and never with
+    weights that are not finite.
+
+    Files are written to the folder `_incomplete` in the output folder and renamed from there. A run that is killed, or
+    whose disk is full, leaves nothing that could be taken for a checkpoint, nor counted by `save_total_limit`. Final
+    weights are replaced file by file in the same way.
+
+    Raises:
+        [`TrainingError`]: a checkpoint cannot be written, or the weights are not finite.
+    """
+
+    _staging: Path | None = None
+
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        if self.args.should_save:
+            self._remove_incomplete_checkpoints()
+        self.accelerator.wait_for_everyone()
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = find_last_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(f"output_dir {self.args.output_dir} holds no complete checkpoint to resume from")
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _remove_incomplete_checkpoints(self):
+        for path in list_checkpoints(self.args.output_dir):
+            if not is_complete_checkpoint(path):
+                logger.warning(f"Removing {path}, which was not written to its end")
+                shutil.rmtree(path)
+        shutil.rmtree(Path(self.args.output_dir) / STAGING_DIR, ignore_errors=True)
+
+    def _get_output_dir(self, trial):
+        return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
+
+    @contextmanager
+    def _stage(self, output_dir: Path) -> Iterator[Path]:
+        """Write to a folder of its own, which is removed if that fails."""
+        self._staging = output_dir / STAGING_DIR
+        if self.args.should_save:
+            shutil.rmtree(self._staging, ignore_errors=True)
+        try:
+            yield self._staging
+        except (OSError, RuntimeError, SafetensorError) as error:
+            shutil.rmtree(self._staging, ignore_errors=True)
+            if isinstance(error, TrainingError):
+                raise
+            raise TrainingError(f"cannot write to {output_dir}: {error}. {what_is_kept(output_dir)}") from error
+        finally:
+            self._staging = None
+
+    def _save_checkpoint(self, model, trial):
+        run_dir = Path(self._get_output_dir(trial))
+        checkpoint = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters()):
+            raise TrainingError(
+                f"the weights are not finite after step {self.state.global_step}. {what_is_kept(run_dir)}"
+            )
+        with self._stage(run_dir) as staging:
+            self.accelerator.wait_for_everyone()
+            super()._save_checkpoint(model, trial)
+            staged = staging / checkpoint.name
+            self.complete_checkpoint(staged)
+            if self.state.best_global_step is not None:
+                best = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+                if best == checkpoint or best.is_dir():
+                    self.state.best_model_checkpoint = str(best)
+            if self.args.should_save:
+                self.state.save_to_json(str(staged / "trainer_state.json"))
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                if checkpoint.exists():
+                    os.replace(checkpoint, staging / "replaced")
+                os.replace(staged, checkpoint)
+                shutil.rmtree(staging)
+            self.accelerator.wait_for_everyone()
+
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(checkpoint))
+        if self.args.should_save:
+            rotate_checkpoints(
+                output_dir=str(run_dir),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+            )
+
+    def complete_checkpoint(self, folder: Path) -> None:
+        """Write what belongs into a checkpoint besides what `Trainer` writes. Nothing by default."""
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        if self._staging is None:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save(self, output_dir=None, state_dict=None):
+        if self._staging is not None:
+            super()._save(output_dir, state_dict)
+            return
+        output_dir = Path(output_dir or self.args.output_dir)
+        with self._stage(output_dir) as staging:
+            super()._save(str(staging), state_dict)
+            if self.args.should_save:
+                for path in staging.iterdir():
+                    os.replace(path, output_dir / path.name)
+                staging.rmdir()
+
+
+def what_is_kept(output_dir: str | os.PathLike) -> str:
+    """Return a sentence on the last good checkpoint in `output_dir`."""
+    checkpoint = find_last_checkpoint(output_dir)
+    if checkpoint is None:
+        return "There is no checkpoint to go on from"
+    return f"The last good checkpoint is {checkpoint}: go on from it with --resume_from_checkpoint true"
+
+
+class FiniteLossCallback(TrainerCallback):
+    """
+    Stop a run whose loss is not finite.
+
+    Give every loss to `watch`. Nothing waits for the device: an accelerator is asked whenever the loss is logged and
+    before anything is evaluated or saved, a CPU at every step.
+
+    Raises:
+        [`TrainingError`]: a loss was NaN or infinite; the message names the step.
+    """
+
+    def __init__(self):
+        self.step = 0
+        self.first_bad_step: torch.Tensor | None = None
+
+    def watch(self, loss: torch.Tensor) -> torch.Tensor:
+        """Take note of the loss of a batch, and return it."""
+        bad_step = torch.where(torch.isfinite(loss.detach()), math.inf, float(self.step + 1))
+        self.first_bad_step = bad_step if self.first_bad_step is None else torch.minimum(self.first_bad_step, bad_step)
+        return loss
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.step = state.global_step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.first_bad_step is None:
+            return
+        asked = control.should_log or control.should_evaluate or control.should_save or control.should_training_stop
+        if (asked or self.first_bad_step.device.type == "cpu") and torch.isfinite(self.first_bad_step):
+            raise TrainingError(
+                f"the loss is not finite at step {int(self.first_bad_step)}: lower the learning rate, raise the warmup, "
+                f"or train in float32 or bfloat16. {what_is_kept(args.output_dir)}"
+            )

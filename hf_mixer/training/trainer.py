@@ -1,0 +1,206 @@
+# Copyright 2026 The hf_mixer authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""`Trainer` for Mixers."""
+
+import inspect
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.data_loader import DataLoaderShard, SeedableRandomSampler
+from torch.utils.data import DataLoader, IterableDataset
+
+from ..data import ImageDataError
+from ..data_loading import ShardedBatchSampler
+from .arguments import MixerTrainingArguments
+from .augmentation import BatchAugmentation, normalize_pixels
+from .ema import EmaCallback
+from .losses import ClassificationLoss
+from .optimization import parameter_groups
+from .stability import FiniteLossCallback, SafeCheckpointTrainer, TrainingError, what_is_kept
+
+
+def step_seed(*numbers: int) -> int:
+    """Return a seed of 63 bits for a place in a training run, given by numbers such as seed, process and step."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+class MixerTrainer(SafeCheckpointTrainer):
+    """
+    [`~transformers.Trainer`] with [`MixerTrainingArguments`]: batches are augmented on the device inside the step,
+    evaluation and saved models use the average of the weights, learning rates fall off towards the input, and
+    checkpoints are written whole or not at all.
+
+    Several processes see together what one process with their total batch size sees, to the last image of a pass. A
+    `train_dataset` that streams has to share itself out, as [`~hf_mixer.data_loading.StreamedImages`] does.
+
+    The data sets give `pixel_values` as uint8 of shape `(num_channels, height, width)` and integer `labels`. Pixels that
+    are not uint8 are taken as they are: prepared, and not to be augmented.
+
+    The randomness of the augmentation is a function of seed, step and process alone, so that a run that is resumed goes
+    on with the same images.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model to train.
+        args ([`MixerTrainingArguments`]):
+            The arguments of the run.
+        processing_class:
+            The image processor of the model, which says how to normalize. It is saved along with the model.
+        write_card (`Callable`, *optional*):
+            Takes the output folder and `repo_id` and returns a model card, such as
+            [`~hf_mixer.publishing.card.create_card`]. By default the card is that of [`~transformers.Trainer`].
+        kwargs:
+            More arguments for [`~transformers.Trainer`].
+
+    Raises:
+        `ValueError`: an argument is out of range; the message names it.
+        [`~hf_mixer.training.stability.TrainingError`]: the loss is not finite, or a checkpoint cannot be written.
+
+    Example:
+
+    ```python
+    >>> args = MixerTrainingArguments("outputs/photos", crop_padding=4, horizontal_flip=0.5, mixup_alpha=0.8, ema_decay=0.999)
+    >>> trainer = MixerTrainer(model, args, train_dataset=dataset, data_collator=collate_images, processing_class=processor)
+    >>> trainer.train()
+    ```"""
+
+    def __init__(self, model, args: MixerTrainingArguments, processing_class, write_card=None, **kwargs):
+        kwargs.setdefault(
+            "compute_loss_func", ClassificationLoss(args.label_smoothing_factor, args.binary_cross_entropy)
+        )
+        super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
+        self.normalization: dict[str, Any] = {
+            "mean": processing_class.image_mean,
+            "std": processing_class.image_std,
+            "rescale_factor": processing_class.rescale_factor,
+        }
+        config = self.model.config
+        self.generator = torch.Generator()
+        # The arguments have the same names on both sides
+        names = inspect.signature(BatchAugmentation).parameters.keys() & {field.name for field in fields(args)}
+        self.augmentation = BatchAugmentation(
+            config.image_size,
+            **self.normalization,
+            num_labels=config.num_labels,
+            generator=self.generator,
+            **{name: getattr(args, name) for name in names},
+        )
+        self.finite_loss = FiniteLossCallback()
+        self.add_callback(self.finite_loss)
+        self.ema = EmaCallback(args.ema_decay) if args.ema_decay is not None else None
+        if self.ema is not None:
+            self.add_callback(self.ema)
+        self.write_card = write_card
+        self._batch_in_step = (-1, 0)
+
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        if self.ema is not None and isinstance(resume_from_checkpoint, str):
+            self.ema.checkpoint = resume_from_checkpoint
+        try:
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        except ImageDataError as error:
+            # Out of a worker, the message is a traceback that ends with the error itself
+            message = str(error).strip().splitlines()[-1].removeprefix(f"{ImageDataError.__module__}.ImageDataError: ")
+            raise TrainingError(f"{message}. {what_is_kept(self.args.output_dir)}") from error
+
+    def get_train_dataloader(self):
+        if self.train_dataset is None:
+            raise ValueError("training needs a train_dataset")
+        args = self.args
+        loading: dict[str, Any] = {
+            "collate_fn": self.data_collator,
+            "num_workers": args.dataloader_num_workers,
+            "pin_memory": args.dataloader_pin_memory,
+            "persistent_workers": args.dataloader_persistent_workers,
+            "prefetch_factor": args.dataloader_prefetch_factor,
+            # For the same reason as in `evaluation_loop`
+            "generator": torch.Generator(),
+        }
+        # The data is shared out among the processes here, and not by `Accelerator.prepare`
+        if isinstance(self.train_dataset, IterableDataset):
+            return DataLoader(self.train_dataset, batch_size=self._train_batch_size, **loading)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        sampler = SeedableRandomSampler(self.train_dataset, generator=torch.Generator(), data_seed=seed)
+        process = (args.process_index, args.world_size)
+        batches = ShardedBatchSampler(sampler, self._train_batch_size, args.dataloader_drop_last, *process)
+        if len(batches) == 0:
+            raise ValueError(
+                f"{len(self.train_dataset)} images are fewer than one batch of {self._train_batch_size} on each of "
+                f"{args.world_size} processes: lower per_device_train_batch_size, or go without dataloader_drop_last"
+            )
+        return DataLoaderShard(
+            self.train_dataset,
+            device=args.device,
+            batch_sampler=batches,
+            _non_blocking=args.dataloader_pin_memory,
+            **loading,
+        )
+
+    def evaluation_loop(self, *args, **kwargs):
+        # The loader draws from the global generator when it starts its workers, which are started anew after a resume
+        with torch.random.fork_rng(devices=[]):
+            return super().evaluation_loop(*args, **kwargs)
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            args = self.args
+            groups = parameter_groups(model, args.learning_rate, args.weight_decay, args.layer_decay)
+            optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(args, model)
+            self.optimizer = optimizer_class(groups, **kwargs)
+        return self.optimizer
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(inputs)
+        if inputs["pixel_values"].dtype != torch.uint8:
+            return inputs
+        if self.model.training:
+            self.generator.manual_seed(step_seed(self.args.seed, *self._place()))
+            return self.augmentation(inputs)
+        return {**inputs, "pixel_values": normalize_pixels(inputs["pixel_values"], **self.normalization)}
+
+    def _place(self) -> tuple[int, int, int]:
+        """Return the process, the step and the number of the batch within the step, for one batch after the other."""
+        step, batch = self._batch_in_step
+        batch = batch + 1 if step == self.state.global_step else 0
+        self._batch_in_step = (self.state.global_step, batch)
+        return self.args.process_index, self.state.global_step, batch
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if model.training:
+            self.finite_loss.watch(result[0] if return_outputs else result)
+        return result
+
+    def complete_checkpoint(self, folder):
+        if self.ema is not None and self.args.should_save:
+            self.ema.save_trained_weights(folder)
+
+    def create_model_card(self, **kwargs):
+        if not self.is_world_process_zero():
+            return
+        if self.write_card is not None:
+            card = self.write_card(self.args.output_dir, repo_id=self.hub_model_id)
+            card.save(Path(self.args.output_dir) / "README.md")
+            return
+        # `Trainer` finds the task in a table of built-in models, and calls a model without a name "fine-tuned"
+        config, name = self.model.config, self.model.config._name_or_path
+        config._name_or_path = name or self.args.output_dir
+        try:
+            super().create_model_card(**{"tasks": "image-classification", **kwargs})
+        finally:
+            config._name_or_path = name
