@@ -1,0 +1,83 @@
+# Copyright 2026 The hf_mixer authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Time several things against each other."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, TypeVar
+
+import torch
+
+
+Name = TypeVar("Name", bound=Hashable)
+
+
+def describe_device(device: torch.device) -> str:
+    """Name the device, and for a CPU the number of threads in use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as file:
+            name = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), name)
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def synchronize(device: torch.device):
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def time_interleaved(
+    steps: dict[Name, Callable[[], Any]], rounds: int, device: torch.device, minimum: float = 0.1
+) -> Iterator[dict[Name, float]]:
+    """
+    Time every step once per round, so that whatever else the machine does meets all of them alike.
+
+    Args:
+        steps (`dict[Any, Callable]`):
+            What to time. Each has run before.
+        rounds (`int`):
+            Number of rounds.
+        device (`torch.device`):
+            Where they run.
+        minimum (`float`, *optional*, defaults to 0.1):
+            Seconds; a shorter step is repeated within a round.
+
+    Yields:
+        `dict[Any, float]`: the seconds of one call of each step, round after round.
+    """
+
+    def seconds(step: Callable[[], Any], calls: int) -> float:
+        synchronize(device)
+        start = time.perf_counter()
+        for _ in range(calls):
+            step()
+        synchronize(device)
+        return (time.perf_counter() - start) / calls
+
+    calls = {name: max(1, round(minimum / seconds(step, 1))) for name, step in steps.items()}
+    for _ in range(rounds):
+        yield {name: seconds(step, calls[name]) for name, step in steps.items()}
+
+
+def spread(values: list[float]) -> float:
+    """Interquartile range over median."""
+    if len(values) < 2:
+        return 0.0
+    first, median, third = statistics.quantiles(values, n=4, method="inclusive")
+    return (third - first) / median
