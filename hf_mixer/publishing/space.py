@@ -1,0 +1,131 @@
+# Copyright 2026 The hf_mixer authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A demo Space of a trained model: an app for the Hub that needs transformers and Gradio, and nothing of this package."""
+
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from huggingface_hub import SpaceCardData
+
+
+PACKAGE = Path(__file__).parents[1]
+GRADIO_VERSION = "6.31.0"
+# What a Space needs of a trained folder
+MODEL_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json", "*_mixer.py")
+README = """---
+{metadata}
+---
+
+Drop an image, see the most likely labels and what the model looked at. `python app.py` runs it anywhere, after
+`pip install -r requirements.txt`.
+"""
+
+
+def write_space(
+    directory: str | os.PathLike,
+    model: str,
+    revision: str | None = None,
+    title: str = "MLP-Mixer",
+    examples: Iterable[str | os.PathLike] = (),
+) -> None:
+    """
+    Write the files of a Space into a directory.
+
+    Args:
+        directory (`str` or `os.PathLike`):
+            An existing directory.
+        model (`str`):
+            With `revision` a repository on the Hub, else a folder: an absolute path, or one inside `directory`.
+        revision (`str`, *optional*):
+            The commit of the repository whose code and weights the Space runs.
+        title (`str`, *optional*, defaults to `"MLP-Mixer"`):
+            What the page is called.
+        examples (`Iterable[str | os.PathLike]`, *optional*):
+            Image files to offer to visitors.
+    """
+    directory = Path(directory)
+    shutil.copyfile(PACKAGE / "publishing" / "space_app.py", directory / "app.py")
+    shutil.copyfile(PACKAGE / "saliency.py", directory / "saliency.py")
+    settings = {"model": model, "revision": revision, "title": title}
+    (directory / "space.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    needed = [
+        line for line in importlib.metadata.requires("hf_mixer") or [] if "extra ==" not in line and ">=" in line
+    ]
+    (directory / "requirements.txt").write_text("\n".join([*needed, f"gradio>={GRADIO_VERSION}"]) + "\n")
+    metadata = SpaceCardData(
+        title=title,
+        emoji="🧩",
+        colorFrom="yellow",
+        colorTo="purple",
+        sdk="gradio",
+        sdk_version=GRADIO_VERSION,
+        app_file="app.py",
+        models=[model] if revision is not None else None,
+        short_description="Image classification with an MLP-Mixer",
+    )
+    (directory / "README.md").write_text(README.format(metadata=metadata.to_yaml()), encoding="utf-8")
+    (directory / "examples").mkdir()
+    for number, example in enumerate(examples, start=1):
+        shutil.copyfile(example, directory / "examples" / f"{number}{Path(example).suffix.lower()}")
+
+
+def export_space(
+    directory: str | os.PathLike,
+    folder: str | os.PathLike,
+    repo_id: str | None = None,
+    revision: str | None = None,
+    examples: Iterable[str | os.PathLike] = (),
+) -> None:
+    """
+    Write a Space that is ready to be pushed to the Hub.
+
+    Args:
+        directory (`str` or `os.PathLike`):
+            Where to write it. Must not exist yet, or be empty.
+        folder (`str` or `os.PathLike`):
+            The trained model. Without `repo_id` its weights, settings and code are copied into the Space.
+        repo_id (`str`, *optional*), revision (`str`, *optional*):
+            The same model on the Hub and its commit, for the Space to load.
+        examples (`Iterable[str | os.PathLike]`, *optional*):
+            Image files to offer to visitors.
+
+    Raises:
+        `ValueError`: the directory is not empty, or `repo_id` comes without `revision`.
+    """
+    directory, folder = Path(directory), Path(folder)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ValueError(f"{directory} already exists and is not an empty directory: choose another, or remove it")
+    if (repo_id is None) != (revision is None):
+        raise ValueError("`repo_id` and `revision` go together: a Space runs the code of one commit")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    title = (repo_id or folder.resolve().name).split("/")[-1]
+    # Written elsewhere first, so that there is never half a Space
+    with tempfile.TemporaryDirectory(dir=directory.parent) as temporary:
+        space = Path(temporary) / "space"
+        space.mkdir()
+        write_space(space, repo_id or "model", revision, title, examples)
+        if repo_id is None:
+            (space / "model").mkdir()
+            for pattern in MODEL_FILES:
+                for path in folder.glob(pattern):
+                    shutil.copyfile(path, space / "model" / path.name)
+        space.replace(directory)
+
+
+__all__ = ["export_space", "write_space"]

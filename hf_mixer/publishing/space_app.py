@@ -1,0 +1,150 @@
+# Copyright 2026 The hf_mixer authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+A demo Space: drop an image, see the most likely labels and what the model looked at.
+
+`space.json` beside this file says which model to load. It needs `saliency.py` beside it, and nothing of hf_mixer.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import gradio as gr
+import torch
+from PIL import Image
+from saliency import draw_saliency, occlusion_map
+
+from transformers import AutoModelForImageClassification
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+
+HERE = Path(__file__).parent
+MAX_FILE_SIZE = "20mb"
+MAX_PIXELS = 64_000_000
+TOP_K = 5
+# Forward passes for the map, along each side of the image: what a Space without an accelerator does in seconds.
+MAX_WINDOWS = 8
+
+
+def load(settings: dict):
+    """Return the model and the image processor that `settings`, the contents of `space.json`, name."""
+    model_id, revision = settings["model"], settings["revision"]
+    if revision is None:
+        # A folder: beside this file, or anywhere on the disk
+        model_id = str(HERE / model_id)
+    options = {"revision": revision, "trust_remote_code": True}
+    model = AutoModelForImageClassification.from_pretrained(model_id, **options).eval()
+    device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    return model.to(device), AutoImageProcessor.from_pretrained(model_id, **options)
+
+
+def refuse(message: str) -> gr.Error:
+    """Return an error that the visitor sees for half a minute."""
+    return gr.Error(message, duration=30, print_exception=False)
+
+
+def open_image(path: str) -> Image.Image:
+    """Decode an uploaded file, or raise an error that the visitor can read."""
+    limit = f"The limit is {MAX_PIXELS // 10**6} megapixels: make it smaller and try again."
+    try:
+        image = Image.open(path)
+    except Image.DecompressionBombError:
+        raise refuse(f"This image is far too large. {limit}") from None
+    except Exception:
+        raise refuse("This file is no image that can be read. Try a JPEG, PNG or WebP file.") from None
+    if image.width * image.height > MAX_PIXELS:
+        megapixels = image.width * image.height / 1e6
+        raise refuse(f"This image has {megapixels:.0f} megapixels ({image.width} x {image.height}). {limit}")
+    try:
+        image.load()
+    except Exception:  # Pillow's plugins raise whatever a broken file makes them stumble over
+        raise refuse("This image is damaged and cannot be read to its end.") from None
+    return image
+
+
+class Demo:
+    """
+    The model behind the page.
+
+    Args:
+        model (`MixerForImageClassification`), processor (`MixerImageProcessor` or `MixerImageProcessorPil`):
+            The classifier, in evaluation mode, and its image processor.
+    """
+
+    def __init__(self, model, processor):
+        self.model, self.processor = model, processor
+
+    def predict(self, path: str | None) -> Iterator[tuple[dict[str, float] | None, Image.Image | None]]:
+        """Yield the labels with their scores as soon as they are known, then the same with the map."""
+        if path is None:
+            yield None, None
+            return
+        image = open_image(path)
+        try:
+            pixel_values = self.processor(image, return_tensors="pt")["pixel_values"]
+        except ValueError as error:
+            raise refuse(str(error)) from error
+        with torch.inference_mode():
+            logits = self.model(pixel_values.to(self.model.device)).logits[0].float()
+        multi_label = self.model.config.problem_type == "multi_label_classification"
+        scores = logits.sigmoid() if multi_label else logits.softmax(dim=-1)
+        names = self.model.config.id2label
+        labels = {names[index]: score for index, score in enumerate(scores.tolist())}
+        yield labels, None
+
+        window = -(-max(self.model.config.grid) // MAX_WINDOWS)
+        saliency = occlusion_map(self.model, pixel_values, window=window)
+        normalized = self.processor.do_normalize
+        mean, std = (self.processor.image_mean, self.processor.image_std) if normalized else (0.0, 1.0)
+        yield labels, draw_saliency(pixel_values, saliency, mean, std)
+
+
+def build(demo: Demo, title: str, examples: list[str]) -> gr.Blocks:
+    """Lay out the page."""
+    with gr.Blocks(title=title) as page:
+        gr.Markdown(
+            f"# {title}\nAn MLP-Mixer that tells {demo.model.config.num_labels:,} labels apart. Give it an image."
+        )
+        with gr.Row():
+            with gr.Column(min_width=320):
+                upload = gr.Image(
+                    label="Image", type="filepath", image_mode=None, sources=["upload", "clipboard"], height=320
+                )
+                # Opened in `predict`, where the visitor can be told what is wrong with it
+                upload.preprocess = lambda payload: payload.path if payload is not None else None
+                if examples:
+                    gr.Examples(examples, upload)
+            with gr.Column(min_width=320):
+                labels = gr.Label(label="Labels", num_top_classes=TOP_K)
+                gr.Markdown(
+                    "**What the model looked at.** Orange: covering this part makes the first label less likely. Purple: "
+                    "it makes it more likely. The image is drawn as the model sees it."
+                )
+                saliency = gr.Image(
+                    label="What the model looked at", show_label=False, format="png", interactive=False, buttons=[]
+                )
+        upload.change(demo.predict, upload, [labels, saliency], api_name="predict")
+    return page
+
+
+def main():
+    settings = json.loads((HERE / "space.json").read_text(encoding="utf-8"))
+    examples = sorted(str(path) for path in (HERE / "examples").glob("*"))
+    page = build(Demo(*load(settings)), settings["title"], examples)
+    page.launch(max_file_size=MAX_FILE_SIZE, show_error=True, allowed_paths=[str(HERE / "examples")])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+# Copyright 2026 The hf_mixer authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Whether a folder runs for somebody who does not have this package: its own code, in a process of its own.
+
+That process runs this very file, which therefore imports nothing of the package on its way.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import transformers
+
+
+def predict(model, image_processor) -> dict:
+    """Return the labels and the logits for an image of noise, the same one in every process."""
+    shape = (47, 61, model.config.num_channels)
+    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    inputs = image_processor(image, input_data_format="channels_last", return_tensors="pt")
+    with torch.inference_mode():
+        logits = model(inputs["pixel_values"].to(model.dtype)).logits[0]
+    labels = [model.config.id2label[index] for index in range(len(logits))]
+    return {"labels": labels, "logits": logits.float().tolist()}
+
+
+def check_as_stranger(source: str | os.PathLike, files: dict[str, Path | bytes]) -> None:
+    """
+    Load files as somebody without this package would, and compare a prediction with that of the folder they come from.
+
+    Args:
+        source (`str` or `os.PathLike`):
+            The folder, loaded by this package.
+        files (`dict[str, Path | bytes]`):
+            By its name, each file or its content; nothing else will be there.
+
+    Raises:
+        `ValueError`: the files do not load there, or here, or the predictions differ.
+        `OSError`: there is no space for temporary files.
+    """
+    from ..checkpoints import load_checkpoint
+
+    expected = predict(*load_checkpoint(os.fspath(source)))
+    with tempfile.TemporaryDirectory(prefix="mixer-stranger-") as temporary:
+        folder = Path(temporary, "model")
+        folder.mkdir()
+        for name, content in files.items():
+            place_file(content, folder / name)
+        code = "import runpy, sys; sys.modules['hf_mixer'] = None; runpy.run_path(sys.argv[1], run_name='__main__')"
+        environment = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
+        environment |= {"HF_HOME": temporary, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+        environment |= {"HF_MODULES_CACHE": str(Path(temporary, "modules"))}
+        result = subprocess.run(
+            [sys.executable, "-c", code, __file__, str(folder)],
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            cwd=temporary,
+            env=environment,
+        )
+    if result.returncode != 0:
+        reason = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
+        if "No space left on device" in reason:
+            raise OSError(f"no space left in {tempfile.gettempdir()}: free some, or set TMPDIR to another folder")
+        raise ValueError(f"the folder does not run without hf_mixer, with the code that it carries: {reason}")
+    actual = json.loads(result.stdout.splitlines()[-1])
+    if actual["labels"] != expected["labels"]:
+        raise ValueError(f"the code in the folder gives the labels {actual['labels']}, here {expected['labels']}")
+    difference = float(np.abs(np.subtract(actual["logits"], expected["logits"])).max())
+    if not difference <= 1e-5 * max(1.0, float(np.abs(expected["logits"]).max())):
+        raise ValueError(
+            f"the code in the folder predicts something else than hf_mixer: logits differ by {difference:.2g}. Save the "
+            "model and its image processor again with `save_pretrained`, which brings the code up to date."
+        )
+
+
+def place_file(content: Path | bytes, destination: Path) -> None:
+    """Put a file where it can be loaded, without a copy where the system allows that."""
+    if isinstance(content, bytes):
+        destination.write_bytes(content)
+        return
+    try:
+        destination.symlink_to(content.resolve())
+    except OSError:
+        shutil.copyfile(content, destination)
+
+
+if __name__ == "__main__":
+    classifier = transformers.pipeline("image-classification", sys.argv[-1], trust_remote_code=True, device="cpu")
+    print(json.dumps(predict(classifier.model, classifier.image_processor)))

@@ -1,0 +1,118 @@
+# Copyright 2026 The hf_mixer authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Show a trained model in the browser: drop an image, see its labels and what the model looked at.
+
+    python scripts/demo.py outputs/photos --examples some_photos
+    python scripts/demo.py outputs/photos --export-space space            # a Space with the model in it
+    python scripts/demo.py outputs/photos --export-space space --repo_id your-name/photos-mixer
+
+The page appears at http://127.0.0.1:7860; Gradio's own variables, such as GRADIO_SERVER_PORT, change that. A Space that
+loads the model from the Hub runs the code of one commit: that of --revision, by default of the newest one.
+Needs Gradio: `pip install ".[demo]"`.
+"""
+
+import argparse
+import importlib.util
+import runpy
+import sys
+import tempfile
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from PIL import Image
+
+from hf_mixer import MixerConfig
+from hf_mixer.data import find_images, load_digits_dataset
+from hf_mixer.publishing.space import export_space, write_space
+from hf_mixer.scripting import one_line_errors
+
+
+MAX_EXAMPLES = 6
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="the output folder of scripts/train.py")
+    parser.add_argument("--examples", type=Path, help=f"a folder of images to offer, the first {MAX_EXAMPLES} of them")
+    parser.add_argument(
+        "--export-space", "--export_space", metavar="DIR", type=Path, help="write a Space, show nothing"
+    )
+    parser.add_argument("--repo_id", help="let the Space load the model from this repository on the Hub")
+    parser.add_argument("--revision", help="commit, tag or branch of that repository (default: main)")
+    arguments = parser.parse_args()
+    if arguments.repo_id and not arguments.export_space:
+        parser.error("--repo_id is for --export-space: without it the page shows the model in FOLDER")
+    if arguments.revision and not arguments.repo_id:
+        parser.error("--revision needs --repo_id")
+    return arguments
+
+
+def check_folder(folder: Path) -> MixerConfig:
+    """Return the configuration of the classifier in `folder`."""
+    for name in ("config.json", "preprocessor_config.json"):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} holds no {name}: give the output folder of scripts/train.py")
+    config = MixerConfig.from_pretrained(folder)
+    if not config.num_labels:
+        raise ValueError(f"{folder} holds no classifier")
+    return config
+
+
+def find_examples(folder: Path | None, config: MixerConfig, temporary: Path) -> list[Path]:
+    """Return image files to offer: those in `folder`, or digits for a model that reads digits."""
+    if folder is not None:
+        examples = find_images(folder)[:MAX_EXAMPLES]
+        if not examples:
+            raise ValueError(f"{folder} holds no images")
+        return examples
+    if list(config.id2label.values()) != [str(digit) for digit in range(10)]:
+        return []
+    examples = []
+    for number, image in enumerate(load_digits_dataset()["test"]["image"][1:4]):
+        examples.append(temporary / f"digit_{number}.png")
+        # Enlarged, to be seen in a browser
+        image.resize((128, 128), Image.Resampling.NEAREST).save(examples[-1])
+    return examples
+
+
+def main():
+    arguments = parse_arguments()
+    with tempfile.TemporaryDirectory() as temporary:
+        space = Path(temporary) / "space"
+        space.mkdir()
+        with one_line_errors():
+            config = check_folder(arguments.folder)
+            examples = find_examples(arguments.examples, config, Path(temporary))
+            if arguments.export_space is not None:
+                revision = None
+                if arguments.repo_id is not None:
+                    revision = HfApi().model_info(arguments.repo_id, revision=arguments.revision).sha
+                export_space(arguments.export_space, arguments.folder, arguments.repo_id, revision, examples)
+                print(
+                    f"{arguments.export_space} is ready: `python app.py` there runs it, and on the Hub it is a Space"
+                )
+                return
+            if importlib.util.find_spec("gradio") is None:
+                raise ValueError('this needs Gradio: `pip install "gradio>=6.31"`, or `pip install ".[demo]"`')
+            write_space(
+                space, str(arguments.folder.resolve()), title=arguments.folder.resolve().name, examples=examples
+            )
+        # The page is the Space that would be exported
+        sys.path.insert(0, str(space))
+        runpy.run_path(str(space / "app.py"), run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()
