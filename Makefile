@@ -14,7 +14,7 @@ demo: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/digits_demo.py outputs/digits
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 quality: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -48,6 +48,17 @@ def one_line_errors(types: tuple[type[Exception], ...] = INPUT_ERRORS) -> Iterat
         sys.exit(f"error: {' '.join(text.split())}")
 
 
+def end_together(accelerator) -> None:
+    """
+    Let all processes of a script end at the same time.
+
+    A process that leaves its group right after a collective operation can hang or abort: it waits for a thread of gloo,
+    which waits for the interpreter to release the tensors of that operation. The barrier has none, and gives it time.
+    """
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
 def describe_hardware(device: torch.device, num_processes: int = 1) -> str:
     """Return what a script runs on, such as `"1 x NVIDIA H200"` or `"Intel(R) Xeon(R) CPU, 2 cores"`."""
     if device.type == "cuda":

@@ -34,7 +34,13 @@ from hf_mixer.data import ImageTransform
 from hf_mixer.evaluation import evaluate_model
 from hf_mixer.evaluation_data import load_evaluation_dataset, prepare_evaluation_dataset
 from hf_mixer.plots import save_calibration, save_confusion_matrix
-from hf_mixer.scripting import describe_hardware, find_output_dir, library_versions, one_line_errors
+from hf_mixer.scripting import (
+    describe_hardware,
+    end_together,
+    find_output_dir,
+    library_versions,
+    one_line_errors,
+)
 
 
 # The images that --max_eval_samples draws are the same in every run
@@ -170,7 +176,7 @@ def main():
             save_calibration(output_dir / "calibration.png", results["calibration"], results["ece"])
             (output_dir / "evaluation.json").write_text(to_json(results), encoding="utf-8")
             print_summary(results, output_dir)
-    accelerator.end_training()
+    end_together(accelerator)
 
 
 if __name__ == "__main__":

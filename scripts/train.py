@@ -44,7 +44,7 @@ from hf_mixer import (
 from hf_mixer.data import ImageTransform, collate_images, load_image_dataset, prepare_image_dataset
 from hf_mixer.data_loading import CachedImages, StreamedImages, prepare_streamed_dataset
 from hf_mixer.publishing.card import create_card
-from hf_mixer.scripting import one_line_errors
+from hf_mixer.scripting import end_together, one_line_errors
 from hf_mixer.training import MixerTrainer, MixerTrainingArguments, TrainingError
 from hf_mixer.training.arguments import default_num_workers
 from hf_mixer.training.command_line import (
@@ -260,6 +260,7 @@ def main():
         trainer.push_to_hub()
     else:
         trainer.create_model_card()
+    end_together(trainer.accelerator)
 
 
 if __name__ == "__main__":

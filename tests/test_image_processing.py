@@ -12,13 +12,7 @@ from hf_mixer import MixerImageProcessor, MixerImageProcessorPil
 
 PROCESSORS = [
     MixerImageProcessorPil,
-    pytest.param(
-        MixerImageProcessor,
-        marks=[
-            pytest.mark.torchvision,
-            pytest.mark.skipif(not is_torchvision_available(), reason="needs torchvision"),
-        ],
-    ),
+    pytest.param(MixerImageProcessor, marks=pytest.mark.torchvision),
 ]
 
 

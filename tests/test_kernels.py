@@ -28,7 +28,6 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # On a GPU, float32 is none of the types that the operator is used for
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 CONFIG = dict(image_size=16, patch_size=4, hidden_size=24, num_hidden_layers=2, token_mlp_dim=12, channel_mlp_dim=8)
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="compares float32, in Triton's interpreter")
 
 
@@ -109,7 +108,6 @@ def test_equal_to_float64(grid, hidden_size, token_mlp_dim, hidden_act):
     compare_with_float64(random_layer(config, torch.float32), hidden_states, 5e-6)
 
 
-@needs_gpu
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", VARIANTS)

@@ -14,6 +14,7 @@ from PIL import Image
 from hf_mixer import MixerConfig, MixerForImageClassification, MixerImageProcessorPil
 from hf_mixer.data import ImageTransform, collate_images
 from hf_mixer.data_loading import CachedImages, StreamedImages
+from hf_mixer.scripting import end_together
 from hf_mixer.training import MixerTrainer, MixerTrainingArguments
 
 
@@ -125,6 +126,7 @@ def run_as_one_of_several(output_dir: Path) -> None:
     report["evaluated from a stream"] = trainer.evaluate()["eval_count"]
     if trainer.is_world_process_zero():
         (output_dir / "report.json").write_text(json.dumps(report))
+    end_together(trainer.accelerator)
 
 
 if __name__ == "__main__":

@@ -55,6 +55,9 @@ class MixerTrainingArguments(TrainingArguments):
         default=not HAS_ACCELERATOR,
         metadata={"help": "Stay on the CPU. Default: where there is no accelerator, so that several processes join."},
     )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Let DDP look for parameters without a gradient. A Mixer has none."}
+    )
     dataloader_pin_memory: bool = field(
         default=HAS_ACCELERATOR,
         metadata={"help": "Pin the memory of batches. Default: where there is an accelerator."},
