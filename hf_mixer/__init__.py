@@ -29,6 +29,7 @@ from .checkpoints import load_checkpoint
 from .configuration_mixer import MixerConfig
 from .image_processing_mixer import MixerImageProcessor
 from .image_processing_pil_mixer import MixerImageProcessorPil
+from .kernels import attach_kernels
 from .modeling_mixer import (
     MixerBackbone,
     MixerForImageClassification,
@@ -49,6 +50,7 @@ image_processor_classes = {"pil": MixerImageProcessorPil}
 if is_torchvision_available():
     image_processor_classes["torchvision"] = MixerImageProcessor
 AutoImageProcessor.register(MixerConfig, image_processor_classes=image_processor_classes, exist_ok=True)
+attach_kernels()
 
 
 __all__ = [

@@ -40,7 +40,7 @@ from .modeling_mixer import MixerForImageClassification
 from .timing import spread, time_interleaved
 
 
-IMPLEMENTATIONS = ("hf_mixer", "hf_mixer_kernels", "timm", "timm_wrapper")
+IMPLEMENTATIONS = ("hf_mixer", "hf_mixer_without_kernels", "timm", "timm_wrapper")
 DTYPES = ("float32", "bfloat16", "float16", "int8", "float8")
 # "eager", or a mode of `torch.compile`
 EXECUTIONS = ("eager", "default", "reduce-overhead", "max-autotune")
@@ -109,8 +109,8 @@ def why_not(case: Case, implementation: str, device: torch.device) -> str | None
         return "torchao is not installed"
     if case.dtype == "float8" and device.type != "cuda":
         return "float8 needs CUDA"
-    if implementation == "hf_mixer_kernels" and device.type != "cuda":
-        return "the kernels need CUDA"
+    if implementation == "hf_mixer_without_kernels" and device.type != "cuda":
+        return "it has kernels on CUDA only"
     if implementation.startswith("timm"):
         if not is_timm_available():
             return "timm is not installed"
@@ -157,10 +157,10 @@ def build_model(case: Case, implementation: str, device: torch.device) -> nn.Mod
     model = model.to(device, case.weight_dtype(device))
     if case.dtype in ("int8", "float8"):
         model = quantize(model, case.dtype, device)
-    if implementation == "hf_mixer_kernels":
+    if implementation == "hf_mixer_without_kernels":
         from .kernels import use_kernels
 
-        use_kernels(model)
+        use_kernels(model, enabled=False)
     return model.train(case.training)
 
 

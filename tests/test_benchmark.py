@@ -53,7 +53,7 @@ def test_rows_hold_what_was_measured(tiny, monkeypatch, training):
         lambda steps, rounds, device: [{key: seconds[key[1]] for key in steps}] * rounds,
     )
     case = Case(tiny, 4, "float32", training)
-    rows = measure([case], ("hf_mixer", "hf_mixer_kernels"), 3, CPU)
+    rows = measure([case], ("hf_mixer", "hf_mixer_without_kernels"), 3, CPU)
     assert [row["implementation"] for row in rows] == ["hf_mixer"]
     row = rows[0]
     assert (row["milliseconds"], row["images_per_second"], row["spread"]) == (2000.0, 2.0, 0.0)
@@ -78,7 +78,7 @@ def test_training_steps_train(tiny):
 
 def test_what_cannot_take_part_has_a_reason():
     assert why_not(Case("B/16", 8, "float32"), "hf_mixer", CPU) is None
-    assert "CUDA" in why_not(Case("B/16", 8, "float32"), "hf_mixer_kernels", CPU)
+    assert "CUDA" in why_not(Case("B/16", 8, "float32"), "hf_mixer_without_kernels", CPU)
     assert "inference" in why_not(Case("B/16", 8, "int8", training=True), "hf_mixer", CPU)
     assert "hf_mixer only" in why_not(Case("B/16", 8, "int8"), "timm", CPU)
 
@@ -131,7 +131,7 @@ def test_script_prints_a_table_and_saves_the_figures(tmp_path):
         (["--batch_sizes", "0"], "--batch_sizes have to be at least 1"),
         (["--rounds", "0"], "--rounds has to be at least 1"),
         (["--device", "nonsense"], "device"),
-        (["--implementations", "hf_mixer_kernels", "--device", "cpu"], "none of the implementations"),
+        (["--implementations", "hf_mixer_without_kernels", "--device", "cpu"], "none of the implementations"),
     ],
 )
 def test_bad_arguments_give_one_line(arguments, message, monkeypatch, capsys, tmp_path):

@@ -2,6 +2,9 @@
 
 import copy
 import importlib
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -21,7 +24,10 @@ from .test_modeling import ENABLE_CHECKPOINTING
 if not is_triton_available():
     pytest.skip("needs triton", allow_module_level=True)
 
-from hf_mixer.kernels import token_mixing
+import triton
+import triton.language as tl
+
+from hf_mixer.kernels import selection, token_mixing
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -228,6 +234,131 @@ def test_steps_aside_for_hooks_and_adapters():
     assert count_operators(model, images()) == 2
     lora = peft.get_peft_model(model, peft.LoraConfig(target_modules=r".*layers\.0\.token_mixing\.fc1"))
     assert count_operators(lora, images()) == 1
+
+
+KIND = ("cpu", torch.float32, torch.float32, None, 2, 16, 24, 12)
+
+
+@interpreted
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("seconds", "expected"), [(0.5, True), (0.99, False), (2.0, False)])
+def test_kernels_are_chosen_where_they_are_faster(monkeypatch, training, seconds, expected):
+    monkeypatch.setattr(
+        selection, "time_interleaved", lambda steps, *_, **__: [{"own": 1.0, "fused": seconds} for _ in range(3)]
+    )
+    state = torch.get_rng_state()
+    assert selection.is_faster.__wrapped__(kernels.mix_tokens, *KIND, False, training) is expected
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@interpreted
+def test_kernels_that_fail_or_compute_something_else_are_left_out(monkeypatch, caplog):
+    monkeypatch.setattr(
+        selection, "time_interleaved", lambda steps, *_, **__: [{"own": 1.0, "fused": 0.1} for _ in range(3)]
+    )
+
+    def fail(layer, hidden_states):
+        raise RuntimeError("out of registers")
+
+    def forget_the_residual(layer, hidden_states):
+        return kernels.mix_tokens(layer, hidden_states) - hidden_states
+
+    for fused, message in ((fail, "out of registers"), (forget_the_residual, "the results would differ by")):
+        assert selection.is_faster.__wrapped__(fused, *KIND, False, False) is False
+        assert message in caplog.text
+
+
+@interpreted
+@pytest.mark.parametrize("faster", [False, True])
+def test_models_of_the_package_choose_by_themselves(monkeypatch, faster):
+    asked, graphs = [], []
+
+    def is_faster(fused, *kind):
+        asked.append(kind)
+        torch.randn(2).sum().item()  # of a real tensor, also while a graph is captured
+        return faster
+
+    def keep_graph(graph, inputs):
+        graphs.append(str(graph.graph))
+        return graph
+
+    monkeypatch.setattr(kernels, "is_on_gpu", lambda hidden_states: True)
+    monkeypatch.setattr(selection, "is_faster", is_faster)
+    model = make_model()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend=keep_graph)
+    expected = use_kernels(make_model(), enabled=False)(images()).logits
+    for each in (model, compiled):
+        torch.testing.assert_close(each(images()).logits, expected)
+    assert set(asked) == {("cpu", torch.float32, torch.float32, None, 1, 16, 24, 12, False, True)}
+    assert count_operators(model, images()) == (2 if faster else 0)
+    assert graphs[0].count("torch.ops.hf_mixer.token_mixing") == (2 if faster else 0)
+    # What is exported is for other machines
+    program = torch.export.export(model, (), {"pixel_values": images()})
+    assert "hf_mixer.token_mixing.default" not in {str(node.target) for node in program.graph.nodes}
+
+
+def test_on_a_cpu_nothing_is_asked(monkeypatch):
+    monkeypatch.setattr(selection, "is_faster", None)
+    assert count_operators(make_model().to("cpu", torch.float32), images().to("cpu", torch.float32)) == 0
+
+
+@interpreted
+@pytest.mark.parametrize("tanh", [False, True])
+def test_gate_without_the_error_function_is_near_it(tanh):
+    x = torch.cat([torch.linspace(-8, 8, 20_001), torch.tensor([-1e4, -100.0, 100.0, 1e4])])
+    exact = x.double().requires_grad_()
+    output = nn.functional.gelu(exact, approximate="tanh" if tanh else "none")
+    output.sum().backward()
+    gate, slope = torch.empty_like(x), torch.empty_like(x)
+    evaluate_gate[(1,)](x, gate, slope, len(x), tanh, triton.next_power_of_2(len(x)))
+    within = x.abs() <= 8
+    assert (x * gate - output)[within].abs().max() < 5e-5
+    assert ((x * gate - output) / x)[~within].abs().max() < 1e-5
+    assert (gate + x * slope - exact.grad).abs().max() < 2e-4
+
+
+@triton.jit
+def evaluate_gate(x_pointer, gate_pointer, slope_pointer, count, TANH: tl.constexpr, BLOCK: tl.constexpr):
+    index = tl.arange(0, BLOCK)
+    x = tl.load(x_pointer + index, mask=index < count, other=0.0)
+    gate = token_mixing._polynomial_gate(x, TANH)
+    tl.store(gate_pointer + index, gate, mask=index < count)
+    tl.store(slope_pointer + index, token_mixing._gate_slope(x, gate, TANH, False), mask=index < count)
+
+
+COMPILE_FOR_HOPPER = """
+import sys, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+import triton
+import triton.language as tl
+
+from hf_mixer.kernels import selection, token_mixing
+
+for kernel in (token_mixing._token_mixing_forward, token_mixing._token_mixing_backward):
+    config, names = kernel.configs[0], kernel.fn.arg_names
+    constants = {"TANH": False, "HAS_SCALE": True, "BLOCK_S": 256, **config.kwargs}
+    constants = {name: value for name, value in constants.items() if name in names}
+    kinds = {"mean_pointer": "*fp32", "rstd_pointer": "*fp32", "scale_pointer": "*fp32"}
+    signature = {
+        name: "constexpr" if name in constants else kinds.get(name, "*bf16" if name.endswith("_pointer") else "i32")
+        for name in names
+    }
+    aligned = {(index,): [["tt.divisibility", 16]] for index, name in enumerate(names) if name.endswith("_pointer")}
+    source = ASTSource(kernel.fn, signature, constants, aligned)
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    # 227 KiB is what a block may have there
+    print("wgmma.mma_async" in compiled.asm["ptx"], compiled.metadata.shared <= 227 * 1024)
+"""
+
+
+def test_kernels_compile_for_hopper(tmp_path):
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", COMPILE_FOR_HOPPER]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.stdout.splitlines() == ["True True"] * 2, result.stderr
 
 
 def test_what_cannot_be_is_refused(monkeypatch):

@@ -1,0 +1,144 @@
+# Copyright 2026 The hf_mixer authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Whether a fused operator computes the same as a layer's own code on this device, and is faster."""
+
+import functools
+import logging
+import statistics
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from transformers.activations import GELUTanh
+
+from ..configuration_mixer import MixerConfig
+from ..modeling_mixer import MixerLayer
+from ..timing import time_interleaved
+from . import OWN_MIX_TOKENS, mix_tokens
+
+
+logger = logging.getLogger(__name__)
+
+# What it takes to be worth another code path, and how much rounding may differ, in units of the type's last place
+SPEEDUP = 1.05
+TOLERANCE = 16
+# A few images keep only some of the multiprocessors busy, many keep all of them
+FEW, MANY = 1, 64
+
+
+def measure_layer(layer: Any, hidden_states: torch.Tensor) -> bool:
+    """Whether the fused operator is the faster one for this layer and these tokens; measured once for each kind."""
+    device_type = hidden_states.device.type
+    return _is_faster_constant(
+        str(hidden_states.device),
+        hidden_states.dtype,
+        layer.token_mixing.fc1.weight.dtype,
+        torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None,
+        FEW if hidden_states.shape[0] < 8 else MANY,
+        hidden_states.shape[1],
+        hidden_states.shape[2],
+        layer.token_mixing.fc1.out_features,
+        type(layer.token_mixing.activation_fn) is GELUTanh,
+        torch.is_grad_enabled(),
+    )
+
+
+# In a graph that is being captured, the answer is a constant
+@torch.compiler.assume_constant_result
+def _is_faster_constant(*kind) -> bool:
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        return False  # nothing can be measured now
+    return is_faster(mix_tokens, *kind)
+
+
+@functools.cache
+def is_faster(
+    fused: Callable,
+    device: str,
+    input_dtype: torch.dtype,
+    weight_dtype: torch.dtype,
+    autocast_dtype: torch.dtype | None,
+    batch_size: int,
+    num_patches: int,
+    hidden_size: int,
+    token_mlp_dim: int,
+    tanh: bool,
+    training: bool,
+) -> bool:
+    """
+    Compare a fused operator with the code of `MixerLayer.mix_tokens` on random tokens: first the results, then the time.
+    The state of the random number generators stays as it is.
+
+    Args:
+        fused (`Callable`):
+            Takes a layer and the tokens.
+        device (`str`):
+            Where to measure.
+        input_dtype (`torch.dtype`), weight_dtype (`torch.dtype`), autocast_dtype (`torch.dtype`, *optional*):
+            The types of the tokens and of the weights, and the one of autocast where it is on.
+        batch_size (`int`), num_patches (`int`), hidden_size (`int`), token_mlp_dim (`int`):
+            The sizes.
+        tanh (`bool`):
+            Whether GELU is the approximation with tanh.
+        training (`bool`):
+            Whether to measure the backward pass as well.
+
+    Returns:
+        `bool`: whether the results agree within the rounding of the type and the operator takes less time. Where they do
+        not agree, or the operator fails, a warning says so.
+    """
+    target = torch.device(device)
+    steps: dict[str, Callable[[], list[torch.Tensor]]] = {}
+
+    def run(mix: Callable) -> list[torch.Tensor]:
+        with torch.autocast(target.type, autocast_dtype) if autocast_dtype else nullcontext():
+            output = mix(layer, inputs)
+        if not training:
+            return [output]
+        return [output, *torch.autograd.grad(output, [inputs, *parameters], torch.ones_like(output))]
+
+    devices = [target] if target.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.inference_mode(False), torch.set_grad_enabled(training):
+        config = MixerConfig(
+            image_size=(num_patches, 1),
+            patch_size=1,
+            hidden_size=hidden_size,
+            token_mlp_dim=token_mlp_dim,
+            channel_mlp_dim=1,
+            hidden_act="gelu_pytorch_tanh" if tanh else "gelu",
+        )
+        layer = MixerLayer(config, layer_idx=0).to(target, weight_dtype)
+        parameters = [*layer.token_norm.parameters(), *layer.token_mixing.parameters()]
+        inputs = torch.randn(batch_size, num_patches, hidden_size, device=target, dtype=input_dtype)
+        inputs.requires_grad_(training)
+        steps = {"own": lambda: run(OWN_MIX_TOKENS), "fused": lambda: run(fused)}
+        try:
+            eps = torch.finfo(autocast_dtype or weight_dtype).eps
+            for own, other in zip(*(step() for step in steps.values())):
+                own, other = own.detach().float(), other.detach().float()
+                difference = float((own - other).abs().max())
+                if not difference <= TOLERANCE * eps * float(own.abs().max()):
+                    logger.warning(
+                        "Token mixing of %s patches by %s channels goes without the fused kernel on %s: the results would "
+                        "differ by %.2g.",
+                        *(num_patches, hidden_size, device, difference),
+                    )
+                    return False
+            times = list(time_interleaved(steps, 5, target, minimum=0.01))
+        except Exception as error:  # whatever a compiler or a driver may raise: the layer's own code still runs
+            logger.warning("Token mixing goes without the fused kernel on %s, where it fails: %r", device, error)
+            return False
+    return statistics.median(seconds["own"] / seconds["fused"] for seconds in times) >= SPEEDUP
