@@ -17,7 +17,6 @@ import io
 import itertools
 import os
 import statistics
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,19 +28,20 @@ import torch
 from PIL import Image
 from torch import nn
 
-from transformers import PreTrainedModel, TimmWrapperConfig, TimmWrapperForImageClassification, TorchAoConfig
+from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 from transformers.utils import is_timm_available, is_torchao_available, is_torchvision_available
 
 from .configuration_mixer import MixerConfig, to_pair
 from .flops import estimate_flops
 from .image_processing_mixer import MixerImageProcessor
 from .image_processing_pil_mixer import MixerImageProcessorPil
+from .low_precision import QUANTIZED, quantize
 from .modeling_mixer import MixerForImageClassification
 from .timing import spread, time_interleaved
 
 
 IMPLEMENTATIONS = ("hf_mixer", "hf_mixer_without_kernels", "timm", "timm_wrapper")
-DTYPES = ("float32", "bfloat16", "float16", "int8", "float8")
+DTYPES = ("float32", "bfloat16", "float16", *QUANTIZED)
 # "eager", or a mode of `torch.compile`
 EXECUTIONS = ("eager", "default", "reduce-overhead", "max-autotune")
 
@@ -83,7 +83,7 @@ class Case:
         return MixerConfig.from_variant(self.variant, num_labels=10 if self.variant == "cifar10" else 1000)
 
     def weight_dtype(self, device: torch.device) -> torch.dtype:
-        if self.dtype in ("int8", "float8"):
+        if self.dtype in QUANTIZED:
             return torch.float32 if device.type == "cpu" else torch.bfloat16
         return getattr(torch, self.dtype)
 
@@ -94,13 +94,13 @@ class Case:
         """
         with torch.device("meta"):
             num_weights = MixerForImageClassification(self.config()).num_parameters()
-        bytes_per_weight = 1 if self.dtype in ("int8", "float8") else self.weight_dtype(device).itemsize
+        bytes_per_weight = 1 if self.dtype in QUANTIZED else self.weight_dtype(device).itemsize
         return num_weights * bytes_per_weight * (10 if self.training else 1)
 
 
 def why_not(case: Case, implementation: str, device: torch.device) -> str | None:
     """Say why an implementation cannot take part in a case, or return `None` where it can."""
-    quantized = case.dtype in ("int8", "float8")
+    quantized = case.dtype in QUANTIZED
     if quantized and implementation != "hf_mixer":
         return f"{case.dtype} is measured for hf_mixer only"
     if quantized and case.training:
@@ -155,32 +155,13 @@ def build_model(case: Case, implementation: str, device: torch.device) -> nn.Mod
     else:
         model = MixerForImageClassification(config)
     model = model.to(device, case.weight_dtype(device))
-    if case.dtype in ("int8", "float8"):
-        model = quantize(model, case.dtype, device)
+    if case.dtype in QUANTIZED:
+        model = quantize(model, case.dtype)
     if implementation == "hf_mixer_without_kernels":
         from .kernels import use_kernels
 
         use_kernels(model, enabled=False)
     return model.train(case.training)
-
-
-def quantize(model: PreTrainedModel, dtype: str, device: torch.device) -> PreTrainedModel:
-    """Return the model as `from_pretrained(..., quantization_config=...)` quantizes it to `"int8"` or `"float8"`."""
-    from torchao.quantization import (
-        Float8DynamicActivationFloat8WeightConfig,
-        Int8DynamicActivationInt8WeightConfig,
-        PerRow,
-    )
-
-    if dtype == "int8":
-        how = Int8DynamicActivationInt8WeightConfig()
-    else:
-        how = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        return type(model).from_pretrained(
-            folder, dtype=model.dtype, device_map={"": device}, quantization_config=TorchAoConfig(how)
-        )
 
 
 def make_step(case: Case, model: nn.Module, execution: str, device: torch.device) -> Callable[[], Any]:

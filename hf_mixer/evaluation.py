@@ -181,7 +181,9 @@ def predict_dataset(
             pin_memory=accelerator.device.type == "cuda",
         )
     )
-    model = model.eval().to(accelerator.device)
+    model = model.eval()
+    if getattr(model, "hf_quantizer", None) is None:  # a quantized model stays where it was loaded
+        model = model.to(accelerator.device)
     parts, done = [], 0
     with tqdm(
         total=len(dataset), desc="Evaluating", unit=" images", disable=not accelerator.is_main_process
@@ -203,10 +205,14 @@ def predict_dataset(
 
 
 def evaluate_model(
-    model, dataset: Dataset, accelerator: Accelerator, batch_size: int = 64, num_workers: int = 0
+    model, dataset: Dataset, accelerator: Accelerator, batch_size: int = 64, num_workers: int = 0, reference=None
 ) -> dict:
     """
-    Measure a classifier on a data set; for the arguments and errors see `predict_dataset`.
+    Measure a classifier on a data set; for the other arguments and errors see `predict_dataset`.
+
+    Args:
+        reference ([`MixerForImageClassification`], *optional*):
+            A model to compare with, such as the one that `model` was quantized from.
 
     Returns:
         `dict`: ready for JSON:
@@ -219,11 +225,17 @@ def evaluate_model(
         - `confusion_matrix`: number of images, true labels in rows, predicted ones in columns (`None` with more than
           5,000 labels);
         - `calibration`: see `calibration_bins`;
-        - `images_per_second`: reading and decoding included.
+        - `images_per_second`: reading and decoding included;
+        - `agreement`: share of images for which `reference`, if there is one, has the same most likely label.
     """
     start = time.perf_counter()
     scores = predict_dataset(model, dataset, accelerator, batch_size, num_workers)
     duration = time.perf_counter() - start
+
+    agreement = {}
+    if reference is not None:
+        others = predict_dataset(reference, dataset, accelerator, batch_size, num_workers)
+        agreement["agreement"] = float(np.mean(others["predictions"] == scores["predictions"]))
 
     num_labels = model.config.num_labels
     labels, predictions = scores["labels"], scores["predictions"]
@@ -250,4 +262,5 @@ def evaluate_model(
         "confusion_matrix": matrix,
         "calibration": bins,
         "images_per_second": len(labels) / duration,
+        **agreement,
     }

@@ -33,6 +33,7 @@ from hf_mixer import load_checkpoint
 from hf_mixer.data import ImageTransform
 from hf_mixer.evaluation import evaluate_model
 from hf_mixer.evaluation_data import load_evaluation_dataset, prepare_evaluation_dataset
+from hf_mixer.low_precision import QUANTIZED, quantize
 from hf_mixer.plots import save_calibration, save_confusion_matrix
 from hf_mixer.scripting import (
     describe_hardware,
@@ -66,7 +67,9 @@ def parse_arguments() -> argparse.Namespace:
         help="processes that decode images (default: with an accelerator up to 8)",
     )
     parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16"], help="type to compute in (default: that of the weights)"
+        "--dtype",
+        choices=["float32", "bfloat16", "float16", *QUANTIZED],
+        help="type to compute in (default: that of the weights); those of 8 bits are compared with float32 too",
     )
     parser.add_argument("--output_dir", type=Path, help="where to write the results (default: FOLDER)")
     parser.add_argument("--cache_dir", help="where to keep what comes from the Hub")
@@ -98,6 +101,8 @@ def print_summary(results: dict, output_dir: Path) -> None:
         print(f"  top-5 accuracy  {results['top5']:7.2%}")
     print(f"  loss            {results['loss']:7.4f}")
     print(f"  ECE             {results['ece']:7.2%}")
+    if "agreement" in results:
+        print(f"  like float32    {results['agreement']:7.2%}")
     print(f"  speed           {results['images_per_second']:,.0f} images per second, {results['hardware']}")
     imperfect = [entry for entry in results["per_class"] if entry["accuracy"] is not None and entry["accuracy"] < 1]
     if imperfect:
@@ -117,7 +122,10 @@ def main():
         # One process downloads, the others find it done
         with accelerator.main_process_first():
             model, image_processor = load_checkpoint(
-                arguments.model, dtype=arguments.dtype, cache_dir=arguments.cache_dir, token=arguments.token
+                arguments.model,
+                dtype="float32" if arguments.dtype in QUANTIZED else arguments.dtype,
+                cache_dir=arguments.cache_dir,
+                token=arguments.token,
             )
             config = model.config
             if config.num_labels < 2 or config.problem_type not in (None, "single_label_classification"):
@@ -149,12 +157,17 @@ def main():
         # Before the work whose results it holds, and after the input is known to be good
         output_dir.mkdir(parents=True, exist_ok=True)
 
+        reference = None
+        if arguments.dtype in QUANTIZED:
+            model = model.to(accelerator.device)
+            reference, model = model, quantize(model, arguments.dtype)
         results = evaluate_model(
             model,
             dataset.with_transform(ImageTransform(image_processor)),
             accelerator,
             arguments.per_device_eval_batch_size,
             num_workers,
+            reference,
         )
         if accelerator.is_main_process:
             name = arguments.dataset_name or arguments.eval_dir or "scikit-learn digits"

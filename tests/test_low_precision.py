@@ -7,6 +7,7 @@ from transformers import TorchAoConfig
 from transformers.utils import is_torchao_available
 
 from hf_mixer import MixerConfig, MixerForImageClassification
+from hf_mixer.low_precision import quantize
 
 
 CONFIG = dict(image_size=16, patch_size=4, hidden_size=32, num_hidden_layers=2, token_mlp_dim=16, channel_mlp_dim=64)
@@ -68,10 +69,7 @@ def test_autocast_trains(model):
 
 @pytest.fixture(scope="module")
 def quantized(folder):
-    from torchao.quantization import Int8DynamicActivationInt8WeightConfig
-
-    config = TorchAoConfig(Int8DynamicActivationInt8WeightConfig())
-    return MixerForImageClassification.from_pretrained(folder, quantization_config=config).eval()
+    return quantize(MixerForImageClassification.from_pretrained(folder), "int8")
 
 
 @needs_torchao
@@ -125,3 +123,8 @@ def test_float8_is_saved_and_reloaded(folder, model, tmp_path):
     narrow.save_pretrained(tmp_path)
     reloaded = MixerForImageClassification.from_pretrained(tmp_path, device_map="cuda").eval()
     assert torch.equal(logits(reloaded, images().cuda()), output)
+
+
+def test_other_types_are_refused(model):
+    with pytest.raises(ValueError, match="has to be one of int8, float8, got 'int4'"):
+        quantize(model, "int4")

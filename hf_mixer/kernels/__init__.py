@@ -46,7 +46,7 @@ OWN_MIX_TOKENS = MixerLayer.mix_tokens
 def attach_kernels() -> None:
     """Let every `MixerLayer` of this package use the kernels where they are faster. Done by `import hf_mixer`."""
     if is_triton_available():
-        MixerLayer.mix_tokens = mix_tokens_if_faster
+        setattr(MixerLayer, "mix_tokens", mix_tokens_if_faster)  # noqa: B010
 
 
 def use_kernels(model: nn.Module, enabled: bool | None = True) -> nn.Module:

@@ -123,7 +123,7 @@ def build(demo: Demo, title: str, examples: list[str]) -> gr.Blocks:
                     label="Image", type="filepath", image_mode=None, sources=["upload", "clipboard"], height=320
                 )
                 # Opened in `predict`, where the visitor can be told what is wrong with it
-                upload.preprocess = lambda payload: payload.path if payload is not None else None
+                upload.preprocess = lambda payload: payload.path if payload is not None else None  # type: ignore[method-assign]
                 if examples:
                     gr.Examples(examples, upload)
             with gr.Column(min_width=320):
