@@ -29,6 +29,37 @@ from tqdm import tqdm
 from .data import ImageDataError, ImageTransform, find_column
 
 
+class NamedRows(Dataset):
+    """
+    The rows of a data set of images. One that cannot be read is refused with its number.
+
+    Args:
+        dataset (`datasets.Dataset`):
+            Under an [`~hf_mixer.data.ImageTransform`].
+
+    Raises:
+        [`~hf_mixer.data.ImageDataError`]: an image cannot be read; the message names its row.
+    """
+
+    def __init__(self, dataset: datasets.Dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, row: int) -> dict:
+        try:
+            return self.dataset[row]
+        except ImageDataError as error:
+            raise ImageDataError(f"image {row} of the data: {error}") from error
+
+    def __getitems__(self, rows: list[int]) -> list[dict]:
+        try:
+            return self.dataset.__getitems__(rows)
+        except ImageDataError:
+            return [self[row] for row in rows]
+
+
 class CachedImages(Dataset):
     """
     A data set of small images, decoded once and kept as one uint8 tensor. It returns whole batches.
@@ -60,12 +91,21 @@ class CachedImages(Dataset):
         self.labels = torch.tensor(dataset["label"], device=device)
         self.pixel_values = torch.empty(0)
         with ThreadPoolExecutor(num_threads) as pool:
-            chunks = pool.map(lambda start: transform(dataset[start : start + self.CHUNK])["pixel_values"], starts)
+            chunks = pool.map(lambda start: self._decode(dataset, transform, start), starts)
             for start, pixels in zip(starts, tqdm(chunks, "Decoding images", len(starts))):
                 if start == 0:
                     shape = (len(dataset), *pixels.shape[1:])
                     self.pixel_values = torch.empty(shape, dtype=pixels.dtype, device=device)
                 self.pixel_values[start : start + len(pixels)] = pixels.to(device)
+
+    def _decode(self, dataset: datasets.Dataset, transform: ImageTransform, start: int) -> torch.Tensor:
+        try:
+            return transform(dataset[start : start + self.CHUNK])["pixel_values"]
+        except ImageDataError:
+            rows = NamedRows(dataset.with_transform(transform))
+            for row in range(start, min(start + self.CHUNK, len(dataset))):
+                rows[row]
+            raise
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -169,7 +209,8 @@ class StreamedImages(IterableDataset):
                 count += 1
         except Exception as error:  # of the file system, the network, the compression or the file format
             raise ImageDataError(
-                f"the data stream broke in pass {epoch + 1}, after {count} images of this reader: {error}"
+                f"the data stream broke in pass {epoch + 1}, after {count} images of this reader: {str(error).rstrip('.')}. "
+                "Check the files of the data set, download the broken one again or leave it out"
             ) from error
 
 
@@ -180,6 +221,7 @@ def prepare_streamed_dataset(
     seed: int = 42,
     eval_split: str | None = None,
     buffer_size: int = 2048,
+    max_train_samples: int | None = None,
 ) -> tuple[IterableDatasetDict, list[str]]:
     """
     Give a streamed data set the form that training needs.
@@ -197,6 +239,8 @@ def prepare_streamed_dataset(
             The split to take for `validation`, where it is called otherwise.
         buffer_size (`int`, *optional*, defaults to 2048):
             Number of images from which the next one is drawn, after the shards are shuffled.
+        max_train_samples (`int`, *optional*):
+            Keep the first ones of the training data only.
 
     Returns:
         `tuple[IterableDatasetDict, list[str]]`: the splits `train`, shuffled, and `validation`, with the columns `image`
@@ -225,5 +269,8 @@ def prepare_streamed_dataset(
     dataset = IterableDatasetDict(
         {split: data.cast_column("image", ImageFeature(decode=False)) for split, data in dataset.items()}
     )
+    if max_train_samples is not None:
+        # Before the shuffle, so that they are the same in every pass
+        dataset["train"] = dataset["train"].take(max_train_samples)
     dataset["train"] = dataset["train"].shuffle(seed=seed, buffer_size=buffer_size)
     return dataset, features[label_column].names

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .data import collate_images
+from .data_loading import NamedRows
 
 
 NUM_BINS = 15
@@ -120,27 +121,6 @@ def expected_calibration_error(bins: list[dict[str, float] | None]) -> float:
     filled = [entry for entry in bins if entry is not None]
     total = sum(entry["count"] for entry in filled)
     return sum(entry["count"] / total * abs(entry["accuracy"] - entry["confidence"]) for entry in filled)
-
-
-class NamedRows(torch.utils.data.Dataset):
-    """The rows of a data set; one that cannot be read is refused with its number."""
-
-    def __init__(self, dataset: Dataset):
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitems__(self, rows: list[int]) -> list[dict]:
-        try:
-            return self.dataset.__getitems__(rows)
-        except ValueError:
-            for row in rows:
-                try:
-                    self.dataset[row]
-                except ValueError as error:
-                    raise ValueError(f"image {row} of the data: {error}") from error
-            raise
 
 
 @torch.inference_mode()

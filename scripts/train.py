@@ -41,8 +41,8 @@ from hf_mixer import (
     MixerImageProcessorPil,
     load_checkpoint,
 )
-from hf_mixer.data import ImageTransform, collate_images, load_image_dataset, prepare_image_dataset
-from hf_mixer.data_loading import CachedImages, StreamedImages, prepare_streamed_dataset
+from hf_mixer.data import ImageDataError, ImageTransform, collate_images, load_image_dataset, prepare_image_dataset
+from hf_mixer.data_loading import CachedImages, NamedRows, StreamedImages, prepare_streamed_dataset
 from hf_mixer.publishing.card import create_card
 from hf_mixer.scripting import end_together, one_line_errors
 from hf_mixer.training import MixerTrainer, MixerTrainingArguments, TrainingError
@@ -138,13 +138,15 @@ def load_data(model_args: ModelArguments, data_args: DataTrainingArguments, trai
     columns = (data_args.image_column_name, data_args.label_column_name)
     seed, eval_split = training_args.seed, data_args.eval_split
     if data_args.streaming:
-        dataset, labels = prepare_streamed_dataset(dataset, *columns, seed=seed, eval_split=eval_split)
-    else:
-        dataset, labels = prepare_image_dataset(dataset, *columns, data_args.train_val_split, seed, eval_split)
+        dataset, labels = prepare_streamed_dataset(
+            dataset, *columns, seed=seed, eval_split=eval_split, max_train_samples=data_args.max_train_samples
+        )
+        if data_args.max_eval_samples is not None:
+            dataset["validation"] = dataset["validation"].take(data_args.max_eval_samples)
+        return dataset, labels
+    dataset, labels = prepare_image_dataset(dataset, *columns, data_args.train_val_split, seed, eval_split)
     for split, limit in (("train", data_args.max_train_samples), ("validation", data_args.max_eval_samples)):
-        if limit is not None and data_args.streaming:
-            dataset[split] = dataset[split].take(limit)
-        elif limit is not None:
+        if limit is not None:
             shuffled = dataset[split].shuffle(seed=seed)
             dataset[split] = shuffled.select(range(min(limit, len(shuffled))))
     return dataset, labels
@@ -169,18 +171,26 @@ def evaluation_size(image_processor) -> tuple[int, int]:
     return size["height"], size["width"]
 
 
-def set_stream_length(dataset, training_args: MixerTrainingArguments) -> None:
+def set_stream_length(dataset, training_args: MixerTrainingArguments, max_train_samples: int | None) -> None:
     """Turn epochs into steps, where the data set says how many images it streams."""
-    if training_args.max_steps > 0:
-        return
     splits = dataset["train"].info.splits or {}
-    if "train" not in splits or not splits["train"].num_examples:
-        raise ValueError("the length of the data stream is not known: give --max_steps")
+    counts = [max_train_samples, splits["train"].num_examples if "train" in splits else None]
+    count = min((count for count in counts if count), default=None)
     images_per_step = training_args.train_batch_size * training_args.world_size
     images_per_step *= training_args.gradient_accumulation_steps
-    training_args.max_steps = math.ceil(
-        training_args.num_train_epochs * splits["train"].num_examples / images_per_step
-    )
+    by_epoch = [name for name in ("save", "eval", "logging") if getattr(training_args, f"{name}_strategy") == "epoch"]
+    if count is None and training_args.max_steps <= 0:
+        raise ValueError("the length of the data stream is not known: give --max_steps")
+    if count is None and by_epoch:
+        raise ValueError(
+            "the length of the data stream is not known, nor when an epoch ends: give "
+            + " and ".join(f"--{name}_strategy steps --{name}_steps N" for name in by_epoch)
+        )
+    if training_args.max_steps <= 0:
+        training_args.max_steps = math.ceil(training_args.num_train_epochs * count / images_per_step)
+    for name in by_epoch:
+        setattr(training_args, f"{name}_strategy", type(getattr(training_args, f"{name}_strategy"))("steps"))
+        setattr(training_args, f"{name}_steps", math.ceil(count / images_per_step))
 
 
 def prepare():
@@ -200,13 +210,13 @@ def prepare():
     splits = dict(zip(("train", "validation"), transforms))
     for split, transform in splits.items():
         if data_args.streaming and split == "train":
-            set_stream_length(dataset, training_args)
+            set_stream_length(dataset, training_args, data_args.max_train_samples)
             process = (training_args.process_index, training_args.world_size)
             splits[split] = StreamedImages(dataset[split], transform, *process)
         elif data_args.streaming:
             splits[split] = StreamedImages(dataset[split], transform, num_passes=1)
         elif training_args.cache_images == "none":
-            splits[split] = dataset[split].with_transform(transform)
+            splits[split] = NamedRows(dataset[split].with_transform(transform))
         else:
             device = training_args.device if training_args.cache_images == "device" else "cpu"
             splits[split] = CachedImages(dataset[split], transform, device, default_num_workers())
@@ -242,7 +252,7 @@ def main():
         trainer, checkpoint, description = prepare()
 
     training_args = trainer.args
-    with one_line_errors((TrainingError,)):
+    with one_line_errors((TrainingError, ImageDataError, OSError)):
         if training_args.do_train:
             result = trainer.train(resume_from_checkpoint=checkpoint)
             trainer.save_model()

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_mixer import MixerForImageClassification
+from hf_mixer import MixerForImageClassification, MixerImageProcessorPil
 from hf_mixer.data import ImageDataError, collate_images, open_image
 from hf_mixer.data_loading import StreamedImages
 from hf_mixer.training import TrainingError
@@ -144,17 +144,83 @@ def test_half_written_checkpoints_are_neither_resumed_from_nor_counted(uninterru
     _, output_dir = uninterrupted
     for step in (5, 10):
         shutil.copytree(output_dir / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
-    for step, name in ((15, "trainer_state.json"), (20, "optimizer.pt")):
+    for step, name in ((15, "trainer_state.json"), (20, "optimizer.pt"), (24, "trained_weights.safetensors")):
         broken = tmp_path / f"checkpoint-{step}"
-        shutil.copytree(output_dir / broken.name, broken)
+        shutil.copytree(output_dir / "checkpoint-20", broken)
         (broken / name).write_bytes((broken / name).read_bytes()[:100])
         assert not is_complete_checkpoint(broken)
+    (tmp_path / "checkpoint-24" / "trained_weights.safetensors").unlink()
+    assert not is_complete_checkpoint(tmp_path / "checkpoint-24")
     assert find_last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
 
     trainer = make_trainer(tmp_path, **RUN, save_total_limit=2)
     trainer.train(resume_from_checkpoint=True)
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-20", "checkpoint-24"]
+    # Set aside, for whoever wants to look at them
+    assert len(list(tmp_path.glob("_damaged-checkpoint-*"))) == 3
     assert all(is_complete_checkpoint(path) for path in tmp_path.glob("checkpoint-*"))
+
+
+def test_a_run_that_has_only_its_end_left_ends_the_same(uninterrupted, tmp_path):
+    _, output_dir = uninterrupted
+    shutil.copytree(output_dir / "checkpoint-24", tmp_path / "checkpoint-24")
+    trainer = make_trainer(tmp_path, **RUN)
+    trainer.train(resume_from_checkpoint=True)
+    trainer.save_model()
+    assert trainer.state.global_step == 24
+    ours, theirs = load_file(tmp_path / "model.safetensors"), load_file(output_dir / "model.safetensors")
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_a_stream_that_has_come_to_its_end_goes_no_further(tmp_path):
+    def train(resume=None):
+        stream = make_images(40).to_iterable_dataset().shuffle(seed=0, buffer_size=8)
+        arguments = {**RUN, "eval_strategy": "no", "max_steps": 5}
+        trainer = make_trainer(tmp_path, train_dataset=StreamedImages(stream, make_transform()), **arguments)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer.state.global_step, trainer.model.state_dict()
+
+    (first, weights), (second, again) = train(), train(resume=True)
+    assert first == second == 5
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
+def test_going_on_from_an_older_checkpoint_keeps_what_is_new(uninterrupted, tmp_path):
+    _, output_dir = uninterrupted
+    for step in (5, 15, 20):
+        shutil.copytree(output_dir / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
+    trainer = make_trainer(tmp_path, **RUN, save_total_limit=2, max_steps=12)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-12"]
+
+
+def test_another_learning_rate_holds_after_resuming(uninterrupted, tmp_path):
+    _, output_dir = uninterrupted
+
+    def rates(**arguments):
+        trainer = make_trainer(tmp_path, **{**RUN, "save_strategy": "no", **arguments})
+        trainer.train(resume_from_checkpoint=str(output_dir / "checkpoint-20"))
+        return [entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry][-3:]
+
+    assert rates(learning_rate=1e-4) == pytest.approx([rate / 100 for rate in rates()])
+
+
+def test_a_checkpoint_that_another_callback_asks_for_holds_the_average(tmp_path):
+    class Save(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_save = state.global_step == 3
+
+    def train(callbacks, **arguments):
+        trainer = make_trainer(tmp_path / str(len(arguments)), ema_decay=0.5, max_steps=3, **arguments)
+        for callback in callbacks:
+            trainer.add_callback(callback)  # after the average's own
+        trainer.train()
+        folder = tmp_path / str(len(arguments)) / "checkpoint-3"
+        return [load_file(folder / name) for name in ("model.safetensors", "trained_weights.safetensors")]
+
+    asked, usual = train([Save()]), train([], save_strategy="steps", save_steps=3)
+    for ours, theirs in zip(asked, usual):
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_the_best_model_is_kept_and_loaded_with_its_average(tmp_path):
@@ -246,7 +312,8 @@ def test_a_broken_stream_says_how_far_it_got_and_what_is_kept(tmp_path):
         dataloader_num_workers=1,
     )
     with pytest.raises(
-        TrainingError, match=r"^the data stream broke .*shard 3 is truncated\. The last good checkpoint"
+        TrainingError,
+        match=r"^the data stream broke .*shard 3 is truncated\. .*leave it out\. The last good checkpoint",
     ):
         trainer.train()
 
@@ -295,9 +362,20 @@ def test_two_processes_do_the_work_of_one(tmp_path):
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
 
     assert report["evaluated"] == report["evaluated from a stream"] == 23
+    assert report["eval_loss"] == pytest.approx(together_loss(together), abs=1e-6)
     for num_shards in (4, 1):
         assert report[f"streamed from {num_shards} shards"] == list(range(40))
     assert report["steps of a stream"] == 12
+
+
+def together_loss(model) -> float:
+    """The mean loss over the images that are evaluated on, each counted once."""
+    examples = make_images(NUM_EVAL_IMAGES, seed=1)
+    images = [open_image(image["bytes"]) for image in examples["image"]]
+    processor = MixerImageProcessorPil(size={"height": 16, "width": 16})
+    with torch.no_grad():
+        logits = model.eval()(**processor(images, return_tensors="pt")).logits
+    return torch.nn.functional.cross_entropy(logits, torch.tensor(examples["label"])).item()
 
 
 def test_batches_of_a_data_loader_are_collated_once(tmp_path):

@@ -4,25 +4,36 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from datasets import Dataset, IterableDatasetDict
 from torch.nn import functional as F
 
 from transformers import Trainer, TrainingArguments
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from hf_mixer import MixerConfig, MixerForImageClassification
-from hf_mixer.data_loading import CachedImages, ShardedBatchSampler
+from hf_mixer import MixerConfig, MixerForImageClassification, MixerImageProcessorPil
+from hf_mixer.data import ImageDataError, open_image
+from hf_mixer.data_loading import (
+    CachedImages,
+    NamedRows,
+    ShardedBatchSampler,
+    StreamedImages,
+    prepare_streamed_dataset,
+)
 from hf_mixer.training import (
     ClassificationLoss,
     EmaCallback,
     FiniteLossCallback,
+    MixerTrainer,
     MixerTrainingArguments,
     TrainingError,
     parameter_groups,
 )
+from hf_mixer.training.command_line import read_recipe
 from hf_mixer.training.record import command_line
 
 from .test_scripts import ROOT
@@ -49,6 +60,11 @@ def test_loss_is_cross_entropy_with_hard_and_soft_labels():
     # Accumulated batches and other processes count in the denominator
     torch.testing.assert_close(loss(output(logits), labels, num_items_in_batch=24), expected.sum() / 24)
     torch.testing.assert_close(loss(output(logits), F.one_hot(labels, 4).float()), expected.mean())
+    # `Trainer` counts every probability
+    soft_labels = F.one_hot(labels, 4).float()
+    torch.testing.assert_close(
+        loss(output(logits), soft_labels, num_items_in_batch=torch.tensor(24 * 4)), expected.sum() / 24
+    )
     expected = -((0.9 * soft + 0.025) * logits.log_softmax(1)).sum(1).mean()
     torch.testing.assert_close(loss(output(logits), soft), expected)
     # Evaluation compares models, whatever they were smoothed with
@@ -79,6 +95,8 @@ def test_parameter_groups_shrink_the_learning_rate_and_spare_norms_and_biases():
         group = found[id(parameter)]
         assert group["lr"] == learning_rate, name
         assert group["weight_decay"] == (0.0 if name.endswith("bias") or "norm" in name else 0.1), name
+
+    assert groups[0]["lr"] == 1.0
 
     model.mixer.requires_grad_(False)
     groups = parameter_groups(model, learning_rate=1.0)
@@ -168,6 +186,72 @@ def test_processes_share_out_every_image(count, drop_last):
         assert seen == expected
 
 
+def test_images_that_cannot_be_read_are_named_by_their_row():
+    examples = make_images(300)
+    images = list(examples["image"])
+    images[270] = {"bytes": images[270]["bytes"][:80], "path": None}
+    broken = Dataset.from_dict({"image": images, "label": examples["label"]}, features=examples.features)
+    transform = make_transform()
+    for read in (
+        lambda: CachedImages(broken, transform, num_threads=2),
+        lambda: NamedRows(broken.with_transform(transform)).__getitems__([3, 270]),
+    ):
+        with pytest.raises(ImageDataError, match="^image 270 of the data: cannot read the image in memory: "):
+            read()
+
+
+def test_a_stream_of_some_images_has_the_same_in_every_pass():
+    stream = IterableDatasetDict({"train": make_images(40).to_iterable_dataset(num_shards=4)})
+    stream["validation"] = make_images(4).to_iterable_dataset()
+    stream, labels = prepare_streamed_dataset(stream, max_train_samples=10)
+    images = StreamedImages(stream["train"], make_transform(), num_passes=3)
+    numbers = [int(example["pixel_values"][0, 0, 0]) for example in images]
+    assert labels == ["a", "b", "c"]
+    assert len(numbers) == 30
+    assert len(set(numbers)) == 10
+
+
+@pytest.mark.parametrize(
+    ("num_examples", "arguments", "expected"),
+    [
+        (1000, dict(num_train_epochs=3, save_strategy="epoch"), (47, "steps", 16)),
+        (1000, dict(max_steps=5, save_strategy="epoch"), (5, "steps", 16)),
+        (None, dict(max_steps=5, save_strategy="steps", save_steps=2), (5, "steps", 2)),
+        (None, dict(max_steps=5, save_strategy="epoch"), "give --save_strategy steps --save_steps N"),
+        (None, dict(save_strategy="no"), "give --max_steps"),
+    ],
+)
+def test_epochs_of_a_stream_are_steps(num_examples, arguments, expected, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    import train
+
+    splits = {"train": SimpleNamespace(num_examples=num_examples)} if num_examples else None
+    dataset = {"train": SimpleNamespace(info=SimpleNamespace(splits=splits))}
+    args = MixerTrainingArguments(
+        str(tmp_path), per_device_train_batch_size=16, gradient_accumulation_steps=4, report_to="none", **arguments
+    )
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            train.set_stream_length(dataset, args, None)
+    else:
+        train.set_stream_length(dataset, args, None)
+        assert (args.max_steps, args.save_strategy, args.save_steps) == expected
+
+
+@pytest.mark.parametrize("switches", [dict(do_normalize=False), dict(do_normalize=False, do_rescale=False), {}])
+def test_training_sees_the_pixels_of_the_image_processor(switches, tmp_path):
+    trainer = make_trainer(tmp_path)
+    processor = MixerImageProcessorPil(size={"height": 16, "width": 16}, **switches)
+    trainer = MixerTrainer(trainer.model, trainer.args, processor, train_dataset=trainer.train_dataset)
+    image = open_image(make_images(1)["image"][0]["bytes"])
+    expected = processor(image, return_tensors="pt").pixel_values.float()
+    pixels = make_transform()({"image": [{"bytes": make_images(1)["image"][0]["bytes"], "path": None}], "label": [0]})
+    for training in (False, True):
+        trainer.model.train(training)
+        inputs = {"pixel_values": pixels["pixel_values"], "labels": torch.tensor([0])}
+        torch.testing.assert_close(trainer._prepare_inputs(inputs)["pixel_values"], expected, atol=1e-5, rtol=0)
+
+
 def test_cached_images_are_the_images():
     images, transform = make_images(20), make_transform()
     cached = CachedImages(images, transform, num_threads=2)
@@ -181,6 +265,10 @@ def test_cached_images_are_the_images():
     ("arguments", "message"),
     [
         ({"cache_images": "disk"}, "cache_images has to be one of none, memory, device, got 'disk'"),
+        (
+            {"cache_images": "device", "dataloader_num_workers": 2},
+            "cache_images device needs no dataloader_num_workers, got 2",
+        ),
         ({"dataloader_num_workers": -2}, "dataloader_num_workers has to be at least -1, got -2"),
         ({"ema_decay": 1.0}, r"ema_decay has to be in \(0, 1\), got 1.0"),
         ({"label_smoothing_factor": 1.0}, r"label_smoothing has to be in \[0, 1\), got 1.0"),
@@ -229,15 +317,25 @@ def test_recipes_say_what_they_give(path):
             assert model.num_parameters() == 4_360_970
 
 
+def test_recipes_may_be_ones_own(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("eval_strategy: no\nlearning_rate: 1e-3\n")
+    assert read_recipe(str(path), tmp_path) == {"eval_strategy": "no", "learning_rate": "1e-3"}
+    path.write_text("- 1\n")
+    with pytest.raises(ValueError, match="has to hold arguments and their values"):
+        read_recipe(str(path), tmp_path)
+
+
 def test_the_command_line_overrides_the_recipe(tmp_path):
     code = (
         "import sys, json; from pathlib import Path; from hf_mixer.training.command_line import parse_arguments;"
         "model, data, training = parse_arguments(Path('scripts/recipes'));"
-        "print(json.dumps([training.learning_rate, training.num_train_epochs, data.dataset_name, data.train_dir]))"
+        "values = [training.learning_rate, training.num_train_epochs, data.dataset_name, data.train_dir, data.eval_split];"
+        "print(json.dumps(values))"
     )
     arguments = ["--recipe", "cifar10-small", "--learning_rate", "0.5", "--train_dir", "photos"]
     command = [sys.executable, "-c", code, *arguments, "--output_dir", str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     epochs = yaml.safe_load((ROOT / "scripts" / "recipes" / "cifar10-small.yaml").read_text())["num_train_epochs"]
-    assert json.loads(result.stdout) == [0.5, epochs, None, "photos"], result.stderr
+    assert json.loads(result.stdout) == [0.5, epochs, None, "photos", None], result.stderr

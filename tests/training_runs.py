@@ -98,10 +98,12 @@ def run_as_one_of_several(output_dir: Path) -> None:
     trainer = make_trainer(output_dir / "halves", per_device_train_batch_size=4)
     trainer.train()
     trainer.save_model()
+    metrics = trainer.evaluate()
     report = {
         "world_size": trainer.accelerator.num_processes,
         "losses": losses_of(trainer.state.log_history),
-        "evaluated": trainer.evaluate()["eval_count"],
+        "evaluated": metrics["eval_count"],
+        "eval_loss": metrics["eval_loss"],
     }
 
     process = (trainer.accelerator.process_index, trainer.accelerator.num_processes)

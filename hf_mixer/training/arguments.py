@@ -120,6 +120,11 @@ class MixerTrainingArguments(TrainingArguments):
         if self.dataloader_num_workers == -1:
             # What is decoded already needs no workers
             self.dataloader_num_workers = default_num_workers() if self.cache_images == "none" else 0
+        if self.cache_images == "device" and self.dataloader_num_workers:
+            raise ValueError(
+                f"cache_images device needs no dataloader_num_workers, got {self.dataloader_num_workers}: the images are on "
+                "the device already"
+            )
         if self.dataloader_num_workers:
             self.dataloader_persistent_workers = True
             self.dataloader_prefetch_factor = self.dataloader_prefetch_factor or 4

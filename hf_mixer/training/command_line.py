@@ -148,7 +148,9 @@ def parse_arguments(
             raise ValueError(f"recipe {recipe!r} sets arguments that do not exist: {', '.join(sorted(unknown))}")
         if has_data:
             # Other data than the recipe's
-            defaults = {name: value for name, value in defaults.items() if name not in DATA_SOURCE_FIELDS}
+            defaults = {
+                name: value for name, value in defaults.items() if name not in (*DATA_SOURCE_FIELDS, "eval_split")
+            }
         if known.recipe is None and (known.model_name_or_path, known.variant) != (None, DEFAULT_VARIANT):
             # The model was chosen, and only the data and its training come from the digits
             defaults = {name: value for name, value in defaults.items() if name not in SHAPE_FIELDS}
@@ -168,4 +170,5 @@ def read_recipe(recipe: str, recipes: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(defaults, dict):
         raise ValueError(f"{path} has to hold arguments and their values")
-    return defaults
+    # YAML reads an unquoted `no` as false
+    return {name: "no" if name.endswith("_strategy") and value is False else value for name, value in defaults.items()}

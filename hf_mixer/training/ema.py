@@ -14,6 +14,8 @@
 """An exponential moving average of the weights while they train."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -80,6 +82,19 @@ class EmaCallback(TrainerCallback):
                 )
             # The checkpoint's own weights, which the model has been given, are the average
             model.load_state_dict(load_file(path))
+            if state.global_step >= state.max_steps:
+                # No step follows, after which the average would be put in
+                self._swap()
+
+    @contextmanager
+    def swapped_in(self) -> Iterator[None]:
+        """Have the average in the model."""
+        was_swapped = self.is_swapped
+        if not was_swapped:
+            self._swap()
+        yield
+        if not was_swapped:
+            self._swap()
 
     @torch.no_grad()
     def _swap(self):
@@ -115,5 +130,5 @@ class EmaCallback(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        if args.should_save and not (folder / TRAINED_WEIGHTS_NAME).exists():
+        if args.should_save and folder.is_dir() and not (folder / TRAINED_WEIGHTS_NAME).exists():
             self.save_trained_weights(folder)

@@ -50,7 +50,8 @@ class ClassificationLoss:
             labels (`torch.Tensor` of shape `(batch_size,)` or `(batch_size, num_labels)`):
                 Class indices, or the probability of every class.
             num_items_in_batch (`int` or `torch.Tensor`, *optional*):
-                Number of images to divide the sum by. By default the batch size.
+                What to divide the sum by: the number of images or, with probabilities, that times the number of labels,
+                which is how `Trainer` counts them. By default the batch size.
 
         Returns:
             `torch.Tensor`: the loss, a scalar in float32.
@@ -63,4 +64,6 @@ class ClassificationLoss:
             loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
         else:
             loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
-        return loss / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+        if num_items_in_batch is None:
+            return loss / len(labels)
+        return loss / (num_items_in_batch / labels.shape[-1] if labels.is_floating_point() else num_items_in_batch)

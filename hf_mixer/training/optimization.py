@@ -53,7 +53,7 @@ def parameter_groups(
             [BEiT](https://huggingface.co/papers/2106.08254).
 
     Returns:
-        `list[dict]`: groups with `params`, `lr` and `weight_decay`.
+        `list[dict]`: groups with `params`, `lr` and `weight_decay`, those with `learning_rate` itself first.
 
     Raises:
         `ValueError`: `layer_decay` is not in (0, 1].
@@ -85,4 +85,5 @@ def parameter_groups(
             },
         )
         group["params"].append(parameter)
-    return list(groups.values())
+    # `Trainer` logs the learning rate of the first one
+    return [groups[key] for key in sorted(groups, reverse=True)]

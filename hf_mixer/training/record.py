@@ -14,6 +14,7 @@
 """What a training run leaves behind for its readers: a record of how it was made, and its curves."""
 
 import json
+import logging
 import shlex
 import sys
 from dataclasses import fields
@@ -26,6 +27,8 @@ from ..plots import save_training_curves
 from ..scripting import describe_hardware, library_versions
 from .arguments import MixerTrainingArguments
 
+
+logger = logging.getLogger(__name__)
 
 RECORD_NAME = "training_run.json"
 CURVES_NAME = "training_curves.png"
@@ -59,7 +62,11 @@ class TrainingCurvesCallback(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            save_training_curves(Path(args.output_dir) / CURVES_NAME, state.log_history)
+            path = Path(args.output_dir) / CURVES_NAME
+            try:
+                save_training_curves(path, state.log_history)
+            except OSError as error:
+                logger.warning("The run goes on without %s, which cannot be written: %s", path, error)
 
     def on_train_end(self, args, state, control, **kwargs):
         self.on_save(args, state, control)

@@ -32,8 +32,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 logger = logging.getLogger(__name__)
 
-# In the output folder. The underscore keeps it out of what `Trainer` pushes to the Hub.
+# In the output folder. The underscore keeps them out of what `Trainer` pushes to the Hub.
 STAGING_DIR = "_incomplete"
+DAMAGED_PREFIX = "_damaged-"
+# In a checkpoint: the sizes of its files in bytes, by their names
+MANIFEST_NAME = "manifest.json"
 
 
 class TrainingError(RuntimeError):
@@ -41,9 +44,12 @@ class TrainingError(RuntimeError):
 
 
 def is_complete_checkpoint(folder: str | os.PathLike) -> bool:
-    """Whether all files of a checkpoint of `Trainer` are there to their end."""
+    """Whether all files of a checkpoint are there to their end; without a manifest, as far as the files tell."""
     folder = Path(folder)
     try:
+        if (folder / MANIFEST_NAME).exists():
+            sizes = json.loads((folder / MANIFEST_NAME).read_text())
+            return all((folder / name).stat().st_size == size for name, size in sizes.items())
         # The last file that `Trainer` writes
         json.loads((folder / "trainer_state.json").read_text())
         for path in folder.glob("*.safetensors"):
@@ -73,8 +79,11 @@ class SafeCheckpointTrainer(Trainer):
     weights that are not finite.
 
     Files are written to the folder `_incomplete` in the output folder and renamed from there. A run that is killed, or
-    whose disk is full, leaves nothing that could be taken for a checkpoint, nor counted by `save_total_limit`. Final
-    weights are replaced file by file in the same way.
+    whose disk is full, leaves nothing that could be taken for a checkpoint, nor counted by `save_total_limit`. A
+    checkpoint that is damaged all the same is set aside as `_damaged-checkpoint-{step}`. Final weights are replaced file
+    by file in the same way, and written as one model also where FSDP has sharded them.
+
+    Resuming with another `learning_rate` than the checkpoint's goes on with the new one.
 
     Raises:
         [`TrainingError`]: a checkpoint cannot be written, or the weights are not finite.
@@ -84,7 +93,7 @@ class SafeCheckpointTrainer(Trainer):
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         if self.args.should_save:
-            self._remove_incomplete_checkpoints()
+            self._set_damaged_checkpoints_aside()
         self.accelerator.wait_for_everyone()
         if resume_from_checkpoint is True:
             resume_from_checkpoint = find_last_checkpoint(self.args.output_dir)
@@ -92,12 +101,43 @@ class SafeCheckpointTrainer(Trainer):
                 raise ValueError(f"output_dir {self.args.output_dir} holds no complete checkpoint to resume from")
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
-    def _remove_incomplete_checkpoints(self):
+    def _set_damaged_checkpoints_aside(self):
         for path in list_checkpoints(self.args.output_dir):
             if not is_complete_checkpoint(path):
-                logger.warning(f"Removing {path}, which was not written to its end")
-                shutil.rmtree(path)
+                aside = path.with_name(DAMAGED_PREFIX + path.name)
+                logger.warning(f"{path} lacks files, or parts of them, and is renamed to {aside.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                os.replace(path, aside)
         shutil.rmtree(Path(self.args.output_dir) / STAGING_DIR, ignore_errors=True)
+
+    def _run_epoch(self, **kwargs):
+        # A stream has no last epoch, after which a finished run would stop
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(**kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        wanted = [group.get("initial_lr") for group in self.optimizer.param_groups]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        for group, rate in zip(self.optimizer.param_groups, wanted):
+            if rate and group.get("initial_lr") and group["initial_lr"] != rate:
+                group["lr"] *= rate / group["initial_lr"]
+                group["initial_lr"] = rate
+        if hasattr(self.lr_scheduler, "base_lrs"):
+            self.lr_scheduler.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        # `Trainer` writes the shards of some processes alone, or nothing
+        state_dict = self.accelerator.get_state_dict(self.model)
+        if self.args.should_save:
+            state_dict = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state_dict.items()}
+            self._save(output_dir, state_dict)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _get_output_dir(self, trial):
         return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
@@ -111,10 +151,13 @@ class SafeCheckpointTrainer(Trainer):
         try:
             yield self._staging
         except (OSError, RuntimeError, SafetensorError) as error:
+            # The libraries that write do not all say so
+            is_full = shutil.disk_usage(output_dir).free < 2**20 if output_dir.is_dir() else False
             shutil.rmtree(self._staging, ignore_errors=True)
             if isinstance(error, TrainingError):
                 raise
-            raise TrainingError(f"cannot write to {output_dir}: {error}. {what_is_kept(output_dir)}") from error
+            reason = f"the disk is full ({error})" if is_full else str(error)
+            raise TrainingError(f"cannot write to {output_dir}: {reason}. {what_is_kept(output_dir)}") from error
         finally:
             self._staging = None
 
@@ -138,6 +181,10 @@ class SafeCheckpointTrainer(Trainer):
                 self.state.save_to_json(str(staged / "trainer_state.json"))
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                sizes = {
+                    str(path.relative_to(staged)): path.stat().st_size for path in staged.rglob("*") if path.is_file()
+                }
+                (staged / MANIFEST_NAME).write_text(json.dumps(sizes, indent=2) + "\n")
                 if checkpoint.exists():
                     os.replace(checkpoint, staging / "replaced")
                 os.replace(staged, checkpoint)
@@ -151,6 +198,7 @@ class SafeCheckpointTrainer(Trainer):
                 output_dir=str(run_dir),
                 save_total_limit=self.args.save_total_limit,
                 best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,  # a run that went on from an older checkpoint writes smaller numbers
             )
 
     def complete_checkpoint(self, folder: Path) -> None:
@@ -205,12 +253,15 @@ class FiniteLossCallback(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         self.step = state.global_step
 
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.on_step_end(args, state, control)
+
     def on_step_end(self, args, state, control, **kwargs):
         if self.first_bad_step is None:
             return
         asked = control.should_log or control.should_evaluate or control.should_save or control.should_training_stop
         if (asked or self.first_bad_step.device.type == "cpu") and torch.isfinite(self.first_bad_step):
             raise TrainingError(
-                f"the loss is not finite at step {int(self.first_bad_step)}: lower the learning rate, raise the warmup, "
-                f"or train in float32 or bfloat16. {what_is_kept(args.output_dir)}"
+                f"the loss is not finite at step {int(self.first_bad_step)}: lower --learning_rate, clip gradients "
+                f"(--max_grad_norm), or train in float32 or bfloat16. {what_is_kept(args.output_dir)}"
             )

@@ -14,6 +14,8 @@
 """`Trainer` for Mixers."""
 
 import inspect
+import os
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -83,10 +85,11 @@ class MixerTrainer(SafeCheckpointTrainer):
             "compute_loss_func", ClassificationLoss(args.label_smoothing_factor, args.binary_cross_entropy)
         )
         super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
+        normalizes, rescales = processing_class.do_normalize, processing_class.do_rescale
         self.normalization: dict[str, Any] = {
-            "mean": processing_class.image_mean,
-            "std": processing_class.image_std,
-            "rescale_factor": processing_class.rescale_factor,
+            "mean": processing_class.image_mean if normalizes else 0.0,
+            "std": processing_class.image_std if normalizes else 1.0,
+            "rescale_factor": processing_class.rescale_factor if rescales else 1.0,
         }
         config = self.model.config
         self.generator = torch.Generator()
@@ -101,6 +104,10 @@ class MixerTrainer(SafeCheckpointTrainer):
         )
         self.finite_loss = FiniteLossCallback()
         self.add_callback(self.finite_loss)
+        if args.ema_decay is not None and self.is_fsdp_enabled:
+            raise ValueError(
+                "ema_decay does not go with FSDP, which shards the weights: train with DDP, or without EMA"
+            )
         self.ema = EmaCallback(args.ema_decay) if args.ema_decay is not None else None
         if self.ema is not None:
             self.add_callback(self.ema)
@@ -108,8 +115,9 @@ class MixerTrainer(SafeCheckpointTrainer):
         self._batch_in_step = (-1, 0)
 
     def train(self, resume_from_checkpoint=None, **kwargs):
-        if self.ema is not None and isinstance(resume_from_checkpoint, str):
-            self.ema.checkpoint = resume_from_checkpoint
+        if self.ema is not None:
+            named = isinstance(resume_from_checkpoint, str | os.PathLike)
+            self.ema.checkpoint = os.fspath(resume_from_checkpoint) if named else None
         try:
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         except ImageDataError as error:
@@ -150,10 +158,16 @@ class MixerTrainer(SafeCheckpointTrainer):
             **loading,
         )
 
-    def evaluation_loop(self, *args, **kwargs):
+    def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
         # The loader draws from the global generator when it starts its workers, which are started anew after a resume
         with torch.random.fork_rng(devices=[]):
-            return super().evaluation_loop(*args, **kwargs)
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        name = f"{metric_key_prefix}_loss"
+        if name in output.metrics and output.predictions is not None and output.label_ids is not None:
+            # `Trainer` averages over batches, which Accelerate has filled up with other images
+            logits, labels = torch.from_numpy(output.predictions), torch.from_numpy(output.label_ids)
+            output.metrics[name] = self.compute_loss_func({"logits": logits}, labels).item()
+        return output
 
     def create_optimizer(self, model=None):
         if self.optimizer is None:
@@ -180,7 +194,14 @@ class MixerTrainer(SafeCheckpointTrainer):
         self._batch_in_step = (self.state.global_step, batch)
         return self.args.process_index, self.state.global_step, batch
 
+    def _save_checkpoint(self, model, trial):
+        with self.ema.swapped_in() if self.ema is not None else nullcontext():
+            super()._save_checkpoint(model, trial)
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if num_items_in_batch is not None and inputs["labels"].is_floating_point():
+            # Counted before the labels were mixed
+            num_items_in_batch = num_items_in_batch * inputs["labels"].shape[-1]
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if model.training:
             self.finite_loss.watch(result[0] if return_outputs else result)
