@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.fsdp
 from datasets import Dataset
 from safetensors.torch import load_file
 
@@ -376,6 +377,26 @@ def together_loss(model) -> float:
     with torch.no_grad():
         logits = model.eval()(**processor(images, return_tensors="pt")).logits
     return torch.nn.functional.cross_entropy(logits, torch.tensor(examples["label"])).item()
+
+
+def test_weights_that_fsdp_has_sharded_are_saved_as_a_model(tmp_path):
+    trainer = make_trainer(tmp_path)
+    expected = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+        torch.distributed.fsdp.fully_shard(trainer.model, mesh=mesh)
+        trainer.is_fsdp_enabled = True
+        trainer.save_model()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert {"modeling_mixer.py", "resizing_mixer.py", "preprocessor_config.json"} <= {
+        path.name for path in tmp_path.iterdir()
+    }
+    assert not list(tmp_path.glob("_fsdp*"))
+    saved = MixerForImageClassification.from_pretrained(tmp_path)
+    assert saved.config.architectures == ["MixerForImageClassification"]
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in saved.state_dict().items())
 
 
 def test_batches_of_a_data_loader_are_collated_once(tmp_path):

@@ -25,6 +25,8 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule
 
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
@@ -132,10 +134,17 @@ class SafeCheckpointTrainer(Trainer):
             super().save_model(output_dir, _internal_call)
             return
         # `Trainer` writes the shards of some processes alone, or nothing
-        state_dict = self.accelerator.get_state_dict(self.model)
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state_dict = get_model_state_dict(self.model, options=options)
         if self.args.should_save:
-            state_dict = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state_dict.items()}
-            self._save(output_dir, state_dict)
+            # The class that FSDP makes would be saved along, with its code in torch in place of the model's
+            model, model_class = self.model, plain_class(self.model)
+            with torch.device("meta"):
+                self.model = model_class(model.config)
+            try:
+                self._save(output_dir, state_dict)
+            finally:
+                self.model = model
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -219,6 +228,11 @@ class SafeCheckpointTrainer(Trainer):
                 for path in staging.iterdir():
                     os.replace(path, output_dir / path.name)
                 staging.rmdir()
+
+
+def plain_class(model: torch.nn.Module) -> type:
+    """Return the class that a model had before FSDP gave it another one."""
+    return next(base for base in type(model).__mro__ if not issubclass(base, FSDPModule))
 
 
 def what_is_kept(output_dir: str | os.PathLike) -> str:
