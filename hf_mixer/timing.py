@@ -13,8 +13,6 @@
 # limitations under the License.
 """Time several things against each other."""
 
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Hashable, Iterator
@@ -24,17 +22,6 @@ import torch
 
 
 Name = TypeVar("Name", bound=Hashable)
-
-
-def describe_device(device: torch.device) -> str:
-    """Name the device, and for a CPU the number of threads in use."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as file:
-            name = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), name)
-    return f"{name}, {torch.get_num_threads()} threads"
 
 
 def synchronize(device: torch.device):

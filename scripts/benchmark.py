@@ -36,9 +36,6 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import transformers
-
-import hf_mixer
 from hf_mixer.benchmarking import (
     DTYPES,
     EXECUTIONS,
@@ -50,8 +47,7 @@ from hf_mixer.benchmarking import (
 )
 from hf_mixer.configuration_mixer import VARIANTS
 from hf_mixer.plots import save_speed_bars
-from hf_mixer.scripting import one_line_errors
-from hf_mixer.timing import describe_device
+from hf_mixer.scripting import describe_hardware, library_versions, one_line_errors
 
 
 EAGER_AND_DEFAULT, EAGER_AND_AUTOTUNED = ("eager", "default"), ("eager", "max-autotune")
@@ -180,10 +176,10 @@ def main():
         if device.type != "cpu" and (accelerator is None or device.type != accelerator.type):
             raise ValueError(f"there is no {device.type} here, only {accelerator or 'the CPU'}")
         os.makedirs(arguments.output_dir, exist_ok=True)
-        versions = {"hf_mixer": hf_mixer, "transformers": transformers, "torch": torch}
         about = {
-            "device": describe_device(device),
-            "versions": {name: module.__version__ for name, module in versions.items()},
+            "device": describe_hardware(device),
+            "threads": torch.get_num_threads(),
+            "versions": library_versions(),
         }
         print(about["device"], *(f"{name} {version}" for name, version in about["versions"].items()), sep="  ")
         if arguments.preprocessing:
