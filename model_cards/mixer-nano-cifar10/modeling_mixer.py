@@ -144,8 +144,12 @@ def linear_over_tokens(linear: nn.Linear, hidden_states: torch.Tensor) -> torch.
     if not is_plain(linear, nn.Linear):
         return linear(hidden_states.transpose(1, 2)).transpose(1, 2)
     # The same product from the left, on the tensor as it lies: two transposed copies less
-    weight = linear.weight.expand(hidden_states.shape[0], -1, -1)
-    return torch.baddbmm(linear.bias.unsqueeze(-1), weight, hidden_states)
+    bias = linear.bias.unsqueeze(-1)
+    is_narrow = hidden_states.dtype != torch.float32 or torch.is_autocast_enabled("cpu")
+    if hidden_states.device.type == "cpu" and is_narrow:
+        # On processors that do not compute in bfloat16 themselves, the other way takes seven times as long
+        return torch.matmul(linear.weight, hidden_states) + bias
+    return torch.baddbmm(bias, linear.weight.expand(hidden_states.shape[0], -1, -1), hidden_states)
 
 
 class MixerTokenMLP(MixerMLP):
