@@ -13,16 +13,16 @@ demo: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/train.py --output_dir outputs/digits
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/digits_demo.py outputs/digits
 
-test: $(VENV)/installed
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+test: $(VENV)/developed
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-quality: $(VENV)/installed
+quality: $(VENV)/developed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mlinter hf_mixer --no-cache
 
-style: $(VENV)/installed
+style: $(VENV)/developed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -32,5 +32,9 @@ clean:
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$(TORCH)" --editable ".[train]"
+	touch $@
+
+$(VENV)/developed: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet "$(TORCH)" --editable ".[dev]"
 	touch $@
