@@ -23,6 +23,7 @@ from transformers import (
 
 # Without torchvision, `transformers.AutoImageProcessor` is a placeholder in transformers 5.17; the class itself works.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 from transformers.utils import is_torchvision_available
 
 from .checkpoints import load_checkpoint
@@ -37,6 +38,7 @@ from .modeling_mixer import (
     MixerModel,
     MixerPreTrainedModel,
 )
+from .publishing.card import attach_card
 
 
 __version__ = "0.1.0"
@@ -51,6 +53,9 @@ if is_torchvision_available():
     image_processor_classes["torchvision"] = MixerImageProcessor
 AutoImageProcessor.register(MixerConfig, image_processor_classes=image_processor_classes, exist_ok=True)
 attach_kernels()
+attach_card()
+# Where `Trainer` looks up the task for its own card
+MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.setdefault(MixerConfig.model_type, MixerForImageClassification.__name__)
 
 
 __all__ = [

@@ -32,7 +32,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from hf_mixer.publishing.contents import Release, find_files, prepare_release
 from hf_mixer.publishing.stranger import check_as_stranger
-from hf_mixer.publishing.upload import connect, publish
+from hf_mixer.publishing.upload import check_options, connect, publish
 from hf_mixer.scripting import one_line_errors
 
 
@@ -74,6 +74,7 @@ def main():
     with one_line_errors():
         # What is wrong here is said before the Hub is asked
         validate_repo_id(arguments.repo_id)
+        check_options(arguments.revision, arguments.create_pr, arguments.tag)
         find_files(arguments.folder)
         api, repo_id = None, arguments.repo_id
         if not arguments.dry_run:
@@ -84,6 +85,10 @@ def main():
         branch = None if (arguments.revision or "").startswith("refs/pr/") else arguments.revision
         release = prepare_release(arguments.folder, repo_id, arguments.tag or branch, token)
         print_release(release)
+        if "evaluation.json" not in release.files:
+            print(
+                "The card has no confusion matrix and no top-5: scripts/evaluate.py would bring them into the folder."
+            )
         print("Loading these files without hf_mixer ...", flush=True)
         check_as_stranger(arguments.folder, release.files)
         print("They load, and predict the same.", flush=True)

@@ -337,7 +337,7 @@ import triton.language as tl
 from hf_mixer.kernels import selection, token_mixing
 
 for kernel in (token_mixing._token_mixing_forward, token_mixing._token_mixing_backward):
-    config, names = kernel.configs[0], kernel.fn.arg_names
+    config, names = kernel.configs[-1], kernel.fn.arg_names
     constants = {"TANH": False, "HAS_SCALE": True, "BLOCK_S": 256, **config.kwargs}
     constants = {name: value for name, value in constants.items() if name in names}
     kinds = {"mean_pointer": "*fp32", "rstd_pointer": "*fp32", "scale_pointer": "*fp32"}

@@ -8,13 +8,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from transformers import Trainer, TrainingArguments
+from transformers.modelcard import TrainingSummary
 
 from hf_mixer import MixerConfig, MixerForImageClassification, MixerImageProcessorPil
 from hf_mixer.publishing.contents import prepare_release
@@ -354,6 +357,28 @@ def test_a_full_disk_and_a_wrong_file_are_named(publish, hub, monkeypatch):
             lambda folder: (folder / "all_results.json").write_text("hf_alice_write"),
             "all_results.json, line 1, holds the token in use",
         ),
+        (
+            lambda folder: (folder / "all_results.json").write_text("train.py --hub_token=mysecretpass"),
+            "holds the value of a token",
+        ),
+        (
+            lambda folder: (folder / "all_results.json").write_text("WANDB_API_KEY=" + "0a" * 20),
+            "holds an API key",
+        ),
+        (
+            lambda folder: (folder / "all_results.json").write_text("https://me:mine@example.org"),
+            "holds a password in an address",
+        ),
+        (
+            lambda folder: (folder / "all_results.json").write_bytes(("hf_" + "a1" * 12).encode("utf-16")),
+            "holds a Hugging Face token",
+        ),
+        (
+            lambda folder: save_file(
+                load_file(folder / "model.safetensors"), folder / "model.safetensors", {"by": "hf_" + "a1" * 12}
+            ),
+            "model.safetensors, line 1, holds a Hugging Face token",
+        ),
     ],
 )
 def test_unfit_folders_are_refused_before_anything_is_sent(damage, message, publish, hub, folder):
@@ -370,6 +395,55 @@ def test_card_that_the_hub_refuses_stops_all(publish, hub, monkeypatch):
     assert not hub.repos
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--tag", "bad tag"],
+        ["--tag", ""],
+        ["--tag", "main"],
+        ["--revision", "bad name"],
+        ["--revision", "a..b"],
+        ["--revision", "refs/pr/9"],
+        ["--create-pr", "--tag", "v1"],
+    ],
+)
+def test_names_that_cannot_be_are_refused_before_anything_is_made(options, publish, hub):
+    assert "Nothing was sent" in publish("alice/mixer", *options, refused=True)
+    assert not hub.repos
+
+
+def test_a_closed_pull_request_is_opened_anew(publish, hub, folder, monkeypatch):
+    publish("alice/mixer")
+    (folder / "all_results.json").write_text('{"eval_accuracy": 0.91}')
+    publish("alice/mixer", "--create-pr")
+    publish("alice/mixer", "--create-pr")
+    assert "refs/pr/2" not in hub.repos["alice/mixer"].refs
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "get_discussion_details", lambda self, repo_id, number: SimpleNamespace(status="closed")
+    )
+    publish("alice/mixer", "--create-pr")
+    assert "refs/pr/2" in hub.repos["alice/mixer"].refs
+
+
+def test_a_short_outage_while_comparing_is_waited_for(publish, hub):
+    hub.fail("GET /alice/mixer/resolve", 503)
+    hub.fail("HEAD /alice/mixer/resolve", "drop")
+    publish("alice/mixer", "--tag", "v1")
+    assert "refs/tags/v1" in hub.repos["alice/mixer"].refs
+
+
+def test_a_token_given_to_the_training_is_not_published(hub, tmp_path):
+    from .training_runs import make_trainer
+
+    trainer = make_trainer(tmp_path / "run", push_to_hub=True, hub_model_id="alice/run", hub_token="hf_alice_write")
+    trainer.save_model()
+    assert trainer.args.hub_token == "hf_alice_write"
+    trainer.push_to_hub()
+    pushed = hub.files("alice/run")
+    assert "training_args.bin" in pushed
+    assert not [name for name, content in pushed.items() if b"hf_alice_write" in content]
+
+
 def test_push_to_hub_works_as_for_any_model(hub, folder, tmp_path, monkeypatch):
     api = huggingface_hub.HfApi(endpoint=hub.endpoint, token="hf_alice_write")
     monkeypatch.setattr("transformers.utils.hub._hf_api", api)
@@ -378,7 +452,8 @@ def test_push_to_hub_works_as_for_any_model(hub, folder, tmp_path, monkeypatch):
     model.push_to_hub("alice/pushed", private=True)
     processor.push_to_hub("alice/pushed")
     arguments = TrainingArguments(tmp_path / "trained", push_to_hub=True, hub_model_id="alice/trained", report_to=[])
-    Trainer(model, arguments, processing_class=processor).push_to_hub()
+    trainer = Trainer(model, arguments, processing_class=processor)
+    trainer.push_to_hub()
 
     assert hub.repos["alice/pushed"].private
     for repo_id in ("alice/pushed", "alice/trained"):
@@ -387,3 +462,9 @@ def test_push_to_hub_works_as_for_any_model(hub, folder, tmp_path, monkeypatch):
         api.snapshot_download(repo_id, local_dir=tmp_path / repo_id)
         pulled = MixerForImageClassification.from_pretrained(tmp_path / repo_id)
         assert torch.equal(pulled.classifier.weight, model.classifier.weight)
+    card = hub.files("alice/pushed")["README.md"].decode()
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert "pipeline_tag: image-classification" in card
+    assert "## How to use it" in card
+    assert "More Information Needed" not in card
+    assert TrainingSummary.from_trainer(trainer).tasks == "image-classification"

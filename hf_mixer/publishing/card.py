@@ -57,7 +57,12 @@ METRICS = {
 PICTURES = ("training_curves.png", "confusion_matrix.png", "calibration.png")
 
 
-def create_card(folder: str | os.PathLike, repo_id: str | None = None, revision: str | None = None) -> ModelCard:
+def create_card(
+    folder: str | os.PathLike,
+    repo_id: str | None = None,
+    revision: str | None = None,
+    needs_processor: bool = True,
+) -> ModelCard:
     """
     Write the model card of a trained folder.
 
@@ -71,6 +76,8 @@ def create_card(folder: str | os.PathLike, repo_id: str | None = None, revision:
             The repository on the Hub that the examples load. By default they load `folder`.
         revision (`str`, *optional*):
             The commit, tag or branch that they load.
+        needs_processor (`bool`, *optional*, defaults to `True`):
+            Whether to refuse a folder without an image processor. Otherwise the card does not speak of it.
 
     Returns:
         `huggingface_hub.ModelCard`: not saved yet.
@@ -79,7 +86,7 @@ def create_card(folder: str | os.PathLike, repo_id: str | None = None, revision:
         `ValueError`: the folder holds no classifier or no image processor, or one of the files is damaged.
     """
     folder = Path(folder)
-    config, processor = _read_model(folder)
+    config, processor = _read_model(folder, needs_processor)
     run = _read_json(folder / "training_run.json")
     evaluation = _read_json(folder / "evaluation.json")
     trained_on = run.get("dataset") or {}
@@ -133,7 +140,7 @@ def create_card(folder: str | os.PathLike, repo_id: str | None = None, revision:
         results=[(METRICS[key][0], _format_metric(METRICS[key][1], value)) for key, value in metrics],
         measured_on=_describe_measurement(measured_on),
         extremes=_find_extremes(evaluation.get("per_class") or []),
-        preprocessing=_describe_preprocessing(processor),
+        preprocessing=_describe_preprocessing(processor) if processor is not None else None,
         architecture=_describe_architecture(config),
         training=bool(run),
         command=_remove_tokens(run.get("command") or ""),
@@ -155,12 +162,14 @@ def create_card(folder: str | os.PathLike, repo_id: str | None = None, revision:
     return card
 
 
-def _read_model(folder: Path) -> tuple[MixerConfig, MixerImageProcessorPil]:
+def _read_model(folder: Path, needs_processor: bool) -> tuple[MixerConfig, MixerImageProcessorPil | None]:
     """Return the configuration and the image processor in `folder`."""
     for file, way_out in (
         ("config.json", "model.save_pretrained"),
         ("preprocessor_config.json", "image_processor.save_pretrained"),
     ):
+        if file == "preprocessor_config.json" and not needs_processor:
+            continue
         if not (folder / file).is_file():
             raise ValueError(
                 f"{folder} holds no {file}: give the output folder of scripts/train.py, or write the file with "
@@ -177,6 +186,8 @@ def _read_model(folder: Path) -> tuple[MixerConfig, MixerImageProcessorPil]:
             f"{folder} holds no image classifier: expected a `MixerForImageClassification` with labels, got "
             f"{', '.join(config.architectures or ['no architecture'])} with {config.num_labels}"
         )
+    if not (folder / "preprocessor_config.json").is_file():
+        return config, None
     return config, MixerImageProcessorPil.from_pretrained(folder)
 
 
@@ -254,7 +265,7 @@ def _eval_result(key: str, value: float, dataset: dict[str, Any]) -> EvalResult:
     return EvalResult(
         task_type=TASK,
         task_name="Image Classification",
-        dataset_type=dataset["name"] if _is_hub_id(dataset["name"]) else "imagefolder",
+        dataset_type=_dataset_type(dataset["name"]),
         dataset_name=_dataset_name(dataset["name"]),
         dataset_config=dataset.get("config"),
         dataset_split=dataset.get("split"),
@@ -262,6 +273,12 @@ def _eval_result(key: str, value: float, dataset: dict[str, Any]) -> EvalResult:
         metric_name=name,
         metric_value=round(value, 4),
     )
+
+
+def _dataset_type(name: str) -> str:
+    if _is_hub_id(name):
+        return name
+    return "digits" if "digits" in _known_data(name) else "imagefolder"
 
 
 def _format_metric(metric: str, value: float) -> str:
@@ -370,4 +387,23 @@ def _describe_training(run: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name, value) for name, value in facts.items() if value]
 
 
-__all__ = ["create_card"]
+def attach_card() -> None:
+    """
+    Let `MixerForImageClassification.push_to_hub` write the card of this package, where the repository has none yet. Done
+    by `import hf_mixer`.
+    """
+    upload = MixerForImageClassification._upload_modified_files
+
+    def upload_with_card(self, working_dir, repo_id, *args, **kwargs):
+        path = Path(working_dir) / "README.md"
+        # The template of transformers, which `push_to_hub` writes where it finds no card
+        if path.is_file() and "[More Information Needed]" in path.read_text(encoding="utf-8") and self.num_labels:
+            card = create_card(working_dir, repo_id, needs_processor=False)
+            card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *(ModelCard.load(path).data.tags or [])]))
+            card.save(path)
+        return upload(self, working_dir, repo_id, *args, **kwargs)
+
+    setattr(MixerForImageClassification, "_upload_modified_files", upload_with_card)  # noqa: B010
+
+
+__all__ = ["attach_card", "create_card"]

@@ -13,6 +13,7 @@
 # limitations under the License.
 """What of a trained folder goes to the Hub: an allow-list, and what must not be in any of its files."""
 
+import codecs
 import io
 import json
 import os
@@ -41,9 +42,12 @@ OPTIONAL_FILES = (
     "NOTICE",
 )
 SECRETS = {
-    "a Hugging Face token": rb"\bhf_[A-Za-z0-9]{20,}",
+    "a Hugging Face token": rb"\b(?:hf|api_org)_[A-Za-z0-9]{20,}",
     "a GitHub token": rb"\b(?:gh[pousr]|github_pat)_[A-Za-z0-9_]{20,}",
     "an AWS access key": rb"\bAKIA[0-9A-Z]{16}\b",
+    "an API key": rb"\bsk-[A-Za-z0-9_-]{20,}|\b[A-Z_]*(?:API_KEY|TOKEN|SECRET|PASSWORD)=[^\s\"'*$]{8,}",
+    "the value of a token": rb"--\w*token[= ][\"']?(?!\*\*\*)[\w-]{8,}",
+    "a password in an address": rb"\w://[^\s/:@\"']+:[^\s/:@\"']+@",
     "a private key": rb"-----BEGIN [A-Z ]*PRIVATE KEY-----",
 }
 
@@ -167,14 +171,18 @@ def read_json(folder: Path, name: str) -> dict:
 def refuse_secrets(release: Release, token: str | None = None) -> None:
     """
     Raises:
-        `ValueError`: a file other than the weights holds `token`, or what looks like a token or a key.
+        `ValueError`: a file, or the header of one with weights, holds `token`, or what looks like a token or a key.
     """
     patterns = {"the token in use": re.escape(token.encode()), **SECRETS} if token else SECRETS
     for name in release.files:
-        if name.endswith(".safetensors"):
-            continue
         with release.open(name) as file:
-            content = file.read()
+            if name.endswith(".safetensors"):
+                # The header has text in it, the tensors that follow have not
+                content = file.read(int.from_bytes(file.read(8), "little"))
+            else:
+                content = file.read()
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            content = content.replace(b"\0", b"")
         for kind, pattern in patterns.items():
             match = re.search(pattern, content)
             if match is not None:

@@ -49,9 +49,11 @@ def is_transient(error: BaseException) -> bool:
     status = find_status(error)
     if status is not None:
         return status in TRANSIENT_STATUS
-    # No answer at all, or a proxy's error page instead; Xet raises Python's own errors
+    # No answer at all, or a proxy's error page instead; Xet raises Python's own errors, or puts them into a text
     return any(
-        isinstance(cause, HTTPError | JSONDecodeError | ConnectionError | TimeoutError) for cause in causes(error)
+        isinstance(cause, HTTPError | JSONDecodeError | ConnectionError | TimeoutError)
+        or (isinstance(cause, RuntimeError) and "CAS Client Error" in str(cause))
+        for cause in causes(error)
     )
 
 
@@ -104,8 +106,8 @@ def clear_errors(repo_id: str) -> Iterator[None]:
         status = find_status(error)
         if is_disk_full(error):
             raise OSError(
-                "the disk is full. Free some space, or set TMPDIR to a folder on another disk, and run the same command "
-                "again."
+                "the disk is full. Free some space, or set TMPDIR and HF_HOME to folders on another disk, and run the same "
+                "command again."
             ) from error
         if is_transient(error):
             raise ConnectionError(

@@ -51,8 +51,8 @@ def load(settings: dict):
 
 
 def refuse(message: str) -> gr.Error:
-    """Return an error that the visitor sees for half a minute."""
-    return gr.Error(message, duration=30, print_exception=False)
+    """Return an error that the visitor sees until it is closed."""
+    return gr.Error(message, duration=None, print_exception=False)
 
 
 def open_image(path: str) -> Image.Image:

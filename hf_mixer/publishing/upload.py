@@ -16,10 +16,11 @@
 import re
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from typing import BinaryIO
 
 from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
-from huggingface_hub.errors import BadRequestError, EntryNotFoundError
+from huggingface_hub.errors import BadRequestError, EntryNotFoundError, HfHubHTTPError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
@@ -67,6 +68,8 @@ def connect(token: str | None = None) -> tuple[HfApi, str]:
     if constants.is_offline_mode():
         raise ConnectionError("HF_HUB_OFFLINE is set: unset it to publish")
     token = token or get_token()
+    if token is not None and not token.isascii():
+        raise PermissionError("the token holds characters that no token has: copy it again from where it was made")
     if token is None:
         raise PermissionError(
             "no token for the Hub: log in with `hf auth login`, set HF_TOKEN or pass --token. Tokens with the role `write` "
@@ -117,7 +120,10 @@ def publish(
         `PermissionError`, `ConnectionError`, `OSError`, `RuntimeError`: see `clear_errors`.
     """
     branch = revision or constants.DEFAULT_REVISION
+    check_options(revision, create_pr, tag)
     with clear_errors(repo_id):
+        if branch.startswith("refs/pr/") and not retry(lambda: api.repo_exists(repo_id)):
+            raise ValueError(f"{repo_id} does not exist, so it has no pull request {branch}. Nothing was sent.")
         retry(lambda: validate_card(api, release))
         retry(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True))
         if private and not retry(lambda: api.model_info(repo_id)).private:
@@ -145,6 +151,36 @@ def publish(
             retry(lambda: api.create_tag(repo_id, tag=tag, revision=oid, exist_ok=True))
     kept = sorted(remote.keys() - release.files.keys() - {".gitattributes"})
     return Publication(oid, url, sent=[] if there else changed, kept=kept)
+
+
+def check_options(revision: str | None, create_pr: bool, tag: str | None) -> None:
+    """
+    Refuse what cannot be done, before anything is sent.
+
+    Raises:
+        `ValueError`: a name is not valid, or a pull request would be tagged.
+    """
+    if revision is not None:
+        check_reference("revision", revision)
+    if tag is not None:
+        check_reference("tag", tag)
+        if create_pr:
+            raise ValueError("--tag names a commit of your own: leave it out with --create-pr. Nothing was sent.")
+
+
+def check_reference(kind: str, name: str) -> None:
+    """
+    Refuse what git would not take as the name of a branch or a tag.
+
+    Raises:
+        `ValueError`: the name is not valid, or a tag would hide the main branch.
+    """
+    is_valid = re.fullmatch(r"\w[\w.+-]*(/[\w+-][\w.+-]*)*", name) is not None
+    if not is_valid or ".." in name or name.endswith((".", ".lock")) or (kind == "tag" and name == "main"):
+        raise ValueError(
+            f"--{kind} {name!r} is not a valid name: use letters, digits, '.', '-', '_' and '/', such as v1.0. Nothing was "
+            "sent."
+        )
 
 
 def validate_card(api: HfApi, release: Release) -> None:
@@ -226,9 +262,20 @@ def find_pull_request(api: HfApi, repo_id: str, release: Release) -> tuple[str, 
     refs = retry(lambda: api.list_repo_refs(repo_id, include_pull_requests=True))
     pull_requests = sorted(refs.pull_requests or [], key=lambda ref: int(ref.ref.rsplit("/", 1)[1]))
     for ref in reversed(pull_requests[-NUM_PULL_REQUESTS:]):
-        if not find_changed(release, list_hashes(api, repo_id, ref.target_commit)):
+        same = not find_changed(release, list_hashes(api, repo_id, ref.target_commit))
+        if same and is_open(api, repo_id, int(ref.ref.rsplit("/", 1)[1])):
             return ref.target_commit, f"{api.endpoint}/{repo_id}/discussions/{ref.ref.rsplit('/', 1)[1]}"
     return None
+
+
+def is_open(api: HfApi, repo_id: str, number: int) -> bool:
+    """Whether a pull request is neither closed nor merged; a Hub that does not know its discussions cannot close one."""
+    try:
+        return retry(lambda: api.get_discussion_details(repo_id, number)).status in ("open", "draft")
+    except HfHubHTTPError as error:
+        if error.response.status_code != 404:
+            raise
+        return True
 
 
 def commit(
@@ -243,7 +290,9 @@ def commit(
     """Send the changed files and commit them on top of `head`. Return the commit and its page."""
     additions = [CommitOperationAdd(name, release.files[name]) for name in changed]
     # The client itself tries each blob again; those that arrive are not sent another time
-    api.preupload_lfs_files(repo_id, additions, revision=branch, create_pr=create_pr, free_memory=False)
+    for addition in additions:
+        # One after the other, so that what was complete before an interruption is complete after it
+        api.preupload_lfs_files(repo_id, [addition], revision=branch, create_pr=create_pr, free_memory=False)
     tries = 0
 
     def send() -> tuple[str, str]:
@@ -283,7 +332,7 @@ def verify(api: HfApi, repo_id: str, release: Release, oid: str) -> None:
     with tempfile.TemporaryDirectory(prefix="mixer-verify-") as cache:
         for name in tqdm(release.files, "Comparing what the Hub serves", unit="file"):
             try:
-                path = api.hf_hub_download(repo_id, name, revision=oid, cache_dir=cache)
+                path = retry(partial(api.hf_hub_download, repo_id, name, revision=oid, cache_dir=cache))
             except EntryNotFoundError as error:
                 if is_transient(error):
                     raise

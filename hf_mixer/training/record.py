@@ -15,6 +15,7 @@
 
 import json
 import logging
+import re
 import shlex
 import sys
 from dataclasses import fields
@@ -54,7 +55,8 @@ HYPERPARAMETERS = (
     "fp16",
     "torch_compile",
 )
-SECRETS = ("--token", "--hub_token")
+# Also shortened, as the parser takes them
+SECRETS = re.compile("--(hub_)?tok\\w*|--hub_t\\w*")
 
 
 class TrainingCurvesCallback(TrainerCallback):
@@ -77,9 +79,10 @@ def command_line() -> str:
     words = ["python", *sys.argv]
     for index, word in enumerate(words):
         name, is_assignment, _ = word.partition("=")
-        if name in SECRETS and is_assignment:
+        is_secret = SECRETS.fullmatch(name) is not None
+        if is_secret and is_assignment:
             words[index] = f"{name}=***"
-        elif word in SECRETS and index + 1 < len(words):
+        elif is_secret and index + 1 < len(words):
             words[index + 1] = "***"
     return shlex.join(words)
 

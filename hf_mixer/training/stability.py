@@ -218,6 +218,14 @@ class SafeCheckpointTrainer(Trainer):
             super()._push_from_checkpoint(checkpoint_folder)
 
     def _save(self, output_dir=None, state_dict=None):
+        # The arguments are saved as well, and may be published
+        token, self.args.hub_token = self.args.hub_token, None
+        try:
+            self._save_safely(output_dir, state_dict)
+        finally:
+            self.args.hub_token = token
+
+    def _save_safely(self, output_dir, state_dict):
         if self._staging is not None:
             super()._save(output_dir, state_dict)
             return
