@@ -16,7 +16,7 @@ from transformers.utils import is_triton_available
 from hf_mixer import MixerConfig, MixerForImageClassification, kernels
 from hf_mixer.configuration_mixer import VARIANTS
 from hf_mixer.kernels import use_kernels
-from hf_mixer.modeling_mixer import MixerLayer
+from hf_mixer.layers_mixer import MixerLayer
 
 from .test_modeling import ENABLE_CHECKPOINTING
 

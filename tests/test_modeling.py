@@ -14,7 +14,7 @@ from hf_mixer import (
     MixerForMaskedImageModeling,
     MixerModel,
 )
-from hf_mixer.modeling_mixer import MixerDropPath, MixerLayer
+from hf_mixer.layers_mixer import MixerDropPath, MixerLayer
 
 
 # transformers 5.23 renames it

@@ -31,6 +31,7 @@ CONFIG = dict(image_size=16, patch_size=4, hidden_size=16, num_hidden_layers=2, 
 CODE = {
     "configuration_mixer.py",
     "modeling_mixer.py",
+    "layers_mixer.py",
     "resizing_mixer.py",
     "image_processing_mixer.py",
     "image_processing_pil_mixer.py",
@@ -175,10 +176,10 @@ for revision in {commit!r}, "v1", "refs/pr/1":
 
 
 def test_folder_that_a_stranger_cannot_run_is_refused(folder):
-    code = (folder / "modeling_mixer.py").read_text()
+    code = (folder / "layers_mixer.py").read_text()
     changed = code.replace("self.drop_path(hidden_states) + residual", "self.drop_path(hidden_states) - residual")
     assert changed != code
-    (folder / "modeling_mixer.py").write_text(changed)
+    (folder / "layers_mixer.py").write_text(changed)
     with pytest.raises(ValueError, match="logits differ"):
         check_as_stranger(folder, prepare_release(folder, "alice/mixer").files)
 

@@ -25,6 +25,7 @@ PACKAGE = Path(hf_mixer.__file__).parent
 CODE = {
     "configuration_mixer.py",
     "modeling_mixer.py",
+    "layers_mixer.py",
     "resizing_mixer.py",
     "image_processing_mixer.py",
     "image_processing_pil_mixer.py",

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from hf_mixer import MixerConfig, MixerForImageClassification
-from hf_mixer.modeling_mixer import MixerLayer
+from hf_mixer.layers_mixer import MixerLayer
 
 
 CONFIG = dict(image_size=16, patch_size=4, hidden_size=24, num_hidden_layers=2, token_mlp_dim=10, channel_mlp_dim=32)

@@ -36,7 +36,7 @@ from torch import nn
 from transformers.activations import GELUActivation, GELUTanh
 from transformers.utils import is_triton_available
 
-from ..modeling_mixer import MixerLayer, is_plain
+from ..layers_mixer import MixerLayer, is_plain
 
 
 # What `attach_kernels` replaces

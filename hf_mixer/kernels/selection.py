@@ -25,7 +25,7 @@ import torch
 from transformers.activations import GELUTanh
 
 from ..configuration_mixer import MixerConfig
-from ..modeling_mixer import MixerLayer
+from ..layers_mixer import MixerLayer
 from ..timing import time_interleaved
 from . import OWN_MIX_TOKENS, mix_tokens
 
