@@ -262,6 +262,14 @@ def test_few_labels_have_no_top5():
     assert (result["top1"], result["top5"]) == (2 / 3, None)
 
 
+def test_a_model_is_compared_with_another():
+    data = numbered_images([0, 1, 1, 2], 3)
+    model, other = Stub(torch.eye(3)[[0, 1, 1, 0]]), Stub(torch.eye(3)[[0, 1, 2, 0]])
+    result = evaluate_model(model, data, Accelerator(cpu=True), reference=other)
+    assert (result["top1"], result["agreement"]) == (3 / 4, 3 / 4)
+    assert "agreement" not in evaluate_model(model, data, Accelerator(cpu=True))
+
+
 def test_an_output_that_is_not_finite_is_named():
     logits = torch.zeros(11, 3)
     logits[5, 1] = math.nan

@@ -152,6 +152,15 @@ def test_half_written_checkpoints_are_neither_resumed_from_nor_counted(uninterru
         assert not is_complete_checkpoint(broken)
     (tmp_path / "checkpoint-24" / "trained_weights.safetensors").unlink()
     assert not is_complete_checkpoint(tmp_path / "checkpoint-24")
+    # As a plain `Trainer` leaves it, without the sizes of its files
+    bare = tmp_path / "checkpoint-12"
+    shutil.copytree(output_dir / "checkpoint-20", bare)
+    (bare / "manifest.json").unlink()
+    assert is_complete_checkpoint(bare)
+    for path in bare.glob("*.safetensors"):
+        path.unlink()
+    assert not is_complete_checkpoint(bare)
+    shutil.rmtree(bare)
     assert find_last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
 
     trainer = make_trainer(tmp_path, **RUN, save_total_limit=2)

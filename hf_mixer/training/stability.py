@@ -54,9 +54,12 @@ def is_complete_checkpoint(folder: str | os.PathLike) -> bool:
             return all((folder / name).stat().st_size == size for name, size in sizes.items())
         # The last file that `Trainer` writes
         json.loads((folder / "trainer_state.json").read_text())
-        for path in folder.glob("*.safetensors"):
+        weights = list(folder.glob("*.safetensors"))
+        for path in weights:
             with safe_open(path, "pt"):
                 pass
+        if not weights and not any(folder.glob("pytorch_model*")):
+            return False
     except (OSError, ValueError, SafetensorError):
         return False
     return all(zipfile.is_zipfile(path) for pattern in ("*.pt", "*.pth") for path in folder.glob(pattern))
