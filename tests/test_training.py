@@ -220,15 +220,16 @@ def test_a_checkpoint_that_another_callback_asks_for_holds_the_average(tmp_path)
         def on_step_end(self, args, state, control, **kwargs):
             control.should_save = state.global_step == 3
 
-    def train(callbacks, **arguments):
-        trainer = make_trainer(tmp_path / str(len(arguments)), ema_decay=0.5, max_steps=3, **arguments)
+    def train(folder, callbacks, **arguments):
+        trainer = make_trainer(folder, ema_decay=0.5, max_steps=3, **arguments)
         for callback in callbacks:
             trainer.add_callback(callback)  # after the average's own
         trainer.train()
-        folder = tmp_path / str(len(arguments)) / "checkpoint-3"
-        return [load_file(folder / name) for name in ("model.safetensors", "trained_weights.safetensors")]
+        names = ("model.safetensors", "trained_weights.safetensors")
+        return [load_file(folder / "checkpoint-3" / name) for name in names]
 
-    asked, usual = train([Save()]), train([], save_strategy="steps", save_steps=3)
+    asked = train(tmp_path / "asked", [Save()])
+    usual = train(tmp_path / "usual", [], save_strategy="steps", save_steps=3)
     for ours, theirs in zip(asked, usual):
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 

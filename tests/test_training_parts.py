@@ -297,6 +297,8 @@ def test_the_recorded_command_holds_no_token(monkeypatch):
         sys, "argv", ["scripts/train.py", "--token", "hf_secret", "--hub_token=hf_secret", "--seed", "1"]
     )
     assert command_line() == "python scripts/train.py --token '***' '--hub_token=***' --seed 1"
+    monkeypatch.setattr(sys, "argv", ["scripts/train.py", "--hub_tok", "hf_secret", "--token_mlp_dim", "64"])
+    assert command_line() == "python scripts/train.py --hub_tok '***' --token_mlp_dim 64"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "scripts" / "recipes").glob("*.yaml")), ids=lambda path: path.stem)

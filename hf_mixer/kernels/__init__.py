@@ -64,8 +64,8 @@ def use_kernels(model: nn.Module, enabled: bool | None = True) -> nn.Module:
             A Mixer of any class, also from remote code, or a module that holds some.
         enabled (`bool`, *optional*, defaults to `True`):
             Whether to use the operator wherever it applies. With `None`, which is how models of this package start, only
-            where it is faster than the layer's own code: that is measured when the first batch of a kind arrives, and
-            the results are compared as well. What is exported by `torch.export` then stays without the operator.
+            where it is faster than the layer's own code: that is measured when the first batch of a kind arrives, not
+            compiled even under `torch.compile`, and the results are compared as well. What is exported by `torch.export` then stays without the operator.
 
     Returns:
         `nn.Module`: `model`.

@@ -55,8 +55,8 @@ HYPERPARAMETERS = (
     "fp16",
     "torch_compile",
 )
-# Also shortened, as the parser takes them
-SECRETS = re.compile("--(hub_)?tok\\w*|--hub_t\\w*")
+# The second one also shortened, as the parser takes it; the first one cannot be, because of --token_mlp_dim
+SECRETS = re.compile("--token|--hub_t(o|ok|oke|oken)?")
 
 
 class TrainingCurvesCallback(TrainerCallback):
