@@ -468,4 +468,10 @@ def test_push_to_hub_works_as_for_any_model(hub, folder, tmp_path, monkeypatch):
     assert "pipeline_tag: image-classification" in card
     assert "## How to use it" in card
     assert "More Information Needed" not in card
+    # A card that somebody has begun to fill in stays theirs
+    begun = huggingface_hub.ModelCard.from_template(huggingface_hub.ModelCardData(), model_description="My photos.")
+    api.upload_file(path_or_fileobj=str(begun).encode(), path_in_repo="README.md", repo_id="alice/pushed")
+    model.classifier.bias.data += 1
+    model.push_to_hub("alice/pushed")
+    assert "My photos." in hub.files("alice/pushed")["README.md"].decode()
     assert TrainingSummary.from_trainer(trainer).tasks == "image-classification"

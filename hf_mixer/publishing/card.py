@@ -387,6 +387,17 @@ def _describe_training(run: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name, value) for name, value in facts.items() if value]
 
 
+def is_untouched_template(card: ModelCard) -> bool:
+    """Whether nobody has written into the card that `push_to_hub` of transformers makes where it finds none."""
+
+    def lines(text: str) -> list[str]:
+        # All but the one sentence that transformers puts in
+        return [line.strip() for line in text.splitlines() if line.strip() and "automatically generated" not in line]
+
+    template = ModelCard.from_template(ModelCardData(), model_description="automatically generated")
+    return lines(card.text) == lines(template.text)
+
+
 def attach_card() -> None:
     """
     Let `MixerForImageClassification.push_to_hub` write the card of this package, where the repository has none yet. Done
@@ -396,8 +407,7 @@ def attach_card() -> None:
 
     def upload_with_card(self, working_dir, repo_id, *args, **kwargs):
         path = Path(working_dir) / "README.md"
-        # The template of transformers, which `push_to_hub` writes where it finds no card
-        if path.is_file() and "[More Information Needed]" in path.read_text(encoding="utf-8") and self.num_labels:
+        if path.is_file() and self.num_labels and is_untouched_template(ModelCard.load(path)):
             card = create_card(working_dir, repo_id, needs_processor=False)
             card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *(ModelCard.load(path).data.tags or [])]))
             card.save(path)
