@@ -27,7 +27,7 @@ if not is_triton_available():
 import triton
 import triton.language as tl
 
-from hf_mixer.kernels import selection, token_mixing
+from hf_mixer.kernels import gelu, selection, token_mixing
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -322,9 +322,9 @@ def test_gate_without_the_error_function_is_near_it(tanh):
 def evaluate_gate(x_pointer, gate_pointer, slope_pointer, count, TANH: tl.constexpr, BLOCK: tl.constexpr):
     index = tl.arange(0, BLOCK)
     x = tl.load(x_pointer + index, mask=index < count, other=0.0)
-    gate = token_mixing._polynomial_gate(x, TANH)
+    gate = gelu._polynomial_gate(x, TANH)
     tl.store(gate_pointer + index, gate, mask=index < count)
-    tl.store(slope_pointer + index, token_mixing._gate_slope(x, gate, TANH, False), mask=index < count)
+    tl.store(slope_pointer + index, gelu.gelu_gate_slope(x, gate, TANH, False), mask=index < count)
 
 
 COMPILE_FOR_HOPPER = """
@@ -334,7 +334,7 @@ from triton.compiler import ASTSource
 import triton
 import triton.language as tl
 
-from hf_mixer.kernels import selection, token_mixing
+from hf_mixer.kernels import token_mixing
 
 for kernel in (token_mixing._token_mixing_forward, token_mixing._token_mixing_backward):
     config, names = kernel.configs[-1], kernel.fn.arg_names

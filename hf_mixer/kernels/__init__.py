@@ -141,7 +141,8 @@ def operand_dtype(layer: Any, hidden_states: torch.Tensor) -> torch.dtype:
 
 def applies(layer: Any, hidden_states: torch.Tensor) -> bool:
     """Whether the fused operator computes what the layer would, on this device and in this type."""
-    from .token_mixing import DTYPES, INTERPRETED, MAX_PATCHES
+    from .launching import DTYPES, INTERPRETED
+    from .token_mixing import MAX_PATCHES
 
     mlp = layer.token_mixing
     return (

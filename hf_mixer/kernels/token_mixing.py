@@ -21,21 +21,18 @@ The operators are `torch.ops.hf_mixer.token_mixing` and `torch.ops.hf_mixer.toke
 of a narrower type than the tokens, as under autocast: matrix products have operands of that type and sums in float32.
 """
 
-from contextlib import nullcontext
-
 import torch
 import triton
 import triton.language as tl
 from torch import nn
 
+from .gelu import gelu_gate, gelu_gate_slope
+from .launching import INTERPRETED, device_of
+from .normalization import normalization_backward, normalization_statistics
+
 
 # A program holds all tokens of some channels at once; with more, it runs out of registers.
 MAX_PATCHES = 256
-# Triton interprets kernels on the CPU where the environment says TRITON_INTERPRET=1, as the tests do
-INTERPRETED = triton.knobs.runtime.interpret
-# The interpreter's products of narrower types are wrong, and float32 on a GPU would be without its matrix units
-DTYPES = (torch.float32,) if INTERPRETED else (torch.bfloat16, torch.float16)
-
 # The hidden units are filled up with zeros to a multiple of this
 UNITS = 64
 
@@ -50,72 +47,6 @@ def autotune(*blocks: tuple[int, int, int, int]):
         for channels, units, warps, stages in ([(16, 32, 4, 1)] if INTERPRETED else blocks)
     ]
     return triton.autotune(configs, key=["num_patches", "num_channels", "num_hidden"], cache_results=True)
-
-
-@triton.jit
-def _normalize_statistics(x_pointer, mean_pointer, rstd_pointer, num_channels, epsilon, BLOCK_C: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    channels = tl.arange(0, BLOCK_C)
-    inside = channels < num_channels
-    x = tl.load(x_pointer + row * num_channels + channels, mask=inside, other=0.0).to(tl.float32)
-    mean = tl.sum(x, axis=0) / num_channels
-    centered = tl.where(inside, x - mean, 0.0)
-    variance = tl.sum(centered * centered, axis=0) / num_channels
-    tl.store(mean_pointer + row, mean)
-    tl.store(rstd_pointer + row, 1.0 / tl.sqrt(variance + epsilon))
-
-
-@triton.jit
-def _polynomial_gate(x, TANH: tl.constexpr):
-    """
-    What GELU multiplies x by, `1/2 + x P(x^2)` up to where it is 0 or 1 in a narrow type. The coefficients minimize the
-    greatest error of GELU, which is 5e-5: rounding near 1 makes five times as much of it in float16, forty times in
-    bfloat16. It takes half the instructions of the error function, for which the matrix units would have to wait.
-    """
-    if TANH:
-        x = tl.minimum(tl.maximum(x, -4.25), 4.25)
-        t = x * x
-        p = 5.3750559558807254e-11 * t - 5.254249924036003e-09
-        p = p * t + 2.26484246468317e-07
-        p = p * t - 5.7224724514526315e-06
-        p = p * t + 9.547543595544994e-05
-        p = p * t - 0.0011286698281764984
-        p = p * t + 0.009904901497066021
-        p = p * t - 0.06645311415195465
-        p = p * t + 0.39878782629966736
-    else:
-        x = tl.minimum(tl.maximum(x, -4.5), 4.5)
-        t = x * x
-        p = 2.999874654241452e-11 * t - 3.2838078922736713e-09
-        p = p * t + 1.5802251596142014e-07
-        p = p * t - 4.431638899404788e-06
-        p = p * t + 8.120948041323572e-05
-        p = p * t - 0.0010362546890974045
-        p = p * t + 0.009580674581229687
-        p = p * t - 0.06597734987735748
-        p = p * t + 0.39870864152908325
-    return p * x + 0.5
-
-
-@triton.jit
-def _gate(x, TANH: tl.constexpr, EXACT: tl.constexpr):
-    """What GELU multiplies x by."""
-    if not EXACT:
-        return _polynomial_gate(x, TANH)
-    if TANH:
-        # 0.5 (1 + tanh u) = sigmoid(2 u)
-        return 1.0 / (1.0 + tl.exp(-1.5957691216057308 * (x + 0.044715 * x * x * x)))
-    return 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
-
-
-@triton.jit
-def _gate_slope(x, gate, TANH: tl.constexpr, EXACT: tl.constexpr):
-    """The derivative of the gate."""
-    if TANH:
-        slope = gate * (1.0 - gate) * (1.5957691216057308 * (1.0 + 0.134145 * x * x))
-        # Where the polynomial ends, the gate is 0 or 1 but for its rounding
-        return slope if EXACT else tl.where(tl.abs(x) < 4.25, slope, 0.0)
-    return 0.3989422804014327 * tl.exp2(-0.7213475204444817 * x * x)
 
 
 @triton.jit
@@ -193,7 +124,7 @@ def _token_mixing_forward(
         fc1 = tl.load(fc1_pointer + units[:, None] * BLOCK_S + tokens[None, :])
         bias1 = tl.load(bias1_pointer + units).to(tl.float32)
         hidden = tl.dot(normalized, tl.trans(fc1), input_precision="ieee", out_dtype=tl.float32) + bias1[None, :]
-        hidden = (hidden * _gate(hidden, TANH, EXACT)).to(dtype)
+        hidden = (hidden * gelu_gate(hidden, TANH, EXACT)).to(dtype)
         fc2 = tl.load(fc2_pointer + units[:, None] * BLOCK_S + tokens[None, :])
         mixed = tl.dot(hidden, fc2, mixed, input_precision="ieee", out_dtype=tl.float32)
     mixed += tl.load(bias2_pointer + tokens, mask=has_token, other=0.0).to(tl.float32)[None, :]
@@ -267,8 +198,8 @@ def _token_mixing_backward(
         before = tl.dot(normalized, tl.trans(fc1), input_precision="ieee", out_dtype=tl.float32) + bias1[None, :]
         fc2 = tl.load(fc2_pointer + units[:, None] * BLOCK_S + tokens[None, :])
         gradient = tl.dot(output_gradient, tl.trans(fc2), input_precision="ieee", out_dtype=tl.float32)
-        gate = _gate(before, TANH, EXACT)
-        gradient = (gradient * (gate + before * _gate_slope(before, gate, TANH, EXACT))).to(dtype)
+        gate = gelu_gate(before, TANH, EXACT)
+        gradient = (gradient * (gate + before * gelu_gate_slope(before, gate, TANH, EXACT))).to(dtype)
         normalized_gradient = tl.dot(gradient, fc1, normalized_gradient, input_precision="ieee", out_dtype=tl.float32)
 
         hidden_offsets = channels[:, None] * num_hidden + units[None, :]
@@ -294,11 +225,6 @@ def _pad(weight: torch.Tensor) -> torch.Tensor:
     return nn.functional.pad(weight, (0, columns, 0, -num_hidden % UNITS))
 
 
-def _device_of(x: torch.Tensor):
-    """Triton launches on the current device, which may be another one than that of the tensors."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
-
-
 def _forward(
     x: torch.Tensor,
     norm_weight: torch.Tensor,
@@ -315,12 +241,9 @@ def _forward(
     batch_size, num_patches, num_channels = x.shape
     num_hidden = fc1_weight.shape[0]
     fc1, fc2 = _pad(fc1_weight), _pad(fc2_weight.t())
-    mean, rstd = (torch.empty(batch_size, num_patches, device=x.device, dtype=torch.float32) for _ in range(2))
+    mean, rstd = normalization_statistics(x, eps)
     output = torch.empty_like(x)
-    with _device_of(x):
-        _normalize_statistics[(batch_size * num_patches,)](
-            x, mean, rstd, num_channels, eps, triton.next_power_of_2(num_channels)
-        )
+    with device_of(x):
         _token_mixing_forward[_grid(x)](
             x,
             mean,
@@ -367,7 +290,7 @@ def _backward(
     hidden, hidden_gradient = (
         torch.empty(batch_size, num_channels, num_hidden, device=x.device, dtype=fc1_weight.dtype) for _ in range(2)
     )
-    with _device_of(x):
+    with device_of(x):
         _token_mixing_backward[_grid(x)](
             x,
             mean,
@@ -388,19 +311,11 @@ def _backward(
             TANH=tanh,
             BLOCK_S=fc1.shape[1],
         )
-    common = torch.promote_types(x.dtype, norm_weight.dtype)  # they differ under autocast
-    x_gradient, norm_weight_gradient, norm_bias_gradient = torch.ops.aten.native_layer_norm_backward(
-        normalized_gradient.to(common),
-        x.to(common),
-        [num_channels],
-        mean.unsqueeze(-1),
-        rstd.unsqueeze(-1),
-        norm_weight,
-        norm_bias,
-        [True, True, True],
+    x_gradient, norm_weight_gradient, norm_bias_gradient = normalization_backward(
+        normalized_gradient, x, mean, rstd, norm_weight, norm_bias
     )
     return (
-        x_gradient.to(x.dtype) + output_gradient,
+        x_gradient + output_gradient,
         norm_weight_gradient,
         norm_bias_gradient,
         torch.bmm(normalized, hidden_gradient).sum(0).t().contiguous(),

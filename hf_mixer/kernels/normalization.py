@@ -1,0 +1,100 @@
+# Copyright 2026 The hf_mixer authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""LayerNorm in one pass, written in Triton: means and deviations, and what is normalized in the type of a product."""
+
+import torch
+import triton
+import triton.language as tl
+
+from .launching import device_of
+
+
+# A row of x, (rows, num_channels), for each program; the mean and the reciprocal of the deviation have shape (rows,).
+@triton.jit
+def _normalize(
+    x_pointer,
+    weight_pointer,
+    bias_pointer,
+    output_pointer,
+    mean_pointer,
+    rstd_pointer,
+    num_channels,
+    epsilon,
+    HAS_OUTPUT: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    channels = tl.arange(0, BLOCK_C)
+    inside = channels < num_channels
+    x = tl.load(x_pointer + row * num_channels + channels, mask=inside, other=0.0).to(tl.float32)
+    mean = tl.sum(x, axis=0) / num_channels
+    centered = tl.where(inside, x - mean, 0.0)
+    rstd = 1.0 / tl.sqrt(tl.sum(centered * centered, axis=0) / num_channels + epsilon)
+    tl.store(mean_pointer + row, mean)
+    tl.store(rstd_pointer + row, rstd)
+    if HAS_OUTPUT:
+        weight = tl.load(weight_pointer + channels, mask=inside, other=0.0).to(tl.float32)
+        bias = tl.load(bias_pointer + channels, mask=inside, other=0.0).to(tl.float32)
+        output = (centered * rstd * weight + bias).to(output_pointer.dtype.element_ty)
+        tl.store(output_pointer + row * num_channels + channels, output, mask=inside)
+
+
+def normalization_statistics(x: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return means and reciprocal deviations over the last axis of `x`, which lies in one piece, in float32."""
+    return _launch(x, None, None, eps, None)
+
+
+def normalize(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return `x` normalized over its last axis, in `dtype`, and what [`normalization_statistics`] returns."""
+    output = torch.empty(x.shape, device=x.device, dtype=dtype)
+    return output, *_launch(x, weight, bias, eps, output)
+
+
+def _launch(x, weight, bias, eps, output) -> tuple[torch.Tensor, torch.Tensor]:
+    mean, rstd = (torch.empty(x.shape[:-1], device=x.device, dtype=torch.float32) for _ in range(2))
+    block = triton.next_power_of_2(x.shape[-1])
+    with device_of(x):
+        # One warp, as far as its registers go, need not wait for others to add up a row
+        _normalize[(mean.numel(),)](
+            *(x, weight, bias, output, mean, rstd, x.shape[-1], eps),
+            HAS_OUTPUT=output is not None,
+            BLOCK_C=block,
+            num_warps=max(1, min(block // 1024, 16)),
+        )
+    return mean, rstd
+
+
+def normalization_backward(
+    gradient: torch.Tensor,
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the gradients of `x`, `weight` and `bias` from that of the output."""
+    common = torch.promote_types(x.dtype, weight.dtype)  # they differ under autocast
+    x_gradient, weight_gradient, bias_gradient = torch.ops.aten.native_layer_norm_backward(
+        gradient.to(common),
+        x.to(common),
+        [x.shape[-1]],
+        mean.unsqueeze(-1),
+        rstd.unsqueeze(-1),
+        weight,
+        bias,
+        [True, True, True],
+    )
+    return x_gradient.to(x.dtype), weight_gradient, bias_gradient
