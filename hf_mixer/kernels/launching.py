@@ -11,8 +11,9 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What all kernels in Triton share when they are launched."""
+"""What all operators written in Triton share."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -28,3 +29,25 @@ DTYPES = (torch.float32,) if INTERPRETED else (torch.bfloat16, torch.float16)
 def device_of(x: torch.Tensor):
     """Triton launches on the current device, which may be another one than that of the tensors."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def register_operator(
+    name: str,
+    forward: Callable,
+    backward: Callable,
+    fake_forward: Callable,
+    fake_backward: Callable,
+    save_for_backward: Callable,
+    call_backward: Callable,
+) -> None:
+    """
+    Make `torch.ops.hf_mixer.<name>` and `torch.ops.hf_mixer.<name>_backward` of functions whose annotations give the
+    types. The fake ones return tensors of the right shapes and types; the last two connect the operators in autograd.
+    """
+    # A second copy of a module finds the operators of the first; to register them again would take them away from it
+    if hasattr(torch.ops.hf_mixer, name):
+        return
+    torch.library.custom_op(f"hf_mixer::{name}_backward", backward, mutates_args=()).register_fake(fake_backward)
+    operator = torch.library.custom_op(f"hf_mixer::{name}", forward, mutates_args=())
+    operator.register_fake(fake_forward)
+    operator.register_autograd(call_backward, setup_context=save_for_backward)

@@ -13,11 +13,11 @@
 # limitations under the License.
 """Whether a fused operator computes the same as a layer's own code on this device, and is faster."""
 
-import functools
 import logging
 import statistics
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from transformers.activations import GELUTanh
 from ..configuration_mixer import MixerConfig
 from ..layers_mixer import MixerLayer
 from ..timing import time_interleaved
-from . import OWN_MIX_TOKENS, mix_tokens
+from . import OWN, mix, norm_and_mlp
 
 
 logger = logging.getLogger(__name__)
@@ -35,23 +35,27 @@ logger = logging.getLogger(__name__)
 # What it takes to be worth another code path, and how much rounding may differ, in units of the type's last place
 SPEEDUP = 1.05
 TOLERANCE = 16
-# A few images keep only some of the multiprocessors busy, many keep all of them
+# A few images keep only some of the multiprocessors busy, many keep all of them; of large images fewer are many
 FEW, MANY = 1, 64
+MANY_TOKENS = 16384
 
 
-def measure_layer(layer: Any, hidden_states: torch.Tensor) -> bool:
+def measure_layer(axis: str, layer: Any, hidden_states: torch.Tensor) -> bool:
     """Whether the fused operator is the faster one for this layer and these tokens; measured once for each kind."""
     device_type = hidden_states.device.type
+    batch_size, num_patches, hidden_size = hidden_states.shape
+    _, mlp = norm_and_mlp(axis, layer)
     return _is_faster_constant(
+        axis,
         str(hidden_states.device),
         hidden_states.dtype,
-        layer.token_mixing.fc1.weight.dtype,
+        mlp.fc1.weight.dtype,
         torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None,
-        FEW if hidden_states.shape[0] < 8 else MANY,
-        hidden_states.shape[1],
-        hidden_states.shape[2],
-        layer.token_mixing.fc1.out_features,
-        type(layer.token_mixing.activation_fn) is GELUTanh,
+        FEW if batch_size < 8 else max(FEW, min(MANY, MANY_TOKENS // num_patches)),
+        num_patches,
+        hidden_size,
+        mlp.fc1.out_features,
+        type(mlp.activation_fn) is GELUTanh,
         torch.is_grad_enabled(),
     )
 
@@ -61,12 +65,13 @@ def measure_layer(layer: Any, hidden_states: torch.Tensor) -> bool:
 def _is_faster_constant(*kind) -> bool:
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         return False  # nothing can be measured now
-    return is_faster(mix_tokens, *kind)
+    return is_faster(mix, *kind)
 
 
-@functools.cache
+@cache
 def is_faster(
     fused: Callable,
+    axis: str,
     device: str,
     input_dtype: torch.dtype,
     weight_dtype: torch.dtype,
@@ -74,22 +79,24 @@ def is_faster(
     batch_size: int,
     num_patches: int,
     hidden_size: int,
-    token_mlp_dim: int,
+    mlp_dim: int,
     tanh: bool,
     training: bool,
 ) -> bool:
     """
-    Compare a fused operator with the code of `MixerLayer.mix_tokens` on random tokens: first the results, then the time.
-    The state of the random number generators stays as it is.
+    Compare a fused operator with the code of `MixerLayer.mix_tokens` or `MixerLayer.mix_channels` on random tokens: first
+    the results, then the time. The state of the random number generators stays as it is.
 
     Args:
         fused (`Callable`):
-            Takes a layer and the tokens.
+            Takes the axis, a layer and the tokens.
+        axis (`str`):
+            `"token"` or `"channel"`: what is mixed.
         device (`str`):
             Where to measure.
         input_dtype (`torch.dtype`), weight_dtype (`torch.dtype`), autocast_dtype (`torch.dtype`, *optional*):
             The types of the tokens and of the weights, and the one of autocast where it is on.
-        batch_size (`int`), num_patches (`int`), hidden_size (`int`), token_mlp_dim (`int`):
+        batch_size (`int`), num_patches (`int`), hidden_size (`int`), mlp_dim (`int`):
             The sizes.
         tanh (`bool`):
             Whether GELU is the approximation with tanh.
@@ -103,9 +110,9 @@ def is_faster(
     target = torch.device(device)
     steps: dict[str, Callable[[], list[torch.Tensor]]] = {}
 
-    def run(mix: Callable) -> list[torch.Tensor]:
+    def run(method: Callable) -> list[torch.Tensor]:
         with torch.autocast(target.type, autocast_dtype) if autocast_dtype else nullcontext():
-            output = mix(layer, inputs)
+            output = method(layer, inputs)
         if not training:
             return [output]
         return [output, *torch.autograd.grad(output, [inputs, *parameters], torch.ones_like(output))]
@@ -116,15 +123,15 @@ def is_faster(
             image_size=(num_patches, 1),
             patch_size=1,
             hidden_size=hidden_size,
-            token_mlp_dim=token_mlp_dim,
-            channel_mlp_dim=1,
+            token_mlp_dim=mlp_dim if axis == "token" else 1,
+            channel_mlp_dim=mlp_dim if axis == "channel" else 1,
             hidden_act="gelu_pytorch_tanh" if tanh else "gelu",
         )
         layer = MixerLayer(config, layer_idx=0).to(target, weight_dtype)
-        parameters = [*layer.token_norm.parameters(), *layer.token_mixing.parameters()]
+        parameters = [parameter for module in norm_and_mlp(axis, layer) for parameter in module.parameters()]
         inputs = torch.randn(batch_size, num_patches, hidden_size, device=target, dtype=input_dtype)
         inputs.requires_grad_(training)
-        steps = {"own": lambda: run(OWN_MIX_TOKENS), "fused": lambda: run(fused)}
+        steps = {"own": lambda: run(OWN[axis]), "fused": lambda: run(partial(fused, axis))}
         try:
             eps = torch.finfo(autocast_dtype or weight_dtype).eps
             for own, other in zip(*(step() for step in steps.values())):
@@ -132,13 +139,13 @@ def is_faster(
                 difference = float((own - other).abs().max())
                 if not difference <= TOLERANCE * eps * float(own.abs().max()):
                     logger.warning(
-                        "Token mixing of %s patches by %s channels goes without the fused kernel on %s: the results would "
+                        "Mixing the %ss of %s patches by %s channels goes without the fused kernel on %s: the results would "
                         "differ by %.2g.",
-                        *(num_patches, hidden_size, device, difference),
+                        *(axis, num_patches, hidden_size, device, difference),
                     )
                     return False
             times = list(time_interleaved(steps, 5, target, minimum=0.01))
         except Exception as error:  # whatever a compiler or a driver may raise: the layer's own code still runs
-            logger.warning("Token mixing goes without the fused kernel on %s, where it fails: %r", device, error)
+            logger.warning("Mixing %ss goes without the fused kernel on %s, where it fails: %r", axis, device, error)
             return False
     return statistics.median(seconds["own"] / seconds["fused"] for seconds in times) >= SPEEDUP

@@ -27,12 +27,19 @@ import triton.language as tl
 from torch import nn
 
 from .gelu import gelu_gate, gelu_gate_slope
-from .launching import INTERPRETED, device_of
+from .launching import INTERPRETED, device_of, register_operator
 from .normalization import normalization_backward, normalization_statistics
 
 
 # A program holds all tokens of some channels at once; with more, it runs out of registers.
 MAX_PATCHES = 256
+
+
+def fits(hidden_states: torch.Tensor, mlp_dim: int, dtype: torch.dtype) -> bool:
+    """Whether the operator takes these tokens."""
+    return hidden_states.shape[1] <= MAX_PATCHES
+
+
 # The hidden units are filled up with zeros to a multiple of this
 UNITS = 64
 
@@ -238,7 +245,7 @@ def _forward(
     tanh: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     x = x.contiguous()
-    batch_size, num_patches, num_channels = x.shape
+    _, num_patches, num_channels = x.shape
     num_hidden = fc1_weight.shape[0]
     fc1, fc2 = _pad(fc1_weight), _pad(fc2_weight.t())
     mean, rstd = normalization_statistics(x, eps)
@@ -346,15 +353,11 @@ def _save_for_backward(ctx, inputs, output):
     ctx.tanh = tanh
 
 
-def _autograd_backward(ctx, output_gradient, *_):
+def _call_backward(ctx, output_gradient, *_):
     gradients = torch.ops.hf_mixer.token_mixing_backward(output_gradient, *ctx.saved_tensors, ctx.tanh)
     return *gradients, None, None, None
 
 
-# A second copy of this module finds the operators of the first; to register them again would take them away from it.
-if not hasattr(torch.ops.hf_mixer, "token_mixing"):
-    backward_operator = torch.library.custom_op("hf_mixer::token_mixing_backward", _backward, mutates_args=())
-    backward_operator.register_fake(_fake_backward)
-    forward_operator = torch.library.custom_op("hf_mixer::token_mixing", _forward, mutates_args=())
-    forward_operator.register_fake(_fake_forward)
-    forward_operator.register_autograd(_autograd_backward, setup_context=_save_for_backward)
+register_operator(
+    "token_mixing", _forward, _backward, _fake_forward, _fake_backward, _save_for_backward, _call_backward
+)

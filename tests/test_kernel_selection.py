@@ -1,0 +1,150 @@
+"""The fused operators are used where they apply and are faster, and nowhere else."""
+
+import pytest
+import torch
+
+from transformers.utils import is_triton_available
+
+from hf_mixer import kernels
+from hf_mixer.kernels import use_kernels
+
+
+if not is_triton_available():
+    pytest.skip("needs triton", allow_module_level=True)
+
+from hf_mixer.kernels import channel_mixing, selection
+
+from .test_kernels import DEVICE, DTYPE, OPERATORS, count_operators, images, interpreted, make_model
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (dict(hidden_act="relu"), (0, 0)),
+        (dict(image_size=20, patch_size=1), (0, 2)),
+        (dict(hidden_size=27), (2, 0)),
+        (dict(channel_mlp_dim=15), (2, 0)),
+    ],
+)
+def test_steps_aside_for_other_networks(overrides, expected):
+    model = use_kernels(make_model(**overrides))
+    pixel_values = torch.randn(2, 3, model.config.image_size, model.config.image_size).to(DEVICE, DTYPE)
+    assert count_operators(model, pixel_values) == expected
+
+
+def test_steps_aside_for_devices_that_do_not_move_tiles(monkeypatch):
+    model = use_kernels(make_model())
+    monkeypatch.setattr(channel_mixing, "moves_tiles", lambda device: False)
+    assert count_operators(model, images()) == (2, 0)
+
+
+def test_steps_aside_for_an_empty_batch():
+    model = use_kernels(make_model())
+    assert model(images()[:0]).logits.shape == (0, 3)
+    assert count_operators(model, images()[:0]) == (0, 0)
+
+
+def test_steps_aside_for_dropout_in_training():
+    model = use_kernels(make_model(dropout=0.1))
+    assert count_operators(model, images()) == (2, 2)
+    assert count_operators(model.train(), images()) == (0, 0)
+
+
+@pytest.mark.parametrize(("axis", "expected"), [("token", (1, 2)), ("channel", (2, 1))])
+def test_steps_aside_for_hooks_and_adapters(axis, expected):
+    peft = pytest.importorskip("peft", reason="needs peft")
+    model = make_model()
+    norm, mlp = kernels.norm_and_mlp(axis, model.mixer.layers[0])
+    for module in (norm, mlp, mlp.fc1, mlp.fc2):
+        use_kernels(model)
+        seen = []
+        handle = module.register_forward_hook(lambda *_: seen.append(1))  # noqa: B023
+        assert count_operators(model, images()) == expected
+        assert seen
+        handle.remove()
+    assert count_operators(model, images()) == (2, 2)
+    lora = peft.get_peft_model(model, peft.LoraConfig(target_modules=rf".*layers\.0\.{axis}_mixing\.fc1"))
+    assert count_operators(lora, images()) == expected
+
+
+KIND = ("cpu", torch.float32, torch.float32, None, 2, 16, 24, 12, False)
+
+
+@interpreted
+@pytest.mark.parametrize("axis", kernels.AXES)
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("seconds", "expected"), [(0.5, True), (0.99, False), (2.0, False)])
+def test_kernels_are_chosen_where_they_are_faster(monkeypatch, axis, training, seconds, expected):
+    monkeypatch.setattr(
+        selection, "time_interleaved", lambda steps, *_, **__: [{"own": 1.0, "fused": seconds} for _ in range(3)]
+    )
+    state = torch.get_rng_state()
+    assert selection.is_faster.__wrapped__(kernels.mix, axis, *KIND, training) is expected
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@interpreted
+@pytest.mark.parametrize("axis", kernels.AXES)
+def test_kernels_that_fail_or_compute_something_else_are_left_out(monkeypatch, caplog, axis):
+    monkeypatch.setattr(
+        selection, "time_interleaved", lambda steps, *_, **__: [{"own": 1.0, "fused": 0.1} for _ in range(3)]
+    )
+
+    def fail(axis, layer, hidden_states):
+        raise RuntimeError("out of registers")
+
+    def forget_the_residual(axis, layer, hidden_states):
+        return kernels.mix(axis, layer, hidden_states) - hidden_states
+
+    for fused, message in ((fail, "out of registers"), (forget_the_residual, "the results would differ by")):
+        assert selection.is_faster.__wrapped__(fused, axis, *KIND, False) is False
+        assert message in caplog.text
+
+
+@interpreted
+@pytest.mark.parametrize(("faster", "expected"), [((), (0, 0)), (("token",), (2, 0)), (("token", "channel"), (2, 2))])
+def test_models_of_the_package_choose_by_themselves(monkeypatch, faster, expected):
+    asked, graphs = [], []
+
+    def is_faster(fused, axis, *kind):
+        asked.append((axis, *kind))
+        torch.randn(2).sum().item()  # of a real tensor, also while a graph is captured
+        return axis in faster
+
+    def keep_graph(graph, inputs):
+        graphs.append(str(graph.graph))
+        return graph
+
+    monkeypatch.setattr(kernels, "is_on_gpu", lambda hidden_states: True)
+    monkeypatch.setattr(selection, "is_faster", is_faster)
+    model = make_model()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend=keep_graph)
+    own = use_kernels(make_model(), enabled=False)(images()).logits
+    for each in (model, compiled):
+        torch.testing.assert_close(each(images()).logits, own)
+    assert set(asked) == {
+        (axis, "cpu", torch.float32, torch.float32, None, 1, 16, 24, mlp_dim, False, True)
+        for axis, mlp_dim in (("token", 12), ("channel", 8))
+    }
+    assert count_operators(model, images()) == expected
+    assert tuple(graphs[0].count(f"torch.ops.hf_mixer.{axis}_mixing") for axis in kernels.AXES) == expected
+    # What is exported is for other machines
+    program = torch.export.export(model, (), {"pixel_values": images()})
+    assert not set(OPERATORS) & {str(node.target) for node in program.graph.nodes}
+
+
+@interpreted
+def test_many_large_images_are_measured_as_fewer(monkeypatch):
+    asked = []
+    monkeypatch.setattr(kernels, "is_on_gpu", lambda hidden_states: True)
+    monkeypatch.setattr(selection, "is_faster", lambda fused, axis, *kind: bool(asked.append((axis, *kind[4:6]))))
+    layer = make_model().mixer.layers[0]
+    for num_patches in (16, 256, 1024, 65536):
+        layer.mix_channels(torch.zeros(8, num_patches, 24))
+    assert asked == [("channel", 64, 16), ("channel", 64, 256), ("channel", 16, 1024), ("channel", 1, 65536)]
+
+
+def test_on_a_cpu_nothing_is_asked(monkeypatch):
+    monkeypatch.setattr(selection, "is_faster", None)
+    assert count_operators(make_model().to("cpu", torch.float32), images().to("cpu", torch.float32)) == (0, 0)
