@@ -21,7 +21,7 @@ from .test_kernels import DEVICE, DTYPE, OPERATORS, count_operators, images, int
     ("overrides", "expected"),
     [
         (dict(hidden_act="relu"), (0, 0)),
-        (dict(image_size=20, patch_size=1), (0, 2)),
+        (dict(image_size=17, patch_size=1), (0, 2)),
         (dict(hidden_size=27), (2, 0)),
         (dict(channel_mlp_dim=15), (2, 0)),
     ],
@@ -102,7 +102,7 @@ def test_kernels_that_fail_or_compute_something_else_are_left_out(monkeypatch, c
 
 
 @interpreted
-@pytest.mark.parametrize(("faster", "expected"), [((), (0, 0)), (("token",), (2, 0)), (("token", "channel"), (2, 2))])
+@pytest.mark.parametrize(("faster", "expected"), [((), (0, 0)), (("token",), (2, 0)), (("channel",), (0, 2))])
 def test_models_of_the_package_choose_by_themselves(monkeypatch, faster, expected):
     asked, graphs = [], []
 

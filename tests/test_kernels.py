@@ -136,7 +136,7 @@ def test_equal_to_float64(grid, hidden_size, token_mlp_dim, hidden_act):
     [
         # The tokens of every variant, narrower; many tokens for each hidden unit in the second and third
         ((7, 7), 48, 96, "gelu"),
-        ((14, 14), 40, 80, "gelu_pytorch_tanh"),
+        ((14, 14), 40, 48, "gelu_pytorch_tanh"),
         ((16, 16), 72, 36, "gelu"),
         ((8, 8), 32, 128, "gelu"),
         # Sizes that fill no block, and one
@@ -154,7 +154,7 @@ def test_channels_are_equal_to_float64(grid, hidden_size, channel_mlp_dim, hidde
         hidden_act=hidden_act,
     )
     # Tokens far from zero, and channels that differ much
-    hidden_states = torch.randn(2, config.num_patches, hidden_size) + 10 * torch.randn(hidden_size) + 30
+    hidden_states = torch.randn(1, config.num_patches, hidden_size) + 10 * torch.randn(hidden_size) + 30
     compare_with_float64("channel", random_layer(config, torch.float32), hidden_states, 1e-5)
 
 
@@ -255,7 +255,7 @@ def test_exports_with_a_dynamic_batch():
 def test_operators_keep_to_the_rules_of_torch():
     layer = make_model().mixer.layers[0].float()
     scale = torch.tensor([0.0, 2.0], device=DEVICE)
-    for axis, more in (("token", ()), ("channel", (True,)), ("channel", (False,))):
+    for axis, more in (("token", ()), ("channel", (True,))):
         weights = [parameter for module in kernels.norm_and_mlp(axis, layer) for parameter in module.parameters()]
         hidden_states = torch.randn(2, 16, 24, device=DEVICE, requires_grad=True)
         operator = getattr(torch.ops.hf_mixer, f"{axis}_mixing").default
@@ -350,7 +350,7 @@ for kernel in (
     products._residual_sum,
     products._hidden_gradients,
 ):
-    names, config = kernel.fn.arg_names, kernel.configs[1]
+    names, config = kernel.fn.arg_names, kernel.configs[-1]
     constants = {name: value for name, value in {**FLAGS, **config.kwargs}.items() if name in names}
     aligned = [name.endswith("_pointer") or name in ("num_columns", "depth") for name in names]
     attributes = {(index,): [["tt.divisibility", 16]] for index, is_aligned in enumerate(aligned) if is_aligned}

@@ -64,7 +64,7 @@ def autotune(*blocks: tuple[int, int, int, int, int, int, bool], reset_to_zero: 
             num_stages=stages,
             pre_hook=_set_tiles,
         )
-        for *tile, warps, stages, programs, overlap in ([(32, 32, 16, 4, 1, 1, False)] if INTERPRETED else blocks)
+        for *tile, warps, stages, programs, overlap in ([(64, 64, 32, 4, 1, 1, False)] if INTERPRETED else blocks)
     ]
     return triton.autotune(configs, key=["few_rows", "num_columns", "depth"], reset_to_zero=reset_to_zero)
 
