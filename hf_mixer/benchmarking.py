@@ -250,9 +250,9 @@ def measure(
     Returns:
         `list[dict]`: One row per case, implementation and execution: the fields of the case, `milliseconds` per step,
         `images_per_second`, `spread` (interquartile range over median), `limit` (the share of the device's measured
-        limit: the time that matrix products or weights need at least over the time taken), `speedup_over_timm` (median
-        over the rounds, in the same type and execution), `peak_memory` in bytes (CUDA: weights, gradients, optimizer
-        and activations), `matmul_rate` in operations per second and `copy_rate` in bytes per second.
+        limit: the time that matrix products or weights need at least over the time taken), `speedup_over_timm` (in the
+        same type and execution; both are medians over the rounds), `peak_memory` in bytes (CUDA: weights, gradients,
+        optimizer and activations), `matmul_rate` in operations per second and `copy_rate` in bytes per second.
     """
     torch._dynamo.reset()
     limits = {case: device_limits(case, device) for case in cases}
@@ -289,10 +289,13 @@ def measure(
     rows = []
     for case in cases:
         rates = {name: work / statistics.median(times[case, name, ""]) for name, (_, work) in limits[case].items()}
-        fastest = max(
-            estimate_flops(case.config(), case.training) * case.batch_size / rates["matmul"],
-            case.weight_traffic(device) / rates["copy"],
-        )
+        flops, traffic = estimate_flops(case.config(), case.training) * case.batch_size, case.weight_traffic(device)
+        (_, matmul_work), (_, copy_work) = limits[case].values()
+        # The seconds that a step takes at least, at the rates of each round
+        fastest = [
+            max(flops / matmul_work * matmul, traffic / copy_work * copy)
+            for matmul, copy in zip(times[case, "matmul", ""], times[case, "copy", ""])
+        ]
         for key in [key for key in steps if key[0] == case and key[2]]:
             median, timm = statistics.median(times[key]), times.get((case, "timm", key[2]))
             rows.append(
@@ -306,7 +309,7 @@ def measure(
                     "milliseconds": 1000 * median,
                     "images_per_second": case.batch_size / median,
                     "spread": spread(times[key]),
-                    "limit": fastest / median,
+                    "limit": statistics.median(a / b for a, b in zip(fastest, times[key])),
                     "speedup_over_timm": timm and statistics.median(a / b for a, b in zip(timm, times[key])),
                     "peak_memory": memory.get(key),
                     "matmul_rate": rates["matmul"],

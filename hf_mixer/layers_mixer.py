@@ -16,12 +16,38 @@
 import torch
 from torch import nn
 
-from transformers.activations import ACT2FN
+from transformers.activations import ACT2FN, GELUActivation, GELUTanh
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from .configuration_mixer import MixerConfig
+
+
+# The `approximate` of `torch.nn.functional.gelu`
+GELU_APPROXIMATIONS = {GELUActivation: "none", GELUTanh: "tanh"}
+
+
+def is_untouched(module: nn.Module) -> bool:
+    """Whether calling `module` does nothing but what its class says: no hooks, and no other forward pass."""
+    return (
+        "forward" not in vars(module)  # Accelerate's offloading
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        and not (module._backward_hooks or module._backward_pre_hooks)
+    )
+
+
+def is_plain(module: nn.Module, expected: type[nn.Module]) -> bool:
+    """
+    Whether calling `module` does nothing but what `expected` does with its weight and bias: it is no subclass or
+    wrapper, has no hooks, and its weights are neither quantized nor spread over devices.
+    """
+    return (
+        type(module) is expected
+        and module.bias is not None
+        and not hasattr(type(module.weight), "__tensor_flatten__")  # quantized tensors, DTensor
+        and is_untouched(module)
+    )
 
 
 class MixerMLP(nn.Module):
@@ -34,27 +60,21 @@ class MixerMLP(nn.Module):
         self.fc2 = nn.Linear(mlp_dim, num_features)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
+    def activate(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Apply the activation function to what `fc1` returned."""
+        approximation = GELU_APPROXIMATIONS.get(type(self.activation_fn))
+        is_seen = torch.is_grad_enabled() or not is_plain(self.fc1, nn.Linear) or not is_untouched(self.activation_fn)
+        if approximation is None or is_seen:
+            return self.activation_fn(hidden_states)
+        # Nobody else needs these values, the largest of the network: a second buffer for them costs the CPU a tenth more
+        return torch.ops.aten.gelu_(hidden_states, approximate=approximation)
+
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         hidden_states = self.fc1(hidden_states)
-        hidden_states = self.activation_fn(hidden_states)
+        hidden_states = self.activate(hidden_states)
         hidden_states = self.dropout(hidden_states)
         hidden_states = self.fc2(hidden_states)
         return self.dropout(hidden_states)
-
-
-def is_plain(module: nn.Module, expected: type[nn.Module]) -> bool:
-    """
-    Whether calling `module` does nothing but what `expected` does with its weight and bias: it is no subclass or
-    wrapper, has no hooks, and its weights are neither quantized nor spread over devices.
-    """
-    return (
-        type(module) is expected
-        and module.bias is not None
-        and not hasattr(type(module.weight), "__tensor_flatten__")  # quantized tensors, DTensor
-        and "forward" not in vars(module)  # Accelerate's offloading
-        and not (module._forward_hooks or module._forward_pre_hooks)
-        and not (module._backward_hooks or module._backward_pre_hooks)
-    )
 
 
 def linear_over_tokens(linear: nn.Linear, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -66,7 +86,7 @@ def linear_over_tokens(linear: nn.Linear, hidden_states: torch.Tensor) -> torch.
     is_narrow = hidden_states.dtype != torch.float32 or torch.is_autocast_enabled("cpu")
     if hidden_states.device.type == "cpu" and is_narrow:
         # On processors that do not compute in bfloat16 themselves, the other way takes seven times as long
-        return torch.matmul(linear.weight, hidden_states) + bias
+        return torch.matmul(linear.weight, hidden_states).add_(bias)
     return torch.baddbmm(bias, linear.weight.expand(hidden_states.shape[0], -1, -1), hidden_states)
 
 
@@ -75,7 +95,7 @@ class MixerTokenMLP(MixerMLP):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         hidden_states = linear_over_tokens(self.fc1, hidden_states)
-        hidden_states = self.activation_fn(hidden_states)
+        hidden_states = self.activate(hidden_states)
         hidden_states = self.dropout(hidden_states)
         hidden_states = linear_over_tokens(self.fc2, hidden_states)
         return self.dropout(hidden_states)

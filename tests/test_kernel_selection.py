@@ -55,7 +55,7 @@ def test_steps_aside_for_hooks_and_adapters(axis, expected):
     peft = pytest.importorskip("peft", reason="needs peft")
     model = make_model()
     norm, mlp = kernels.norm_and_mlp(axis, model.mixer.layers[0])
-    for module in (norm, mlp, mlp.fc1, mlp.fc2):
+    for module in (norm, mlp, mlp.fc1, mlp.activation_fn, mlp.fc2):
         use_kernels(model)
         seen = []
         handle = module.register_forward_hook(lambda *_: seen.append(1))  # noqa: B023

@@ -34,10 +34,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from transformers.activations import GELUActivation, GELUTanh
 from transformers.utils import is_triton_available
 
-from ..layers_mixer import MixerLayer, is_plain
+from ..layers_mixer import GELU_APPROXIMATIONS, MixerLayer, is_plain, is_untouched
 
 
 # A layer mixes along two axes, each with a method, `mix_tokens` and `mix_channels`, a norm, an MLP and an operator
@@ -127,8 +126,7 @@ def mix(axis: str, layer: Any, hidden_states: torch.Tensor) -> torch.Tensor:
     if layer.training and layer.drop_path.drop_prob > 0:
         scale = layer.drop_path(hidden_states.new_ones(hidden_states.shape[0], 1, 1)).flatten()
     weights = [tensor.to(dtype) for tensor in (mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias)]
-    tanh = type(mlp.activation_fn) is GELUTanh
-    arguments = (hidden_states, norm.weight, norm.bias, *weights, scale, norm.eps, tanh)
+    arguments = (hidden_states, norm.weight, norm.bias, *weights, scale, norm.eps, has_tanh(mlp))
     if axis == "token":
         return torch.ops.hf_mixer.token_mixing(*arguments)[0]
     keep_hidden = torch.is_grad_enabled() and not torch.compiler.is_exporting()
@@ -137,6 +135,11 @@ def mix(axis: str, layer: Any, hidden_states: torch.Tensor) -> torch.Tensor:
 
 def norm_and_mlp(axis: str, layer: Any) -> tuple[Any, Any]:
     return getattr(layer, f"{axis}_norm"), getattr(layer, f"{axis}_mixing")
+
+
+def has_tanh(mlp: Any) -> bool:
+    """Whether GELU is approximated by a hyperbolic tangent."""
+    return GELU_APPROXIMATIONS[type(mlp.activation_fn)] == "tanh"
 
 
 def operand_dtype(mlp: Any, hidden_states: torch.Tensor) -> torch.dtype:
@@ -158,12 +161,12 @@ def applies(axis: str, layer: Any, hidden_states: torch.Tensor) -> bool:
         (hidden_states.is_cuda or INTERPRETED)
         and hidden_states.shape[0] > 0
         and dtype in DTYPES
-        and type(mlp.activation_fn) in (GELUActivation, GELUTanh)
+        and type(mlp.activation_fn) in GELU_APPROXIMATIONS
         and (mlp.dropout.p == 0 or not layer.training)
         and is_plain(norm, nn.LayerNorm)
         and is_plain(mlp.fc1, nn.Linear)
         and is_plain(mlp.fc2, nn.Linear)
-        and not (mlp._forward_hooks or mlp._forward_pre_hooks or mlp._backward_hooks or mlp._backward_pre_hooks)
+        and all(is_untouched(module) for module in (mlp, mlp.activation_fn, mlp.dropout, layer.drop_path))
         and {"token": token_mixing.fits, "channel": channel_mixing.fits}[axis](
             hidden_states, mlp.fc1.out_features, dtype
         )

@@ -22,12 +22,10 @@ from typing import Any
 
 import torch
 
-from transformers.activations import GELUTanh
-
 from ..configuration_mixer import MixerConfig
 from ..layers_mixer import MixerLayer
 from ..timing import time_interleaved
-from . import OWN, mix, norm_and_mlp
+from . import OWN, has_tanh, mix, norm_and_mlp
 
 
 logger = logging.getLogger(__name__)
@@ -55,7 +53,7 @@ def measure_layer(axis: str, layer: Any, hidden_states: torch.Tensor) -> bool:
         num_patches,
         hidden_size,
         mlp.fc1.out_features,
-        type(mlp.activation_fn) is GELUTanh,
+        has_tanh(mlp),
         torch.is_grad_enabled(),
     )
 
