@@ -290,7 +290,7 @@ def measure(
     for case in cases:
         rates = {name: work / statistics.median(times[case, name, ""]) for name, (_, work) in limits[case].items()}
         flops, traffic = estimate_flops(case.config(), case.training) * case.batch_size, case.weight_traffic(device)
-        (_, matmul_work), (_, copy_work) = limits[case].values()
+        matmul_work, copy_work = (limits[case][name][1] for name in ("matmul", "copy"))
         # The seconds that a step takes at least, at the rates of each round
         fastest = [
             max(flops / matmul_work * matmul, traffic / copy_work * copy)

@@ -23,6 +23,9 @@ import torch
 
 Name = TypeVar("Name", bound=Hashable)
 
+# Seconds for which a short step is repeated at most, to cover as much time as a long one beside it
+LONGEST = 2.0
+
 
 def synchronize(device: torch.device):
     if device.type != "cpu":
@@ -33,7 +36,8 @@ def time_interleaved(
     steps: dict[Name, Callable[[], Any]], rounds: int, device: torch.device, minimum: float = 0.1
 ) -> Iterator[dict[Name, float]]:
     """
-    Time every step once per round, so that whatever else the machine does meets all of them alike.
+    Time every step in every round, so that whatever else the machine does meets all of them alike. A step that is shorter
+    than the longest is repeated to take as long, up to 2 seconds.
 
     Args:
         steps (`dict[Any, Callable]`):
@@ -43,7 +47,7 @@ def time_interleaved(
         device (`torch.device`):
             Where they run.
         minimum (`float`, *optional*, defaults to 0.1):
-            Seconds; a shorter step is repeated within a round.
+            Seconds that a step takes in a round at least, by being repeated.
 
     Yields:
         `dict[Any, float]`: the seconds of one call of each step, round after round.
@@ -57,7 +61,9 @@ def time_interleaved(
         synchronize(device)
         return (time.perf_counter() - start) / calls
 
-    calls = {name: max(1, round(minimum / seconds(step, 1))) for name, step in steps.items()}
+    once = {name: seconds(step, 1) for name, step in steps.items()}
+    span = max(minimum, min(LONGEST, max(once.values())))
+    calls = {name: max(1, round(span / once[name])) for name in steps}
     for _ in range(rounds):
         yield {name: seconds(step, calls[name]) for name, step in steps.items()}
 

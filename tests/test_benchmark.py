@@ -25,8 +25,9 @@ def tiny(monkeypatch):
     return "tiny"
 
 
-def test_rounds_are_interleaved(monkeypatch):
-    """Each step takes its turn in every round, and a short one is repeated."""
+@pytest.mark.parametrize(("slow", "fast", "repeated"), [(0.1, 0.1, 10), (0.25, 0.5, 2), (1.5, 0.5, 3), (6.0, 0.5, 4)])
+def test_rounds_are_interleaved(monkeypatch, slow, fast, repeated):
+    """Each step takes its turn in every round, and a short one is repeated: for one second, as the other, but not six."""
     clock, called = [0.0], []
     monkeypatch.setattr("hf_mixer.timing.time.perf_counter", lambda: clock[0])
 
@@ -37,10 +38,12 @@ def test_rounds_are_interleaved(monkeypatch):
 
         return run
 
-    steps = {"slow": step("slow", 2.0), "fast": step("fast", 0.5)}
+    steps = {"slow": step("slow", slow), "fast": step("fast", fast)}
     rounds = list(time_interleaved(steps, 3, CPU, minimum=1.0))
-    assert rounds == [{"slow": 2.0, "fast": 0.5}] * 3
-    assert called == ["slow", "fast"] + ["slow", "fast", "fast"] * 3
+    for seconds in rounds:
+        assert seconds == pytest.approx({"slow": slow, "fast": fast})
+    times_slow = max(1, round(1.0 / slow))
+    assert called == ["slow", "fast"] + (["slow"] * times_slow + ["fast"] * repeated) * 3
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -63,6 +66,17 @@ def test_rows_hold_what_was_measured(tiny, monkeypatch, training):
     flops = estimate_flops(case.config(), training)
     assert row["limit"] == pytest.approx(4 * flops / row["matmul_rate"] / 2)
     assert row["speedup_over_timm"] is None
+
+
+def test_shares_of_the_limit_are_those_of_each_round(tiny, monkeypatch):
+    rounds = [{"matmul": matmul, "copy": 1e-9, "hf_mixer": seconds} for matmul, seconds in [(3, 3), (1, 4), (2, 10)]]
+    monkeypatch.setattr(
+        benchmarking, "time_interleaved", lambda steps, *_: [{key: times[key[1]] for key in steps} for times in rounds]
+    )
+    case = Case(tiny, 2048 // 16, "float32")
+    (row,) = measure([case], ("hf_mixer",), 3, CPU)
+    share = 128 * estimate_flops(case.config()) / (2048 * 16 * 64 * 2 * 2)
+    assert row["limit"] == pytest.approx(share / 4)
 
 
 def test_training_steps_train(tiny):
