@@ -25,6 +25,22 @@ def run(script, *arguments, launcher=()):
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
+@pytest.fixture
+def error_of(monkeypatch):
+    """Run a script that ends with an error, in this process, and return its only line."""
+
+    def run_and_fail(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
+        line = stopped.value.code
+        assert line.startswith("error: ")
+        assert "\n" not in line
+        return line
+
+    return run_and_fail
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     return make_folder(tmp_path_factory.mktemp("photos"), images_per_class=20)
@@ -76,7 +92,7 @@ def test_predict_prints_tables_and_json_and_names_what_it_cannot_read(trained, p
     assert "cat" in result.stdout.split("%")[1]
 
 
-def test_fine_tuning_needs_leave_for_a_new_head(trained, tmp_path):
+def test_fine_tuning_needs_leave_for_a_new_head(trained, tmp_path, error_of):
     photos = make_folder(tmp_path / "more", classes=("ant", "bee", "cow"))
     arguments = [
         "--train_dir",
@@ -88,9 +104,7 @@ def test_fine_tuning_needs_leave_for_a_new_head(trained, tmp_path):
         "--max_steps",
         "1",
     ]
-    result = run("train.py", *arguments)
-    assert result.returncode == 1
-    assert "ignore_mismatched_sizes" in result.stderr.splitlines()[-1]
+    assert "ignore_mismatched_sizes" in error_of("train.py", *arguments)
     assert not (tmp_path / "out").exists()
 
     assert run("train.py", *arguments, "--ignore_mismatched_sizes").returncode == 0
@@ -124,22 +138,14 @@ def test_fine_tuning_takes_foreign_checkpoints_at_another_resolution(photos, tmp
         (["--image_size", "20"], "image_size=20 has to be divisible by patch_size=8"),
     ],
 )
-def test_bad_arguments_end_in_one_line(arguments, message, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["train.py", "--output_dir", str(tmp_path / "out"), *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(ROOT / "scripts" / "train.py"), run_name="__main__")
-    line = stopped.value.code
-    assert line.startswith("error: ")
-    assert message in line
-    assert "\n" not in line
+def test_bad_arguments_end_in_one_line(arguments, message, tmp_path, error_of):
+    assert message in error_of("train.py", "--output_dir", tmp_path / "out", *arguments)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_with_a_model_is_not_written_over(trained):
+def test_a_folder_with_a_model_is_not_written_over(trained, error_of):
     before = {path: path.read_bytes() for path in trained.iterdir() if path.is_file()}
-    result = run("train.py", "--output_dir", trained, *TINY)
-    assert result.returncode == 1
-    assert "already holds a model" in result.stderr.splitlines()[-1]
+    assert "already holds a model" in error_of("train.py", "--output_dir", trained, *TINY)
     assert {path: path.read_bytes() for path in trained.iterdir() if path.is_file()} == before
 
 
@@ -155,10 +161,8 @@ def test_two_processes_under_accelerate(tmp_path):
     assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())["global_step"] == 3 * 12
 
 
-def test_digits_demo_refuses_an_empty_folder(tmp_path):
-    result = run("digits_demo.py", tmp_path)
-    assert result.returncode == 1
-    assert "holds no model" in result.stderr
+def test_digits_demo_refuses_an_empty_folder(tmp_path, error_of):
+    assert "holds no model" in error_of("digits_demo.py", tmp_path)
 
 
 def test_contact_sheet_is_a_picture(tmp_path):
