@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -23,22 +22,6 @@ def run(script, *arguments, launcher=()):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *launcher, str(ROOT / "scripts" / script), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment)
-
-
-@pytest.fixture
-def error_of(monkeypatch):
-    """Run a script that ends with an error, in this process, and return its only line."""
-
-    def run_and_fail(script, *arguments):
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
-        line = stopped.value.code
-        assert line.startswith("error: ")
-        assert "\n" not in line
-        return line
-
-    return run_and_fail
 
 
 @pytest.fixture(scope="module")
