@@ -34,6 +34,7 @@ def is_untouched(module: nn.Module) -> bool:
         "forward" not in vars(module)  # Accelerate's offloading
         and not (module._forward_hooks or module._forward_pre_hooks)
         and not (module._backward_hooks or module._backward_pre_hooks)
+        and not nn.modules.module._has_any_global_hook()
     )
 
 

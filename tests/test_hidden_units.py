@@ -80,6 +80,21 @@ def test_hooks_keep_what_they_have_seen(axis, name):
 
 
 @torch.no_grad()
+def test_global_hooks_keep_what_they_have_seen():
+    seen = []
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, output: seen.extend((tensor, tensor.clone()) for tensor in (*inputs, output))
+    )
+    try:
+        make_layer()(tokens())
+    finally:
+        handle.remove()
+    assert seen
+    for tensor, at_that_time in seen:
+        assert torch.equal(tensor, at_that_time)
+
+
+@torch.no_grad()
 def test_another_activation_function_is_called():
     layer = make_layer()
     layer.channel_mixing.activation_fn = nn.Identity()

@@ -3,6 +3,7 @@
 import copy
 import importlib
 import os
+import pickle
 import subprocess
 import sys
 
@@ -62,6 +63,10 @@ def count_operators(model, *args, **kwargs) -> tuple[int, int]:
     return tuple(calls.count(operator) for operator in OPERATORS)
 
 
+def own_mix(axis: str, layer: MixerLayer, hidden_states: torch.Tensor) -> torch.Tensor:
+    return kernels.OWN[axis](layer, hidden_states)
+
+
 def compare_with_float64(axis: str, layer: MixerLayer, hidden_states: torch.Tensor, tolerance: float) -> None:
     """Compare output and gradients of mixing with the layer's own code in float64, relative to their size."""
 
@@ -78,7 +83,7 @@ def compare_with_float64(axis: str, layer: MixerLayer, hidden_states: torch.Tens
         return [inferred, output, *gradients]
 
     assert kernels.applies(axis, layer, hidden_states)
-    expected = run(kernels.own_mix, copy.deepcopy(layer).double(), torch.float64)
+    expected = run(own_mix, copy.deepcopy(layer).double(), torch.float64)
     for actual, exact in zip(run(kernels.mix, layer, hidden_states.dtype), expected):
         assert (actual - exact).abs().max() <= tolerance * exact.abs().max()
 
@@ -112,6 +117,9 @@ def random_layer(config: MixerConfig, dtype: torch.dtype) -> MixerLayer:
         ((14, 14), 40, 20, "gelu_pytorch_tanh"),
         ((16, 16), 70, 40, "gelu"),
         ((8, 8), 32, 16, "gelu"),
+        # The only sizes that need no padding
+        ((8, 8), 32, 128, "gelu"),
+        ((4, 4), 24, 64, "gelu_pytorch_tanh"),
         # Sizes that fill no block, and one
         ((3, 7), 33, 35, "gelu"),
         ((1, 1), 3, 1, "gelu_pytorch_tanh"),
@@ -191,16 +199,25 @@ def test_channels_have_gradients_where_nothing_was_kept():
 
 
 @pytest.mark.parametrize("axis", ["token", "channel"])
-def test_weights_may_lie_anywhere(axis):
+@pytest.mark.parametrize("stride", [1, 2])
+def test_weights_may_lie_anywhere(axis, stride):
     layer = make_model().mixer.layers[0]
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
     hidden_states = torch.randn(2, 24, 16, device=DEVICE, dtype=DTYPE).transpose(1, 2)
-    expected = kernels.own_mix(axis, layer, hidden_states)
+    expected = own_mix(axis, layer, hidden_states)
+    expected.square().sum().backward()
+    gradients = gradients_of(nn.ModuleList(kernels.norm_and_mlp(axis, layer)))
     for module in kernels.norm_and_mlp(axis, layer):
         for parameter in module.parameters():
-            # As in a buffer that holds the weights of several layers
-            buffer = parameter.new_empty(parameter.numel() + 1)
-            parameter.data = buffer[1:].view_as(parameter).copy_(parameter.data)
-    assert_near(kernels.mix(axis, layer, hidden_states), expected)
+            # As in a buffer that holds the weights of several layers, one after the other or in turn
+            buffer = parameter.new_empty(stride * parameter.numel() + 1)[1::stride]
+            parameter.data = buffer[: parameter.numel()].view_as(parameter).copy_(parameter.data)
+            parameter.grad = None
+    actual = kernels.mix(axis, layer, hidden_states)
+    assert_near(actual, expected)
+    actual.square().sum().backward()
+    assert_near(gradients_of(nn.ModuleList(kernels.norm_and_mlp(axis, layer))), gradients)
 
 
 @pytest.mark.gpu
@@ -279,17 +296,27 @@ def test_switch_goes_on_and_off():
     assert count_operators(model, images()) == (0, 0)
     assert use_kernels(model) is model
     assert count_operators(model, images()) == (2, 2)
-    assert count_operators(copy.deepcopy(model), images()) == (2, 2)
+    assert count_operators(make_model(), images()) == (0, 0)
     assert model.state_dict().keys() == state.keys()
     use_kernels(model, enabled=False)
     assert count_operators(model, images()) == (0, 0)
     assert torch.equal(model(images()).logits, expected)
 
 
-def test_copies_have_weights_of_their_own():
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "replica"])
+def test_copies_have_weights_of_their_own(how):
     model = use_kernels(make_model())
     expected = model(images()).logits
-    other = copy.deepcopy(model)
+    if how == "deepcopy":
+        other = copy.deepcopy(model)
+    elif how == "pickle":
+        other = pickle.loads(pickle.dumps(model))
+    else:  # What `nn.DataParallel` makes of a module, on another device
+        other = copy.deepcopy(model)
+        for layer, original in zip(other.mixer.layers, model.mixer.layers):
+            replica = original._replicate_for_data_parallel()
+            layer.__dict__ = {**replica.__dict__, "_modules": layer._modules, "_parameters": layer._parameters}
+    assert count_operators(other, images()) == (2, 2)
     for mlp in (other.mixer.layers[0].token_mixing, other.mixer.layers[1].channel_mixing):
         before = other(images()).logits
         nn.init.zeros_(mlp.fc2.weight)

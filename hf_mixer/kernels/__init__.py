@@ -27,12 +27,14 @@ each kind of input. To decide it yourself:
 ```
 """
 
+import inspect
 from collections.abc import Callable
-from types import MethodType
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 from transformers.utils import is_triton_available
 
@@ -41,15 +43,31 @@ from ..layers_mixer import GELU_APPROXIMATIONS, MixerLayer, is_plain, is_untouch
 
 # A layer mixes along two axes, each with a method, `mix_tokens` and `mix_channels`, a norm, an MLP and an operator
 AXES = ("token", "channel")
-# What `attach_kernels` replaces
-OWN: dict[str, Callable] = {axis: getattr(MixerLayer, f"mix_{axis}s") for axis in AXES}
+# The layer's own code
+OWN: dict[str, Callable] = {axis: inspect.unwrap(getattr(MixerLayer, f"mix_{axis}s")) for axis in AXES}
 
 
-def attach_kernels() -> None:
-    """Let every `MixerLayer` of this package use the kernels where they are faster. Done by `import hf_mixer`."""
-    if is_triton_available():
-        for axis in AXES:
-            setattr(MixerLayer, f"mix_{axis}s", ATTACHED[axis])
+def attach_kernels(layer_class: type[nn.Module] = MixerLayer, by_default: bool | None = None) -> None:
+    """
+    Let the layers of a class use the kernels: as [`use_kernels`] says, and `by_default` where it has said nothing.
+    `import hf_mixer` does it for its own layers.
+    """
+    for axis in AXES:
+        name = f"mix_{axis}s"
+        own = vars(layer_class)[name]
+        if is_triton_available() and inspect.unwrap(own) is own:
+            setattr(layer_class, name, _mix_as_chosen(axis, own, by_default))
+
+
+def _mix_as_chosen(axis: str, own: Callable, by_default: bool | None) -> Callable:
+    @wraps(own)
+    def method(layer: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+        choice = getattr(layer, "uses_kernels", by_default)
+        if takes_part(choice, axis, layer, hidden_states):
+            return mix(axis, layer, hidden_states)
+        return own(layer, hidden_states)
+
+    return method
 
 
 def use_kernels(model: nn.Module, enabled: bool | None = True) -> nn.Module:
@@ -59,10 +77,11 @@ def use_kernels(model: nn.Module, enabled: bool | None = True) -> nn.Module:
 
     The weights stay where they are, nothing is copied, and saved files do not change. A layer uses the operators for
     bfloat16 and float16 on CUDA (by its weights or by autocast), `hidden_act` `"gelu"` or `"gelu_pytorch_tanh"`, without
-    dropout, and only while the norm and the linear layers in question are plain ones, without hooks, adapters or
-    quantization; for tokens up to 256 patches, for channels where `hidden_size` and `channel_mlp_dim` are multiples of 8
-    and the device is of compute capability 9.0 (Hopper) or higher. Otherwise it computes as before. Works in inference
-    and in training, under `torch.compile`, `torch.export` and with gradient checkpointing.
+    dropout, and only while its modules are those it was built with, without hooks, adapters or quantization; for tokens
+    up to 256 patches, for channels where `hidden_size` and `channel_mlp_dim` are multiples of 8 and the device is of
+    compute capability 9.0 (Hopper) or higher. Otherwise it computes as before, also under the transforms of `torch.func`
+    and in forward-mode differentiation. Works in inference and in training, under `torch.compile`, `torch.export` and
+    with gradient checkpointing. Gradients of gradients (`create_graph=True`) need `enabled=False`.
 
     Args:
         model (`nn.Module`):
@@ -80,36 +99,32 @@ def use_kernels(model: nn.Module, enabled: bool | None = True) -> nn.Module:
         `ValueError`: there is no Mixer layer in `model`.
         `ImportError`: Triton is not installed, and `enabled` is `True`.
     """
-    # By name: a model from remote code has a class of its own
-    layers = [module for module in model.modules() if type(module).__name__ == "MixerLayer"]
+    # By name: a model from remote code has a class of its own, and FSDP2 makes another one of that
+    layers: dict[Any, type[nn.Module]] = {
+        module: layer_class
+        for module in model.modules()
+        for layer_class in type(module).__mro__
+        if layer_class.__name__ == MixerLayer.__name__
+    }
     if not layers:
         raise ValueError(f"`{type(model).__name__}` holds no Mixer layers.")
     if enabled and not is_triton_available():
         raise ImportError("The kernels need Triton: `pip install triton` (Linux, GPU).")
-    if enabled is None and not is_triton_available():
-        enabled = False
-    for axis in AXES:
-        method = {True: _method(mix, axis), None: ATTACHED[axis], False: _method(own_mix, axis)}[enabled]
-        for layer in layers:
-            setattr(layer, f"mix_{axis}s", MethodType(method, layer))
+    for layer, layer_class in layers.items():
+        attach_kernels(layer_class, by_default=False)
+        layer.uses_kernels = enabled
     return model
 
 
-def own_mix(axis: str, layer: Any, hidden_states: torch.Tensor) -> torch.Tensor:
-    """Do what the code of the layer's class says."""
-    method = getattr(type(layer), f"mix_{axis}s")
-    return (OWN[axis] if method is ATTACHED[axis] else method)(layer, hidden_states)
-
-
-def mix_if_faster(axis: str, layer: Any, hidden_states: torch.Tensor) -> torch.Tensor:
-    """Do what `own_mix` does, with the fused operator where it applies and is faster."""
-    if not is_on_gpu(hidden_states) or torch.compiler.is_exporting():
-        return own_mix(axis, layer, hidden_states)
+def takes_part(choice: bool | None, axis: str, layer: Any, hidden_states: torch.Tensor) -> bool:
+    """Whether the fused operator is used, with the `choice` of [`use_kernels`]."""
+    if choice is False or (choice is None and (not is_on_gpu(hidden_states) or torch.compiler.is_exporting())):
+        return False
+    if not applies(axis, layer, hidden_states):
+        return False
     from .selection import measure_layer
 
-    if not applies(axis, layer, hidden_states) or not measure_layer(axis, layer, hidden_states):
-        return own_mix(axis, layer, hidden_states)
-    return mix(axis, layer, hidden_states)
+    return choice is True or measure_layer(axis, layer, hidden_states)
 
 
 def is_on_gpu(hidden_states: torch.Tensor) -> bool:
@@ -117,14 +132,12 @@ def is_on_gpu(hidden_states: torch.Tensor) -> bool:
 
 
 def mix(axis: str, layer: Any, hidden_states: torch.Tensor) -> torch.Tensor:
-    """Do what `own_mix` does, with the fused operator where it applies."""
-    if not applies(axis, layer, hidden_states):
-        return own_mix(axis, layer, hidden_states)
+    """Do what the layer's own code does, with the fused operator, which has to apply."""
     norm, mlp = norm_and_mlp(axis, layer)
     dtype = operand_dtype(mlp, hidden_states)
     scale = None
-    if layer.training and layer.drop_path.drop_prob > 0:
-        scale = layer.drop_path(hidden_states.new_ones(hidden_states.shape[0], 1, 1)).flatten()
+    if layer.drop_path.training and layer.drop_path.drop_prob > 0:
+        scale = layer.drop_path(torch.ones(hidden_states.shape[0], 1, 1, device=hidden_states.device)).flatten()
     weights = [tensor.to(dtype) for tensor in (mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias)]
     arguments = (hidden_states, norm.weight, norm.bias, *weights, scale, norm.eps, has_tanh(mlp))
     if axis == "token":
@@ -150,37 +163,51 @@ def operand_dtype(mlp: Any, hidden_states: torch.Tensor) -> torch.dtype:
     return mlp.fc1.weight.dtype
 
 
+def is_as_built(axis: str, layer: Any) -> bool:
+    """Whether the modules of a layer are those of a `MixerLayer` with GELU, and nothing was attached to them."""
+    norm, mlp = norm_and_mlp(axis, layer)
+    # By name: remote code has classes of its own
+    return (
+        type(mlp).__name__ == {"token": "MixerTokenMLP", "channel": "MixerMLP"}[axis]
+        and type(layer.drop_path).__name__ == "MixerDropPath"
+        and type(mlp.dropout) is nn.Dropout
+        and type(mlp.activation_fn) in GELU_APPROXIMATIONS
+        and all(is_untouched(module) for module in (mlp, mlp.dropout, mlp.activation_fn, layer.drop_path))
+        and is_plain(norm, nn.LayerNorm)
+        and is_plain(mlp.fc1, nn.Linear)
+        and is_plain(mlp.fc2, nn.Linear)
+    )
+
+
 def applies(axis: str, layer: Any, hidden_states: torch.Tensor) -> bool:
     """Whether the fused operator computes what the layer would, on this device and in this type."""
     from . import channel_mixing, token_mixing
     from .launching import DTYPES, INTERPRETED
 
+    if not (hidden_states.is_cuda or INTERPRETED) or not is_as_built(axis, layer) or is_transformed():
+        return False
     norm, mlp = norm_and_mlp(axis, layer)
     dtype = operand_dtype(mlp, hidden_states)
+    batch_size, num_patches, hidden_size = hidden_states.shape
     return (
-        (hidden_states.is_cuda or INTERPRETED)
-        and hidden_states.shape[0] > 0
+        batch_size > 0
         and dtype in DTYPES
-        and type(mlp.activation_fn) in GELU_APPROXIMATIONS
-        and (mlp.dropout.p == 0 or not layer.training)
-        and is_plain(norm, nn.LayerNorm)
-        and is_plain(mlp.fc1, nn.Linear)
-        and is_plain(mlp.fc2, nn.Linear)
-        and all(is_untouched(module) for module in (mlp, mlp.activation_fn, mlp.dropout, layer.drop_path))
+        and (mlp.dropout.p == 0 or not mlp.dropout.training)
+        # Otherwise the layer's own code has the error message
+        and norm.normalized_shape == (hidden_size,)
+        and mlp.fc1.in_features == mlp.fc2.out_features == {"token": num_patches, "channel": hidden_size}[axis]
+        and mlp.fc1.out_features == mlp.fc2.in_features
         and {"token": token_mixing.fits, "channel": channel_mixing.fits}[axis](
             hidden_states, mlp.fc1.out_features, dtype
         )
     )
 
 
-def _method(function: Callable, axis: str) -> Callable:
-    def method(layer: Any, hidden_states: torch.Tensor) -> torch.Tensor:
-        return function(axis, layer, hidden_states)
-
-    return method
-
-
-ATTACHED = {axis: _method(mix_if_faster, axis) for axis in AXES}
+def is_transformed() -> bool:
+    """Whether a transform of `torch.func` or forward-mode differentiation goes on, for which the operators have no rule."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 __all__ = ["use_kernels"]

@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import nn
 
-from .launching import device_of, register_operator
+from .launching import contiguous, launching_on, register_operator
 from .normalization import normalization_backward, normalization_statistics, normalize
 from .products import ALIGNMENT, hidden_gradients, hidden_units, lay, residual_sum
 
@@ -88,7 +88,7 @@ def fold_norm(
     """
     folded = torch.empty(matrix.shape, device=matrix.device, dtype=matrix.dtype)
     folded_bias, sums = (torch.empty(matrix.shape[0], device=matrix.device, dtype=torch.float32) for _ in range(2))
-    with device_of(matrix):
+    with launching_on(matrix):
         _fold_norm[(matrix.shape[0],)](
             *(matrix, bias, norm_weight, norm_bias, folded, folded_bias, sums, matrix.shape[1]),
             BLOCK_C=triton.next_power_of_2(matrix.shape[1]),
@@ -110,6 +110,7 @@ def _forward(
     keep_hidden: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     x, fc1, fc2 = lay(x), lay(fc1_weight), lay(fc2_weight)
+    norm_weight, norm_bias, fc1_bias, fc2_bias = contiguous(norm_weight, norm_bias, fc1_bias, fc2_bias)
     is_worth_folding = x.shape[0] * x.shape[1] >= FOLDING_TOKENS * len(fc1)
     if is_worth_folding and x.dtype == fc1.dtype and not keep_hidden:
         mean, rstd = normalization_statistics(x, eps)
@@ -138,7 +139,8 @@ def _backward(
     tanh: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     x, fc2 = lay(x), lay(fc2_weight)
-    branch_gradient = output_gradient if scale is None else output_gradient * scale.view(-1, 1, 1).to(x.dtype)
+    norm_weight, norm_bias = contiguous(norm_weight, norm_bias)
+    branch_gradient = output_gradient if scale is None else output_gradient * scale.view(-1, 1, 1)
     branch_gradient = lay(branch_gradient.to(fc2.dtype)).flatten(0, 1)
     normalized = normalize(x, norm_weight, norm_bias, eps, fc2.dtype)[0].flatten(0, 1)
     if before.numel() == 0:  # not kept

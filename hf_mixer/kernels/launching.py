@@ -13,8 +13,9 @@
 # limitations under the License.
 """What all operators written in Triton share."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 import triton
@@ -26,9 +27,20 @@ INTERPRETED = triton.knobs.runtime.interpret
 DTYPES = (torch.float32,) if INTERPRETED else (torch.bfloat16, torch.float16)
 
 
-def device_of(x: torch.Tensor):
-    """Triton launches on the current device, which may be another one than that of the tensors."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+# Triton's autotuner keeps the arguments of a launch in the kernel, and autograd has a thread for each GPU
+_LAUNCHING = threading.RLock()
+
+
+@contextmanager
+def launching_on(x: torch.Tensor) -> Iterator[None]:
+    """Triton launches on the current device, which may be another one than that of the tensors; one launch at a time."""
+    with _LAUNCHING, torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+        yield
+
+
+def contiguous(*vectors: torch.Tensor) -> list[torch.Tensor]:
+    """The kernels read vectors element after element."""
+    return [vector.contiguous() for vector in vectors]
 
 
 def register_operator(

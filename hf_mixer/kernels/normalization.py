@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launching import device_of
+from .launching import launching_on
 
 
 # A row of x, (rows, num_channels), for each program; the mean and the reciprocal of the deviation have shape (rows,).
@@ -66,7 +66,7 @@ def normalize(
 def _launch(x, weight, bias, eps, output) -> tuple[torch.Tensor, torch.Tensor]:
     mean, rstd = (torch.empty(x.shape[:-1], device=x.device, dtype=torch.float32) for _ in range(2))
     block = triton.next_power_of_2(x.shape[-1])
-    with device_of(x):
+    with launching_on(x):
         # One warp, as far as its registers go, need not wait for others to add up a row
         _normalize[(mean.numel(),)](
             *(x, weight, bias, output, mean, rstd, x.shape[-1], eps),

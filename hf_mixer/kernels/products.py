@@ -23,7 +23,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .gelu import gelu_gate, gelu_gate_slope
-from .launching import INTERPRETED, device_of
+from .launching import INTERPRETED, launching_on
 
 
 # Where matrices start in memory, and how far apart their rows are, has to be a multiple of so many bytes
@@ -49,12 +49,16 @@ def _set_tiles(arguments: dict[str, Any]) -> None:
             arguments[name].block_shape = tile_shape(name, *blocks)
 
 
-def autotune(*blocks: tuple[int, int, int, int, int, int, bool], reset_to_zero: list[str] | None = None):
+def autotune(
+    *blocks: tuple[int, int, int, int, int, int, bool],
+    also: tuple[str, ...] = (),
+    reset_to_zero: list[str] | None = None,
+):
     """
     Let Triton find the fastest of some (rows, columns, depth, warps, stages, programs per multiprocessor, overlap) when a
-    size is first seen in a program. Those that need more shared memory than the device has drop out. Two programs on a
-    multiprocessor compute GELU and products in turn; one overlaps what it stores with the next tile's loads. The
-    interpreter has no clock.
+    size, and what else the arguments `also` say, is first seen in a program. Those that need more shared memory than the
+    device has drop out. Two programs on a multiprocessor compute GELU and products in turn; one overlaps what it stores
+    with the next tile's loads. The interpreter has no clock.
     """
     names = ("BLOCK_M", "BLOCK_N", "BLOCK_K")
     configs = [
@@ -66,7 +70,7 @@ def autotune(*blocks: tuple[int, int, int, int, int, int, bool], reset_to_zero: 
         )
         for *tile, warps, stages, programs, overlap in ([(64, 64, 32, 4, 1, 1, False)] if INTERPRETED else blocks)
     ]
-    return triton.autotune(configs, key=["few_rows", "num_columns", "depth"], reset_to_zero=reset_to_zero)
+    return triton.autotune(configs, key=["few_rows", "num_columns", "depth", *also], reset_to_zero=reset_to_zero)
 
 
 # The kernels multiply matrices of shape (num_rows, depth) and (num_columns, depth), the second one transposed. A program
@@ -175,6 +179,9 @@ def _hidden_units(
     (128, 128, 64, 4, 3, 2, False),
     (64, 128, 64, 4, 3, 2, False),
     (64, 64, 64, 4, 4, 3, False),
+    also=(
+        "x_bytes",
+    ),  # Triton does not look at the types behind descriptors, and these tiles may be wider than the rest
 )
 @triton.jit
 def _residual_sum(
@@ -189,6 +196,7 @@ def _residual_sum(
     depth,
     num_patches,
     few_rows,
+    x_bytes,
     HAS_SCALE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -324,6 +332,7 @@ def residual_sum(
         bias_pointer=bias,
         scale_pointer=scale,
         num_patches=x.shape[1],
+        x_bytes=x.element_size(),
         HAS_SCALE=scale is not None,
     )
     return output
@@ -373,7 +382,7 @@ def _launch(kernel, rows: torch.Tensor, num_columns: int, **arguments) -> None:
         tiles = triton.cdiv(num_rows, meta["BLOCK_M"]) * triton.cdiv(num_columns, meta["BLOCK_N"])
         return (min(tiles, processors * meta["PROGRAMS"]),)
 
-    with device_of(rows):
+    with launching_on(rows):
         kernel[grid](
             left=_describe(rows),
             num_rows=num_rows,

@@ -27,7 +27,7 @@ import triton.language as tl
 from torch import nn
 
 from .gelu import gelu_gate, gelu_gate_slope
-from .launching import INTERPRETED, device_of, register_operator
+from .launching import INTERPRETED, contiguous, launching_on, register_operator
 from .normalization import normalization_backward, normalization_statistics
 
 
@@ -54,6 +54,13 @@ def autotune(*blocks: tuple[int, int, int, int]):
         for channels, units, warps, stages in ([(16, 32, 4, 1)] if INTERPRETED else blocks)
     ]
     return triton.autotune(configs, key=["num_patches", "num_channels", "num_hidden"], cache_results=True)
+
+
+@triton.jit
+def _image_and_block(num_channels, BLOCK_C: tl.constexpr):
+    """What a program computes. In one axis, since the others of a grid end at 65,535."""
+    blocks = tl.cdiv(num_channels, BLOCK_C)
+    return (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
 
 
 @triton.jit
@@ -100,9 +107,9 @@ def _token_mixing_forward(
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    image = tl.program_id(1).to(tl.int64)
+    image, block = _image_and_block(num_channels, BLOCK_C)
     tokens = tl.arange(0, BLOCK_S)
-    channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    channels = block * BLOCK_C + tl.arange(0, BLOCK_C)
     has_token, has_channel = tokens < num_patches, channels < num_channels
     inside = has_token[:, None] & has_channel[None, :]
     # The image in the pointer, so that the offsets within it have 32 bits
@@ -168,9 +175,9 @@ def _token_mixing_backward(
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    image = tl.program_id(1).to(tl.int64)
+    image, block = _image_and_block(num_channels, BLOCK_C)
     tokens = tl.arange(0, BLOCK_S)
-    channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    channels = block * BLOCK_C + tl.arange(0, BLOCK_C)
     has_token, has_channel = tokens < num_patches, channels < num_channels
     inside = has_token[:, None] & has_channel[None, :]
     # The image in the pointer, so that the offsets within it have 32 bits
@@ -218,7 +225,7 @@ def _token_mixing_backward(
 
 
 def _grid(x: torch.Tensor):
-    return lambda meta: (triton.cdiv(x.shape[2], meta["BLOCK_C"]), x.shape[0])
+    return lambda meta: (triton.cdiv(x.shape[2], meta["BLOCK_C"]) * x.shape[0],)
 
 
 def _pad(weight: torch.Tensor) -> torch.Tensor:
@@ -229,7 +236,7 @@ def _pad(weight: torch.Tensor) -> torch.Tensor:
     """
     num_hidden, num_patches = weight.shape
     columns = max(16, triton.next_power_of_2(num_patches)) - num_patches
-    return nn.functional.pad(weight, (0, columns, 0, -num_hidden % UNITS))
+    return nn.functional.pad(weight, (0, columns, 0, -num_hidden % UNITS)).contiguous()
 
 
 def _forward(
@@ -244,13 +251,13 @@ def _forward(
     eps: float,
     tanh: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    x = x.contiguous()
+    x, norm_weight, norm_bias, fc2_bias = contiguous(x, norm_weight, norm_bias, fc2_bias)
     _, num_patches, num_channels = x.shape
     num_hidden = fc1_weight.shape[0]
     fc1, fc2 = _pad(fc1_weight), _pad(fc2_weight.t())
     mean, rstd = normalization_statistics(x, eps)
     output = torch.empty_like(x)
-    with device_of(x):
+    with launching_on(x):
         _token_mixing_forward[_grid(x)](
             x,
             mean,
@@ -258,7 +265,7 @@ def _forward(
             norm_weight,
             norm_bias,
             fc1,
-            nn.functional.pad(fc1_bias, (0, -num_hidden % UNITS)),
+            nn.functional.pad(fc1_bias, (0, -num_hidden % UNITS)).contiguous(),
             fc2,
             fc2_bias,
             scale,
@@ -286,10 +293,10 @@ def _backward(
     scale: torch.Tensor | None,
     tanh: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    x = x.contiguous()
+    x, norm_weight, norm_bias = contiguous(x, norm_weight, norm_bias)
     batch_size, num_patches, num_channels = x.shape
     num_hidden = fc1_weight.shape[0]
-    branch_gradient = output_gradient if scale is None else output_gradient * scale.view(-1, 1, 1).to(x.dtype)
+    branch_gradient = output_gradient if scale is None else output_gradient * scale.view(-1, 1, 1)
     branch_gradient = branch_gradient.to(fc1_weight.dtype).contiguous()
     fc1, fc2 = _pad(fc1_weight), _pad(fc2_weight.t())
     normalized = torch.empty(x.shape, device=x.device, dtype=fc1_weight.dtype)
@@ -297,7 +304,7 @@ def _backward(
     hidden, hidden_gradient = (
         torch.empty(batch_size, num_channels, num_hidden, device=x.device, dtype=fc1_weight.dtype) for _ in range(2)
     )
-    with device_of(x):
+    with launching_on(x):
         _token_mixing_backward[_grid(x)](
             x,
             mean,
@@ -305,7 +312,7 @@ def _backward(
             norm_weight,
             norm_bias,
             fc1,
-            nn.functional.pad(fc1_bias, (0, -num_hidden % UNITS)),
+            nn.functional.pad(fc1_bias, (0, -num_hidden % UNITS)).contiguous(),
             fc2,
             branch_gradient,
             normalized,
