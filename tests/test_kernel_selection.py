@@ -16,7 +16,18 @@ if not is_triton_available():
 
 from hf_mixer.kernels import channel_mixing, selection
 
-from .test_kernels import DEVICE, DTYPE, OPERATORS, assert_near, count_operators, images, interpreted, make_model
+from .test_kernels import (
+    DEVICE,
+    DTYPE,
+    OPERATORS,
+    assert_near,
+    count_operators,
+    gradients_of,
+    images,
+    interpreted,
+    make_model,
+)
+from .test_modeling import ENABLE_CHECKPOINTING
 
 
 @pytest.mark.parametrize(
@@ -247,7 +258,23 @@ def test_many_large_images_are_measured_as_fewer(monkeypatch):
     layer = make_model().mixer.layers[0]
     for num_patches in (16, 256, 1024, 65536):
         layer.mix_channels(torch.zeros(8, num_patches, 24))
-    assert asked == [("channel", 64, 16), ("channel", 64, 256), ("channel", 16, 1024), ("channel", 1, 65536)]
+    assert asked == [("channel", 1024, 16), ("channel", 64, 256), ("channel", 16, 1024), ("channel", 1, 65536)]
+
+
+@interpreted
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_measuring_does_not_disturb_gradient_checkpointing(monkeypatch, use_reentrant):
+    monkeypatch.setattr(kernels, "is_on_gpu", lambda hidden_states: True)
+    monkeypatch.setattr(
+        selection, "time_interleaved", lambda steps, *_, **__: [{"own": 1.0, "fused": 0.1} for _ in range(3)]
+    )
+    monkeypatch.setattr(selection, "ANSWERS", {})
+    model, reference = make_model().train(), use_kernels(make_model(), enabled=False).train()
+    getattr(model, ENABLE_CHECKPOINTING)({"use_reentrant": use_reentrant})
+    for each in (model, reference):
+        each(images(), labels=torch.tensor([0, 1])).loss.backward()
+    assert True in selection.ANSWERS.values()
+    assert_near(gradients_of(model), gradients_of(reference))
 
 
 @interpreted
