@@ -13,6 +13,7 @@
 # limitations under the License.
 """Measure how fast Mixers run, beside others and beside what the device can do."""
 
+import gc
 import io
 import itertools
 import os
@@ -35,7 +36,7 @@ from .configuration_mixer import MixerConfig, to_pair
 from .flops import estimate_flops
 from .image_processing_mixer import MixerImageProcessor
 from .image_processing_pil_mixer import MixerImageProcessorPil
-from .low_precision import QUANTIZED, quantize
+from .low_precision import QUANTIZED, has_float8, quantize
 from .modeling_mixer import MixerForImageClassification
 from .timing import spread, time_interleaved
 
@@ -107,8 +108,8 @@ def why_not(case: Case, implementation: str, device: torch.device) -> str | None
         return f"{case.dtype} is for inference"
     if quantized and not is_torchao_available():
         return "torchao is not installed"
-    if case.dtype == "float8" and device.type != "cuda":
-        return "float8 needs CUDA"
+    if case.dtype == "float8" and not has_float8(device):
+        return "float8 needs a GPU of compute capability 8.9 (Ada, Hopper) or higher"
     if implementation == "hf_mixer_without_kernels" and device.type != "cuda":
         return "it has kernels on CUDA only"
     if implementation.startswith("timm"):
@@ -212,7 +213,7 @@ def device_limits(case: Case, device: torch.device) -> dict[str, tuple[Callable[
         products = [(left.to(torch.float8_e4m3fn), right.to(torch.float8_e4m3fn)) for left, right in products]
 
         def multiply(left, right):
-            return torch._scaled_mm(left, right, one, one, out_dtype=dtype)
+            return torch._scaled_mm(left, right, one, one, out_dtype=dtype, use_fast_accum=True)  # as torchao does
 
     source = torch.ones(2**28 if device.type == "cuda" else 2**26, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -251,35 +252,46 @@ def measure(
         `list[dict]`: One row per case, implementation and execution: the fields of the case, `milliseconds` per step,
         `images_per_second`, `spread` (interquartile range over median), `limit` (the share of the device's measured
         limit: the time that matrix products or weights need at least over the time taken), `speedup_over_timm` (in the
-        same type and execution; both are medians over the rounds), `peak_memory` in bytes (CUDA: weights, gradients,
-        optimizer and activations), `matmul_rate` in operations per second and `copy_rate` in bytes per second.
+        same type and execution; both are medians over the rounds), `peak_memory` in bytes (CUDA without graphs:
+        weights, gradients, optimizer and activations), `matmul_rate` in operations per second and `copy_rate` in bytes per second.
     """
     torch._dynamo.reset()
-    limits = {case: device_limits(case, device) for case in cases}
-    steps = {(case, name, ""): step for case in cases for name, (step, _) in limits[case].items()}
+    limits: dict[Case, dict[str, tuple[Callable[[], Any], float]]] = {}
+    steps: dict[tuple[Case, str, str], Callable[[], Any]] = {}
     memory: dict[tuple[Case, str, str], int] = {}
     with torch._dynamo.config.patch(recompile_limit=64):  # one for each model, all of the same class
         for case, implementation in itertools.product(cases, implementations):
             if why_not(case, implementation, device) is not None:
                 continue
+            if case not in limits:
+                limits[case] = device_limits(case, device)
+                steps |= {(case, name, ""): step for name, (step, _) in limits[case].items()}
             for execution in case.executions:
                 progress(f"{case.title}: {implementation} {execution}, warming up")
                 before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+                step: Callable[[], Any] | None = None
                 try:
                     step = make_step(case, build_model(case, implementation, device), execution, device)
                     for _ in range(3):
                         step()
+                    # A CUDA graph has taken its memory before
+                    if device.type == "cuda" and execution in ("eager", "default"):
+                        torch.cuda.reset_peak_memory_stats(device)
+                        step()
+                        memory[case, implementation, execution] = torch.cuda.max_memory_allocated(device) - before
                 # Whatever a compiler or a rival may raise: the others are still measured
                 except Exception as error:
                     message = f"{case.title}: {implementation} {execution} fails and is left out: {error!r}"
                     warnings.warn(message, stacklevel=2)
-                    continue
+                else:
+                    steps[case, implementation, execution] = step
+                step = None  # what failed leaves the memory to the others
                 if device.type == "cuda":
-                    torch.cuda.reset_peak_memory_stats(device)
-                    step()
-                    memory[case, implementation, execution] = torch.cuda.max_memory_allocated(device) - before
-                steps[case, implementation, execution] = step
+                    gc.collect()
+                    torch.cuda.empty_cache()
 
+        if not any(execution for _, _, execution in steps):
+            return []
         times: dict[tuple[Case, str, str], list[float]] = {key: [] for key in steps}
         for index, seconds in enumerate(time_interleaved(steps, rounds, device)):
             progress(f"{cases[0].title}: round {index + 1} of {rounds}")
@@ -287,7 +299,7 @@ def measure(
                 times[key].append(value)
 
     rows = []
-    for case in cases:
+    for case in limits:
         rates = {name: work / statistics.median(times[case, name, ""]) for name, (_, work) in limits[case].items()}
         flops, traffic = estimate_flops(case.config(), case.training) * case.batch_size, case.weight_traffic(device)
         matmul_work, copy_work = (limits[case][name][1] for name in ("matmul", "copy"))

@@ -29,7 +29,8 @@ import transformers
 import hf_mixer
 
 
-INPUT_ERRORS = (ValueError, OSError, RuntimeError, StrictDataclassError, SafetensorError)
+# An `ImportError` says which optional package is missing
+INPUT_ERRORS = (ValueError, OSError, RuntimeError, ImportError, StrictDataclassError, SafetensorError)
 
 
 @contextmanager

@@ -97,6 +97,26 @@ def test_what_cannot_take_part_has_a_reason():
     assert "hf_mixer only" in why_not(Case("B/16", 8, "int8"), "timm", CPU)
 
 
+@pytest.mark.parametrize(("capability", "reason"), [((8, 0), "float8 needs a GPU of"), ((9, 0), None)])
+def test_older_gpus_leave_float8_out(monkeypatch, capability, reason):
+    pytest.importorskip("torchao", reason="needs torchao")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    said = why_not(Case("B/16", 8, "float8"), "hf_mixer", torch.device("cuda"))
+    assert said is None if reason is None else reason in said
+
+
+def test_limits_of_what_takes_no_part_are_not_measured(tiny, monkeypatch):
+    measured = []
+    original = benchmarking.device_limits
+    monkeypatch.setattr(
+        benchmarking, "device_limits", lambda case, device: measured.append(case) or original(case, device)
+    )
+    case = Case(tiny, 1, "float32")
+    rows = measure([Case(tiny, 1, "float8"), case], ("hf_mixer",), 1, CPU)
+    assert measured == [case]
+    assert [row["dtype"] for row in rows] == ["float32"]
+
+
 def test_a_failing_rival_spoils_nothing(tiny, monkeypatch):
     def build(case, implementation, device):
         if implementation == "timm":

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._inductor import config as inductor
 
 from transformers import TorchAoConfig
 from transformers.utils import is_torchao_available
@@ -123,6 +124,37 @@ def test_float8_is_saved_and_reloaded(folder, model, tmp_path):
     narrow.save_pretrained(tmp_path)
     reloaded = MixerForImageClassification.from_pretrained(tmp_path, device_map="cuda").eval()
     assert torch.equal(logits(reloaded, images().cuda()), output)
+
+
+@needs_torchao
+@pytest.mark.gpu
+def test_int8_on_a_gpu_leaves_out_what_its_matrix_units_do_not_take():
+    model = MixerForImageClassification(MixerConfig(num_labels=8, **{**CONFIG, "image_size": 56})).cuda().eval()
+    narrow = quantize(model, "int8")  # 14 x 14 patches
+    layer = narrow.mixer.layers[0]
+    assert type(layer.channel_mixing.fc1.weight).__name__ == "Int8Tensor"
+    assert type(layer.token_mixing.fc1.weight) is torch.nn.Parameter
+    pixel_values = torch.randn(4, 3, 56, 56, device="cuda")
+    torch.testing.assert_close(logits(narrow, pixel_values), logits(model, pixel_values), rtol=0, atol=0.05)
+
+
+@needs_torchao
+def test_settings_of_the_compiler_stay_as_they_are(folder):
+    with inductor.patch(coordinate_descent_tuning=False, force_fuse_int_mm_with_mul=False):
+        quantize(MixerForImageClassification.from_pretrained(folder), "int8")
+        assert not inductor.coordinate_descent_tuning
+        assert not inductor.force_fuse_int_mm_with_mul
+
+
+@needs_torchao
+def test_what_is_quantized_already_is_refused(quantized):
+    with pytest.raises(ValueError, match="quantized already"):
+        quantize(quantized, "int8")
+
+
+def test_float8_is_refused_where_there_is_none(model):
+    with pytest.raises(ValueError, match="8.9 .* the model is on cpu: take int8 or bfloat16"):
+        quantize(model, "float8")
 
 
 def test_other_types_are_refused(model):
