@@ -18,11 +18,12 @@ Measure how fast Mixers run here, beside timm's and beside what the device can d
     python scripts/benchmark.py --variants S/16 B/16 --dtypes float32 bfloat16 --batch_sizes 1 8
     python scripts/benchmark.py --mode training --executions eager default
     python scripts/benchmark.py --suite gpu                                  # a fixed set for a GPU, another for a CPU
+    python scripts/benchmark.py --suite gpu-inference --variants B/16        # a part of it
     python scripts/benchmark.py --preprocessing                              # images per second before the model
 
 Everything in a table was timed in one run, in rounds in which each takes its turn. `% of limit` is the time that the
 matrix products need at the rate measured for them in the same rounds (or, for small batches, that the weights need to be
-read) over the time taken. `vs timm` is the median over the rounds, both executed alike. A table goes to the screen,
+read) over the time taken. `vs timm` is the median over the rounds, both executed alike. Tables go to the screen,
 all figures to `benchmark.json` and a picture to `benchmark.png` in --output_dir, after every case.
 """
 
@@ -94,8 +95,10 @@ PREPROCESSING_COLUMNS = {
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", choices=list(SUITES), help="a fixed set of cases, instead of the next five")
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), help="sizes of the network (default: B/16)")
+    parser.add_argument("--suite", choices=list(SUITES), help="a fixed set of cases, or of those its --variants")
+    parser.add_argument(
+        "--variants", nargs="+", choices=list(VARIANTS), help="sizes of the network (default: B/16, or all of a suite)"
+    )
     parser.add_argument("--batch_sizes", nargs="+", type=int, help="images per step (default: 8)")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, help="types of the weights (default: float32)")
     parser.add_argument("--mode", choices=["inference", "training"], help="what a step is (default: inference)")
@@ -112,12 +115,17 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
 
 def choose_cases(arguments: argparse.Namespace) -> list[Case]:
     """Return the cases of a suite, or one for every combination of the arguments."""
-    names = ("variants", "batch_sizes", "dtypes", "mode", "executions")
+    names = ("batch_sizes", "dtypes", "mode", "executions")
     given = [f"--{name}" for name in names if getattr(arguments, name) is not None]
     if arguments.suite is not None:
         if given:
             raise ValueError(f"--suite {arguments.suite} says what to measure: leave out {', '.join(given)}")
-        return SUITES[arguments.suite]
+        cases = SUITES[arguments.suite]
+        if arguments.variants is not None:
+            cases = [case for case in cases if case.variant in arguments.variants]
+        if not cases:
+            raise ValueError(f"--suite {arguments.suite} has nothing for --variants {' '.join(arguments.variants)}")
+        return cases
     if min(arguments.batch_sizes or [8]) < 1:
         raise ValueError(f"--batch_sizes have to be at least 1, got {arguments.batch_sizes}")
     return [
@@ -128,13 +136,15 @@ def choose_cases(arguments: argparse.Namespace) -> list[Case]:
     ]
 
 
-def print_table(rows: list[dict], columns: dict) -> None:
-    """Print aligned columns, without those that are empty."""
+def format_table(rows: list[dict], columns: dict) -> str:
+    """Return aligned columns, without those that are empty."""
     cells = {head: [write(row[key]) for row in rows] for head, (key, write) in columns.items()}
     cells = {head: values for head, values in cells.items() if any(values)}
     widths = {head: max(len(head), *map(len, values)) for head, values in cells.items()}
-    for line in [list(cells), *zip(*cells.values())]:
-        print("  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths.values())), flush=True)
+    return "\n".join(
+        "  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths.values()))
+        for line in [list(cells), *zip(*cells.values())]
+    )
 
 
 def run_cases(cases: list[Case], arguments: argparse.Namespace, device: torch.device, about: dict) -> None:
@@ -160,9 +170,11 @@ def run_cases(cases: list[Case], arguments: argparse.Namespace, device: torch.de
             for rates in dict.fromkeys((row["dtype"], row["matmul_rate"], row["copy_rate"]) for row in new):
                 about_rates = f"{rates[1] / 1e12:.3g} TFLOP/s, copy {rates[2] / 1e9:.3g} GB/s"
                 tqdm.write(f"{group[0].variant}: matrix products of {rates[0]} {about_rates}")
+            if new:
+                tqdm.write(format_table(new, COLUMNS) + "\n")
+                sys.stdout.flush()
     if not rows:
         raise ValueError("none of the implementations can take part here, see above")
-    print_table(rows, COLUMNS)
 
 
 def main():
@@ -183,7 +195,8 @@ def main():
         }
         print(about["device"], *(f"{name} {version}" for name, version in about["versions"].items()), sep="  ")
         if arguments.preprocessing:
-            print_table(measure_preprocessing(cases[0].config().image_size, arguments.rounds), PREPROCESSING_COLUMNS)
+            rows = measure_preprocessing(cases[0].config().image_size, arguments.rounds)
+            print(format_table(rows, PREPROCESSING_COLUMNS))
         else:
             run_cases(cases, arguments, device, about)
 

@@ -162,6 +162,7 @@ def test_script_prints_a_table_and_saves_the_figures(tmp_path):
     ("arguments", "message"),
     [
         (["--suite", "cpu", "--dtypes", "float32"], "leave out --dtypes"),
+        (["--suite", "gpu-training", "--variants", "H/14"], "gpu-training has nothing for --variants H/14"),
         (["--batch_sizes", "0"], "--batch_sizes have to be at least 1"),
         (["--rounds", "0"], "--rounds has to be at least 1"),
         (["--device", "nonsense"], "device"),
@@ -176,6 +177,15 @@ def test_bad_arguments_give_one_line(arguments, message, monkeypatch, capsys, tm
     with pytest.raises(SystemExit, match=message) as error:
         benchmark.main()
     assert "\n" not in str(error.value)
+
+
+def test_a_part_of_a_suite_can_be_chosen(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    import benchmark
+
+    for variants, expected in ((["S/16"], ["S/16"]), (["H/14", "B/16"], ["B/16", "B/16", "B/16", "H/14"])):
+        arguments = benchmark.parse_arguments(["--suite", "gpu-inference", "--variants", *variants])
+        assert [case.variant for case in benchmark.choose_cases(arguments)] == expected
 
 
 def test_suites_name_known_variants(monkeypatch):
