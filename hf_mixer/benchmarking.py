@@ -252,8 +252,8 @@ def measure(
         `list[dict]`: One row per case, implementation and execution: the fields of the case, `milliseconds` per step,
         `images_per_second`, `spread` (interquartile range over median), `limit` (the share of the device's measured
         limit: the time that matrix products or weights need at least over the time taken), `speedup_over_timm` (in the
-        same type and execution; both are medians over the rounds), `peak_memory` in bytes (CUDA without graphs:
-        weights, gradients, optimizer and activations), `matmul_rate` in operations per second and `copy_rate` in bytes per second.
+        same type and execution; both are medians over the rounds), `peak_memory` in bytes (CUDA without graphs: weights,
+        gradients, optimizer and activations), `matmul_rate` in operations per second and `copy_rate` in bytes per second.
     """
     torch._dynamo.reset()
     limits: dict[Case, dict[str, tuple[Callable[[], Any], float]]] = {}
