@@ -51,12 +51,14 @@ def one_line_errors(types: tuple[type[Exception], ...] = INPUT_ERRORS) -> Iterat
 
 def end_together(accelerator) -> None:
     """
-    Let all processes of a script end at the same time.
+    Let all processes of a script end at the same time. The caller has no `Trainer` and no wrapped model any more.
 
-    A process that leaves its group right after a collective operation can hang or abort: it waits for a thread of gloo,
-    which waits for the interpreter to release the tensors of that operation. The barrier has none, and gives it time.
+    What wraps a model for several processes refers to their group. Where that is gone, the group ends here, and its
+    threads can end. Otherwise it ends when the last wrapper does, which holds the interpreter meanwhile: forever, if a
+    thread of gloo has yet to release the tensors of a collective operation.
     """
     accelerator.wait_for_everyone()
+    accelerator.free_memory()
     accelerator.end_training()
 
 

@@ -270,7 +270,9 @@ def main():
         trainer.push_to_hub()
     else:
         trainer.create_model_card()
-    end_together(trainer.accelerator)
+    accelerator = trainer.accelerator
+    del trainer
+    end_together(accelerator)
 
 
 if __name__ == "__main__":

@@ -377,6 +377,7 @@ def test_two_processes_do_the_work_of_one(tmp_path):
     for num_shards in (4, 1):
         assert report[f"streamed from {num_shards} shards"] == list(range(40))
     assert report["steps of a stream"] == 12
+    assert report["threads that would keep the process"] == []
 
 
 def together_loss(model) -> float:
