@@ -320,6 +320,7 @@ def test_two_processes_count_every_image_once(model_folder, photos, expected_mat
         [sys.executable, *launcher, str(model_folder), *map(str, arguments)],
         capture_output=True,
         text=True,
+        timeout=300,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
     )
     assert result.returncode == 0, result.stderr

@@ -21,7 +21,7 @@ TINY = "--variant cifar10 --image_size 16 --patch_size 8 --hidden_size 32 --num_
 def run(script, *arguments, launcher=()):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *launcher, str(ROOT / "scripts" / script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
 
 @pytest.fixture(scope="module")
