@@ -271,7 +271,7 @@ def main():
     else:
         trainer.create_model_card()
     accelerator = trainer.accelerator
-    del trainer
+    del trainer  # it holds the group of processes that ends now
     end_together(accelerator)
 
 

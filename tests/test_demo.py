@@ -183,7 +183,7 @@ def test_no_image_clears_the_page(demo):
     assert list(demo.predict(None)) == [(None, None)]
 
 
-def test_bad_uploads_get_a_readable_message(app, demo, photo, tmp_path):
+def test_bad_uploads_get_a_readable_message(app, demo, photo, tmp_path, caplog):
     corrupt, cut, huge, odd = (tmp_path / name for name in ("corrupt.png", "cut.jpg", "huge.png", "odd.tiff"))
     corrupt.write_bytes(b"\x89PNG\r\n\x1a\n nothing that follows is a PNG")
     cut.write_bytes(photo.read_bytes()[:-200])
@@ -197,6 +197,9 @@ def test_bad_uploads_get_a_readable_message(app, demo, photo, tmp_path):
     ):
         with pytest.raises(app.gr.Error, match=message):
             next(demo.predict(str(path)))
+    # The log says what it was
+    assert "cannot identify image file" in caplog.text
+    assert "image file is truncated" in caplog.text
     # and the next visitor is served
     assert len(list(demo.predict(str(photo)))) == 2
 

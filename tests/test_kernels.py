@@ -139,6 +139,14 @@ def test_equal_to_float64(grid, hidden_size, token_mlp_dim, hidden_act):
 
 
 @interpreted
+@pytest.mark.parametrize("name", VARIANTS)
+def test_tokens_of_every_variant_are_equal_to_float64(name):
+    config = MixerConfig.from_variant(name, hidden_size=24)
+    hidden_states = torch.randn(1, config.num_patches, 24)
+    compare_with_float64("token", random_layer(config, torch.float32), hidden_states, 1e-5)
+
+
+@interpreted
 @pytest.mark.parametrize(
     ("grid", "hidden_size", "channel_mlp_dim", "hidden_act"),
     [

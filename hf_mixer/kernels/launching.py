@@ -38,9 +38,9 @@ def launching_on(x: torch.Tensor) -> Iterator[None]:
         yield
 
 
-def contiguous(*vectors: torch.Tensor) -> list[torch.Tensor]:
-    """The kernels read vectors element after element."""
-    return [vector.contiguous() for vector in vectors]
+def contiguous(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """The kernels read vectors element after element, and the tokens row after row."""
+    return [tensor.contiguous() for tensor in tensors]
 
 
 def register_operator(

@@ -179,9 +179,8 @@ def _hidden_units(
     (128, 128, 64, 4, 3, 2, False),
     (64, 128, 64, 4, 3, 2, False),
     (64, 64, 64, 4, 4, 3, False),
-    also=(
-        "x_bytes",
-    ),  # Triton does not look at the types behind descriptors, and these tiles may be wider than the rest
+    # Triton does not look at the types behind descriptors, and the tokens may be wider than the rest
+    also=("x_bytes",),
 )
 @triton.jit
 def _residual_sum(

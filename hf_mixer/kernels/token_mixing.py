@@ -251,7 +251,7 @@ def _forward(
     eps: float,
     tanh: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    x, norm_weight, norm_bias, fc2_bias = contiguous(x, norm_weight, norm_bias, fc2_bias)
+    x, norm_weight, norm_bias, fc1_bias, fc2_bias = contiguous(x, norm_weight, norm_bias, fc1_bias, fc2_bias)
     _, num_patches, num_channels = x.shape
     num_hidden = fc1_weight.shape[0]
     fc1, fc2 = _pad(fc1_weight), _pad(fc2_weight.t())
@@ -265,7 +265,7 @@ def _forward(
             norm_weight,
             norm_bias,
             fc1,
-            nn.functional.pad(fc1_bias, (0, -num_hidden % UNITS)).contiguous(),
+            nn.functional.pad(fc1_bias, (0, -num_hidden % UNITS)),
             fc2,
             fc2_bias,
             scale,
@@ -293,7 +293,7 @@ def _backward(
     scale: torch.Tensor | None,
     tanh: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    x, norm_weight, norm_bias = contiguous(x, norm_weight, norm_bias)
+    x, norm_weight, norm_bias, fc1_bias = contiguous(x, norm_weight, norm_bias, fc1_bias)
     batch_size, num_patches, num_channels = x.shape
     num_hidden = fc1_weight.shape[0]
     branch_gradient = output_gradient if scale is None else output_gradient * scale.view(-1, 1, 1)
@@ -312,7 +312,7 @@ def _backward(
             norm_weight,
             norm_bias,
             fc1,
-            nn.functional.pad(fc1_bias, (0, -num_hidden % UNITS)).contiguous(),
+            nn.functional.pad(fc1_bias, (0, -num_hidden % UNITS)),
             fc2,
             branch_gradient,
             normalized,

@@ -18,6 +18,7 @@ A demo Space: drop an image, see the most likely labels and what the model looke
 """
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,8 @@ from saliency import draw_saliency, occlusion_map
 from transformers import AutoModelForImageClassification
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
+
+logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
 MAX_FILE_SIZE = "20mb"
@@ -62,7 +65,8 @@ def open_image(path: str) -> Image.Image:
         image = Image.open(path)
     except Image.DecompressionBombError:
         raise refuse(f"This image is far too large. {limit}") from None
-    except Exception:
+    except Exception:  # as below; the log has what it was, which may be no fault of the file
+        logger.warning("An upload cannot be opened", exc_info=True)
         raise refuse("This file is no image that can be read. Try a JPEG, PNG or WebP file.") from None
     if image.width * image.height > MAX_PIXELS:
         megapixels = image.width * image.height / 1e6
