@@ -74,6 +74,7 @@ def open_image(path: str) -> Image.Image:
     try:
         image.load()
     except Exception:  # Pillow's plugins raise whatever a broken file makes them stumble over
+        logger.warning("An upload cannot be decoded", exc_info=True)
         raise refuse("This image is damaged and cannot be read to its end.") from None
     return image
 
