@@ -18,7 +18,6 @@ from .checkpoints import load_checkpoint
 from .configuration_mixer import MixerConfig
 from .image_processing_mixer import MixerImageProcessor
 from .image_processing_pil_mixer import MixerImageProcessorPil
-from .kernels import attach_kernels
 from .modeling_mixer import (
     MixerBackbone,
     MixerForImageClassification,
@@ -26,7 +25,6 @@ from .modeling_mixer import (
     MixerModel,
     MixerPreTrainedModel,
 )
-from .publishing.card import attach_card
 
 
 __version__ = "0.1.0"
@@ -40,8 +38,6 @@ image_processor_classes = {"pil": MixerImageProcessorPil}
 if is_torchvision_available():
     image_processor_classes["torchvision"] = MixerImageProcessor
 AutoImageProcessor.register(MixerConfig, image_processor_classes=image_processor_classes, exist_ok=True)
-attach_kernels()
-attach_card()
 # Where `Trainer` looks up the task for its own card
 MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.setdefault(MixerConfig.model_type, MixerForImageClassification.__name__)
 

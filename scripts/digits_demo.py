@@ -9,17 +9,58 @@ Prints the accuracy of the saved folder in a `pipeline`, writes `predictions.png
 """
 
 import argparse
+import math
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+from matplotlib.figure import Figure
+from PIL import Image
 
 from transformers import pipeline
 
 import hf_mixer  # noqa: F401 (registers the model)
-from hf_mixer.data import load_digits_dataset
-from hf_mixer.plots import save_contact_sheet
+from hf_mixer.data.datasets import load_digits_dataset
 
 
 GOAL = 0.97
+
+
+def save_contact_sheet(
+    path: str | os.PathLike,
+    images: Sequence[Image.Image],
+    predictions: Sequence[str],
+    labels: Sequence[str] | None = None,
+    columns: int = 12,
+) -> None:
+    """
+    Save a picture of images with the label predicted for each; wrong ones are red and name the right label.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            The file to write; its suffix chooses the format.
+        images (`Sequence[Image.Image]`):
+            The images, of any size.
+        predictions (`Sequence[str]`):
+            The label predicted for each.
+        labels (`Sequence[str]`, *optional*):
+            The right labels, where they are known.
+        columns (`int`, *optional*, defaults to 12):
+            Number of images side by side.
+    """
+    rows = math.ceil(len(images) / columns)
+    figure = Figure(figsize=(columns, 1.25 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    for index, axes in enumerate(grid):
+        axes.set_axis_off()
+        if index < len(images):
+            label = predictions[index] if labels is None else labels[index]
+            right = predictions[index] == label
+            title = predictions[index] if right else f"{predictions[index]} (is {label})"
+            axes.imshow(images[index], cmap="gray")
+            axes.set_title(title, color="black" if right else "red", fontsize=9)
+    figure.savefig(path, dpi=100)
 
 
 def main():

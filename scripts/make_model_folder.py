@@ -17,8 +17,9 @@ from pathlib import Path
 
 from hf_mixer import load_checkpoint
 from hf_mixer.publishing.card import create_card
-from hf_mixer.scripting import one_line_errors
-from hf_mixer.training.record import CURVES_NAME, RECORD_NAME
+from hf_mixer.training.curves import CURVES_NAME
+from hf_mixer.training.record import RECORD_NAME
+from hf_mixer.utils import one_line_errors
 
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:

@@ -15,8 +15,8 @@ from pathlib import Path
 import transformers
 
 from hf_mixer import MixerModel, load_checkpoint
-from hf_mixer.plots import save_filters, save_token_mixing
-from hf_mixer.scripting import find_output_dir, one_line_errors
+from hf_mixer.evaluation.weight_plots import save_filters, save_token_mixing
+from hf_mixer.utils import find_output_dir, one_line_errors
 
 
 def main():

@@ -7,13 +7,7 @@ from torch import nn
 
 from transformers import AutoBackbone, AutoModel, AutoModelForImageClassification, AutoModelForMaskedImageModeling
 
-from hf_mixer import (
-    MixerBackbone,
-    MixerConfig,
-    MixerForImageClassification,
-    MixerForMaskedImageModeling,
-    MixerModel,
-)
+from hf_mixer import MixerBackbone, MixerConfig, MixerForImageClassification, MixerForMaskedImageModeling, MixerModel
 from hf_mixer.layers_mixer import MixerDropPath, MixerLayer
 
 

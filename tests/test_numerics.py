@@ -7,8 +7,7 @@ from safetensors.numpy import load_file
 
 from hf_mixer import MixerBackbone
 from hf_mixer.checkpoints.layouts import GOOGLE
-
-from .oracles import FIXTURES, load_oracle, to_state_dict
+from tests.helpers import FIXTURES, load_oracle, to_state_dict
 
 
 FLAX = ["flax/a_sq16_p4_tok_gt", "flax/c_nohead_none", "flax/e_rect8x16_p4"]

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from ..benchmarking.timing import time_interleaved
 from ..configuration_mixer import MixerConfig
 from ..layers_mixer import MixerLayer
-from ..timing import time_interleaved
 from . import OWN, applies, has_tanh, mix, norm_and_mlp
 
 

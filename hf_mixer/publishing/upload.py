@@ -14,8 +14,8 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 from tqdm import tqdm
 
-from .contents import CARD_NAME, Release
 from .errors import clear_errors, is_transient, retry
+from .release import CARD_NAME, Release
 
 
 COMMIT_MESSAGE = "Upload MLP-Mixer with hf_mixer"

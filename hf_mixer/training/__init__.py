@@ -3,10 +3,10 @@
 
 from .arguments import MixerTrainingArguments
 from .augmentation import BatchAugmentation
+from .checkpointing import FiniteLossCallback, SafeCheckpointTrainer, TrainingError
 from .ema import EmaCallback
 from .losses import ClassificationLoss
 from .optimization import parameter_groups
-from .stability import FiniteLossCallback, SafeCheckpointTrainer, TrainingError
 from .trainer import MixerTrainer
 
 

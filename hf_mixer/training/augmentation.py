@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from .auto_augment import AutoAugment, jitter_colors
 from .mixing import MixupCutmix, box_mask, to_device
-from .operations import AutoAugment, jitter_colors
 
 
 # The defaults of timm for random erasing

@@ -10,17 +10,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
-from ..plots import save_training_curves
-from ..scripting import describe_hardware, library_versions
+from ..utils import describe_hardware, library_versions
 from .arguments import MixerTrainingArguments
 
 
 logger = logging.getLogger(__name__)
 
 RECORD_NAME = "training_run.json"
-CURVES_NAME = "training_curves.png"
 # Arguments of `TrainingArguments` that belong to the recipe of a model, beside those of `MixerTrainingArguments`
 HYPERPARAMETERS = (
     "num_train_epochs",
@@ -45,21 +43,6 @@ HYPERPARAMETERS = (
 )
 # The second one also shortened, as the parser takes it; the first one cannot be, because of --token_mlp_dim
 SECRETS = re.compile("--token|--hub_t(o|ok|oke|oken)?")
-
-
-class TrainingCurvesCallback(TrainerCallback):
-    """Draw the curves of a run into `training_curves.png` in its output folder, whenever it is saved and at the end."""
-
-    def on_save(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            path = Path(args.output_dir) / CURVES_NAME
-            try:
-                save_training_curves(path, state.log_history)
-            except OSError as error:
-                logger.warning("The run goes on without %s, which cannot be written: %s", path, error)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.on_save(args, state, control)
 
 
 def command_line() -> str:

@@ -13,14 +13,14 @@ import torch
 from accelerate.data_loader import DataLoaderShard, SeedableRandomSampler
 from torch.utils.data import DataLoader, IterableDataset
 
-from ..data import ImageDataError
-from ..data_loading import ShardedBatchSampler
+from ..data.images import ImageDataError
+from ..data.loaders import ShardedBatchSampler
 from .arguments import MixerTrainingArguments
 from .augmentation import BatchAugmentation, normalize_pixels
+from .checkpointing import FiniteLossCallback, SafeCheckpointTrainer, TrainingError, what_is_kept
 from .ema import EmaCallback
 from .losses import ClassificationLoss
 from .optimization import parameter_groups
-from .stability import FiniteLossCallback, SafeCheckpointTrainer, TrainingError, what_is_kept
 
 
 def step_seed(*numbers: int) -> int:

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The command `hf-mixer` and its subcommands, a module each, imported only when it is called.
+
+Every module has `parse_arguments(arguments)`, which ends the program after `--help`, `run(arguments)`, which takes what that
+returned, and `main(arguments=None)`, which does both. What takes long to import, torch above all, is imported in `run`.
+"""
+
+import importlib
+import sys
+
+
+COMMANDS = {
+    "train": "train or fine-tune a Mixer on labelled images",
+    "predict": "classify images",
+    "evaluate": "measure a classifier on labelled images",
+    "convert": "convert checkpoints of Google, timm or Edifice, and back",
+    "publish": "put a trained model on the Hub",
+    "demo": "show a trained model in the browser, or export it as a Space",
+    "benchmark": "measure how fast Mixers run on this machine",
+}
+USAGE = "usage: hf-mixer COMMAND ...\n\nMLP-Mixer for the Hugging Face ecosystem. `hf-mixer COMMAND --help` says more.\n\ncommands:\n"
+
+
+def read_command(arguments: list[str]):
+    """
+    Read the command line of `hf-mixer`.
+
+    Returns:
+        `tuple`: the function to run, and what to call it with.
+    """
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help"):
+        print(USAGE + "\n".join(f"  {command:<10} {summary}" for command, summary in COMMANDS.items()))
+        sys.exit(0 if arguments else 2)
+    if name not in COMMANDS:
+        sys.exit(f"error: hf-mixer has no command {name!r}: expected one of {', '.join(COMMANDS)}")
+    # argparse and HfArgumentParser name the program after this
+    sys.argv = [f"hf-mixer {name}", *arguments[1:]]
+    command = importlib.import_module(f"{__name__}.{name}")
+    return command.run, command.parse_arguments(arguments[1:])

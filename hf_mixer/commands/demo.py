@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Show a trained model in the browser: drop an image, see its labels and what the model looked at.
+
+    python scripts/demo.py outputs/photos --examples some_photos
+    python scripts/demo.py outputs/photos --export-space space            # a Space with the model in it
+    python scripts/demo.py outputs/photos --export-space space --repo_id your-name/photos-mixer
+
+The page appears at http://127.0.0.1:7860; Gradio's own variables, such as GRADIO_SERVER_PORT, change that. A Space that
+loads the model from the Hub runs the code of one commit: that of --revision, by default of the newest one.
+Needs Gradio: `pip install ".[demo]"`.
+"""
+
+import argparse
+import importlib.util
+import runpy
+import sys
+import tempfile
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from PIL import Image
+
+from .. import MixerConfig
+from ..data.datasets import load_digits_dataset
+from ..data.images import find_images
+from ..demo.space import export_space, write_space
+from ..utils import one_line_errors
+
+
+MAX_EXAMPLES = 6
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="the output folder of scripts/train.py")
+    parser.add_argument("--examples", type=Path, help=f"a folder of images to offer, the first {MAX_EXAMPLES} of them")
+    parser.add_argument(
+        "--export-space", "--export_space", metavar="DIR", type=Path, help="write a Space, show nothing"
+    )
+    parser.add_argument("--repo_id", help="let the Space load the model from this repository on the Hub")
+    parser.add_argument("--revision", help="commit, tag or branch of that repository (default: main)")
+    parsed = parser.parse_args(arguments)
+    if parsed.repo_id and not parsed.export_space:
+        parser.error("--repo_id is for --export-space: without it the page shows the model in FOLDER")
+    if parsed.revision and not parsed.repo_id:
+        parser.error("--revision needs --repo_id")
+    return parsed
+
+
+def check_folder(folder: Path) -> MixerConfig:
+    """Return the configuration of the classifier in `folder`."""
+    for name in ("config.json", "preprocessor_config.json"):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} holds no {name}: give the output folder of scripts/train.py")
+    config = MixerConfig.from_pretrained(folder)
+    if not config.num_labels:
+        raise ValueError(f"{folder} holds no classifier")
+    return config
+
+
+def find_examples(folder: Path | None, config: MixerConfig, temporary: Path) -> list[Path]:
+    """Return image files to offer: those in `folder`, or digits for a model that reads digits."""
+    if folder is not None:
+        examples = find_images(folder)[:MAX_EXAMPLES]
+        if not examples:
+            raise ValueError(f"{folder} holds no images")
+        return examples
+    if list(config.id2label.values()) != [str(digit) for digit in range(10)]:
+        return []
+    examples = []
+    for number, image in enumerate(load_digits_dataset()["test"]["image"][1:4]):
+        examples.append(temporary / f"digit_{number}.png")
+        # Enlarged, to be seen in a browser
+        image.resize((128, 128), Image.Resampling.NEAREST).save(examples[-1])
+    return examples
+
+
+def run(arguments: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        space = Path(temporary) / "space"
+        space.mkdir()
+        with one_line_errors():
+            config = check_folder(arguments.folder)
+            examples = find_examples(arguments.examples, config, Path(temporary))
+            if arguments.export_space is not None:
+                revision = None
+                if arguments.repo_id is not None:
+                    revision = HfApi().model_info(arguments.repo_id, revision=arguments.revision).sha
+                export_space(arguments.export_space, arguments.folder, arguments.repo_id, revision, examples)
+                print(
+                    f"{arguments.export_space} is ready: `python app.py` there runs it, and on the Hub it is a Space"
+                )
+                return
+            if importlib.util.find_spec("gradio") is None:
+                raise ValueError('this needs Gradio: `pip install "gradio>=6.31"`, or `pip install ".[demo]"`')
+            write_space(
+                space, str(arguments.folder.resolve()), title=arguments.folder.resolve().name, examples=examples
+            )
+        # The page is the Space that would be exported
+        sys.path.insert(0, str(space))
+        runpy.run_path(str(space / "app.py"), run_name="__main__")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    run(parse_arguments(arguments))

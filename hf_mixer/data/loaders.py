@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How images reach the training loop fast: decoded once, or streamed."""
+
+import itertools
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import datasets
+import torch
+from datasets.distributed import split_dataset_by_node
+from torch.utils.data import BatchSampler, Dataset, IterableDataset, Sampler
+from tqdm import tqdm
+
+from .images import ImageDataError, ImageTransform
+
+
+class NamedRows(Dataset):
+    """
+    The rows of a data set of images. One that cannot be read is refused with its number.
+
+    Args:
+        dataset (`datasets.Dataset`):
+            Under an [`~hf_mixer.data.ImageTransform`].
+
+    Raises:
+        [`~hf_mixer.data.ImageDataError`]: an image cannot be read; the message names its row.
+    """
+
+    def __init__(self, dataset: datasets.Dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, row: int) -> dict:
+        try:
+            return self.dataset[row]
+        except ImageDataError as error:
+            raise ImageDataError(f"image {row} of the data: {error}") from error
+
+    def __getitems__(self, rows: list[int]) -> list[dict]:
+        try:
+            return self.dataset.__getitems__(rows)
+        except ImageDataError:
+            return [self[row] for row in rows]
+
+
+class CachedImages(Dataset):
+    """
+    A data set of small images, decoded once and kept as one uint8 tensor. It returns whole batches.
+
+    Args:
+        dataset (`datasets.Dataset`):
+            Columns `image` (undecoded) and `label`.
+        transform ([`~hf_mixer.data.ImageTransform`]):
+            What decodes and resizes the images to uint8 pixels.
+        device (`torch.device` or `str`, *optional*, defaults to `"cpu"`):
+            Where to keep the pixels. Batches come from there, so that an accelerator never waits for a copy.
+        num_threads (`int`, *optional*, defaults to 1):
+            Number of threads that decode.
+
+    Raises:
+        [`~hf_mixer.data.ImageDataError`]: an image cannot be read; the message names it.
+    """
+
+    CHUNK = 256
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        transform: ImageTransform,
+        device: torch.device | str = "cpu",
+        num_threads: int = 1,
+    ):
+        starts = range(0, len(dataset), self.CHUNK)
+        self.labels = torch.tensor(dataset["label"], device=device)
+        self.pixel_values = torch.empty(0)
+        with ThreadPoolExecutor(num_threads) as pool:
+            chunks = pool.map(lambda start: self._decode(dataset, transform, start), starts)
+            for start, pixels in zip(starts, tqdm(chunks, "Decoding images", len(starts))):
+                if start == 0:
+                    shape = (len(dataset), *pixels.shape[1:])
+                    self.pixel_values = torch.empty(shape, dtype=pixels.dtype, device=device)
+                self.pixel_values[start : start + len(pixels)] = pixels.to(device)
+
+    def _decode(self, dataset: datasets.Dataset, transform: ImageTransform, start: int) -> torch.Tensor:
+        try:
+            return transform(dataset[start : start + self.CHUNK])["pixel_values"]
+        except ImageDataError:
+            rows = NamedRows(dataset.with_transform(transform))
+            for row in range(start, min(start + self.CHUNK, len(dataset))):
+                rows[row]
+            raise
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"pixel_values": self.pixel_values[index], "labels": self.labels[index]}
+
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        index = torch.tensor(indices).to(self.labels.device, non_blocking=True)
+        return {"pixel_values": self.pixel_values[index], "labels": self.labels[index]}
+
+
+class ShardedBatchSampler(BatchSampler):
+    """
+    Batches for one of several processes, so that together they see what a single process with their total batch size
+    sees. The last images of a pass are shared out evenly, where Accelerate fills the batches up with others; only if
+    there are fewer of them than processes, some are used twice.
+
+    Args:
+        sampler (`torch.utils.data.Sampler`):
+            The order of the images, the same on every process.
+        batch_size (`int`):
+            The batch size of one process.
+        drop_last (`bool`):
+            Whether to leave out the last images, where they are fewer than a batch for every process.
+        process_index (`int`), num_processes (`int`):
+            This process, and how many there are.
+    """
+
+    def __init__(self, sampler: Sampler, batch_size: int, drop_last: bool, process_index: int, num_processes: int):
+        super().__init__(sampler, batch_size, drop_last)
+        self.process_index, self.num_processes = process_index, num_processes
+
+    def __len__(self) -> int:
+        total = self.batch_size * self.num_processes
+        count = len(self.sampler)  # type: ignore[arg-type]
+        return count // total if self.drop_last else math.ceil(count / total)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        total = self.batch_size * self.num_processes
+        for batch in BatchSampler(self.sampler, total, self.drop_last):
+            while len(batch) < self.num_processes:
+                batch += batch[: self.num_processes - len(batch)]
+            bounds = [len(batch) * process // self.num_processes for process in range(self.num_processes + 1)]
+            yield batch[bounds[self.process_index] : bounds[self.process_index + 1]]
+
+
+class StreamedImages(IterableDataset):
+    """
+    A data set that is read while it trains. Every process and every worker reads its own shards, and every image is
+    read once per pass; with fewer shards than processes, each process reads all and takes its share of the images.
+    Passes follow each other without end, each one shuffled anew: give the training its length in steps.
+
+    Args:
+        dataset (`datasets.IterableDataset`):
+            Columns `image` (undecoded) and `label`, shuffled.
+        transform ([`~hf_mixer.data.ImageTransform`]):
+            What decodes and resizes the images.
+        process_index (`int`, *optional*, defaults to 0), num_processes (`int`, *optional*, defaults to 1):
+            This process, and how many there are.
+        num_passes (`int`, *optional*):
+            How often to read the data. Without end by default.
+
+    Raises:
+        [`~hf_mixer.data.ImageDataError`]: the data cannot be read on, or an image has no label; the message says how
+        far it got.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.IterableDataset,
+        transform: ImageTransform,
+        process_index: int = 0,
+        num_processes: int = 1,
+        num_passes: int | None = None,
+    ):
+        self.dataset = split_dataset_by_node(dataset, process_index, num_processes)
+        self.transform = transform
+        self.num_passes = num_passes
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        passes = itertools.count() if self.num_passes is None else range(self.num_passes)
+        for epoch in passes:
+            self.dataset.set_epoch(epoch)
+            count = 0
+            for example in self._read(epoch):
+                yield example
+                count += 1
+            if count == 0:
+                return
+
+    def _read(self, epoch: int) -> Iterator[dict[str, torch.Tensor]]:
+        """Read the data once."""
+        count = 0
+        try:
+            for example in self.dataset:
+                if example["label"] is None or example["label"] < 0:
+                    raise ValueError("an image has no label")
+                batch = self.transform({name: [value] for name, value in example.items()})
+                yield {"pixel_values": batch["pixel_values"][0], "labels": batch["labels"][0]}
+                count += 1
+        except Exception as error:  # of the file system, the network, the compression or the file format
+            raise ImageDataError(
+                f"the data stream broke in pass {epoch + 1}, after {count} images of this reader: {str(error).rstrip('.')}. "
+                "Check the files of the data set, download the broken one again or leave it out"
+            ) from error

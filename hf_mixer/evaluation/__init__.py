@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a classifier gets right, in figures and pictures."""

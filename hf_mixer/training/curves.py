@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The curves of a training run: losses, accuracy and learning rate."""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from transformers import TrainerCallback
+
+
+logger = logging.getLogger(__name__)
+
+CURVES_NAME = "training_curves.png"
+DPI = 100
+
+
+class TrainingCurvesCallback(TrainerCallback):
+    """Draw the curves of a run into `training_curves.png` in its output folder, whenever it is saved and at the end."""
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            path = Path(args.output_dir) / CURVES_NAME
+            try:
+                save_training_curves(path, state.log_history)
+            except OSError as error:
+                logger.warning("The run goes on without %s, which cannot be written: %s", path, error)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.on_save(args, state, control)
+
+
+def save_training_curves(path: str | os.PathLike, log_history: Sequence[dict]) -> None:
+    """
+    Save the course of a training: losses, accuracy and learning rate over the epochs, as far as they were logged.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            The file to write; its suffix chooses the format.
+        log_history (`Sequence[dict]`):
+            `trainer.state.log_history`, or that of `trainer_state.json`.
+    """
+    draw_training_curves(log_history).savefig(path, dpi=DPI)
+
+
+def draw_training_curves(log_history: Sequence[dict]) -> Figure:
+    panels = {
+        "loss": {"loss": "training", "eval_loss": "validation"},
+        "accuracy": {"eval_accuracy": "validation"},
+        "learning rate": {"learning_rate": "learning rate"},
+    }
+    curves: dict[str, dict] = {}
+    last_epoch = max((entry["epoch"] for entry in log_history if "epoch" in entry), default=0)
+    for panel, keys in panels.items():
+        for key, name in keys.items():
+            points = [(entry["epoch"], entry[key]) for entry in log_history if key in entry and "epoch" in entry]
+            if points:
+                curves.setdefault(panel, {})[name] = points
+
+    figure = Figure(figsize=(4.5 * max(len(curves), 1), 3.5), layout="constrained")
+    if not curves:
+        figure.text(0.5, 0.5, "nothing was logged", ha="center", va="center")
+        return figure
+    for axes, (panel, lines) in zip(figure.subplots(1, len(curves), squeeze=False).flat, curves.items()):
+        for name, points in lines.items():
+            color = "tab:orange" if name == "validation" else "tab:blue"
+            # A single point makes no line
+            axes.plot(*zip(*points), color=color, label=name, marker="o" if len(points) < 30 else None, markersize=3)
+        axes.set(xlabel="epoch", title=panel, xlim=(0, 1.02 * last_epoch or 1))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        axes.grid(alpha=0.3)
+        if panel == "accuracy":
+            (points,) = lines.values()
+            axes.yaxis.set_major_formatter(PercentFormatter(1))
+            axes.set_title(f"accuracy (last: {points[-1][1]:.1%})")
+        if len(lines) > 1:
+            axes.legend()
+    return figure

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What several rooms of the package share. It imports nothing of them."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+
+import transformers
+
+
+# An `ImportError` says which optional package is missing
+INPUT_ERRORS = (ValueError, OSError, RuntimeError, ImportError, StrictDataclassError, SafetensorError)
+
+
+# Arguments whose values are tokens of the Hub, also abbreviated as argparse takes them, and tokens by their form
+TOKENS = re.compile(
+    r"""((?:^|[\s'"])--(?:token|hub_t(?:o|ok|oke|oken)?)[=\s]+)(?:'[^']*'|"[^"]*"|[^\s'"]+)|\b(?:hf|api_org)_\w{20,}"""
+)
+
+
+def hide_tokens(command: str) -> str:
+    """Return a command line with `***` in the place of access tokens."""
+    return TOKENS.sub(lambda match: f"{match[1] or ''}***", command)
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """
+    Read a file that holds a JSON object.
+
+    Raises:
+        `OSError`: the file cannot be read.
+        `ValueError`: it holds something else; the message names the file.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}. Write it again, or remove it.") from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{path} has to hold a JSON object, got {type(content).__name__}. Write it again, or remove it."
+        )
+    return content
+
+
+@contextmanager
+def one_line_errors(types: tuple[type[Exception], ...] = INPUT_ERRORS) -> Iterator[None]:
+    """
+    End the program with exit code 1 and one line on standard error at an exception of one of `types`, by default those
+    that refuse the user's input.
+    """
+    try:
+        yield
+    except types as error:
+        text = str(error).strip()
+        if text.startswith("Caught ") and "DataLoader worker process" in text:
+            # torch hands on a worker's traceback as the message; its last line is the error itself
+            text = text.splitlines()[-1].split(": ", 1)[-1]
+        sys.exit(f"error: {' '.join(text.split())}")
+
+
+def end_together(accelerator) -> None:
+    """
+    Let all processes of a script end at the same time. The caller has no `Trainer` and no wrapped model any more.
+
+    What wraps a model for several processes refers to their group. Where that is gone, the group ends here, and its
+    threads can end. Otherwise it ends when the last wrapper does, which holds the interpreter meanwhile: forever, if a
+    thread of gloo has yet to release the tensors of a collective operation.
+    """
+    accelerator.wait_for_everyone()
+    accelerator.free_memory()
+    accelerator.end_training()
+
+
+def describe_hardware(device: torch.device, num_processes: int = 1) -> str:
+    """Return what a script runs on, such as `"1 x NVIDIA H200"` or `"Intel(R) Xeon(R) CPU, 2 cores"`."""
+    if device.type == "cuda":
+        return f"{num_processes} x {torch.cuda.get_device_name(device)}"
+    if device.type != "cpu":
+        return f"{num_processes} x {device.type}"
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions that results depend on."""
+    return {
+        "hf_mixer": importlib.metadata.version("hf_mixer"),
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def find_output_dir(model: str, output_dir: Path | None) -> Path:
+    """Return the folder for results, by default that of the model itself."""
+    if output_dir is None and not Path(model).is_dir():
+        raise ValueError(f"{model} is no local folder: say with --output_dir where to write the results")
+    return output_dir or Path(model)

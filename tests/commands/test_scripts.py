@@ -1,0 +1,147 @@
+"""The scripts, run as users run them."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.helpers import FIXTURES, make_folder, run
+
+
+TINY = "--variant cifar10 --image_size 16 --patch_size 8 --hidden_size 32 --num_hidden_layers 1 --max_steps 40".split()
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("photos"), images_per_class=20)
+
+
+@pytest.fixture(scope="module")
+def trained(photos, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("outputs") / "photos"
+    arguments = ["--learning_rate", "3e-3", "--logging_steps", "4", "--per_device_train_batch_size", "8"]
+    result = run("train.py", "--train_dir", photos, "--output_dir", folder, *TINY, *arguments)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_training_learns_and_saves_everything(trained):
+    losses = [
+        entry["loss"]
+        for entry in json.loads((trained / "trainer_state.json").read_text())["log_history"]
+        if "loss" in entry
+    ]
+    assert losses[-1] < 0.5 * losses[0]
+    assert json.loads((trained / "all_results.json").read_text())["eval_accuracy"] == 1.0
+    config = json.loads((trained / "config.json").read_text())
+    assert config["id2label"] == {"0": "cat", "1": "dog"}
+    assert config["architectures"] == ["MixerForImageClassification"]
+    assert {"model.safetensors", "preprocessor_config.json", "modeling_mixer.py", "README.md"} <= {
+        path.name for path in trained.iterdir()
+    }
+    assert json.loads((trained / "preprocessor_config.json").read_text())["size"] == {"height": 16, "width": 16}
+
+
+def test_predict_prints_tables_and_json_and_names_what_it_cannot_read(trained, photos, tmp_path):
+    result = run("predict.py", trained, photos / "dog", "--json", "--top_k", "1")
+    assert result.returncode == 0, result.stderr
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert len(lines) == 20
+    assert {line["predictions"][0]["label"] for line in lines} == {"dog"}
+
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"not an image")
+    odd = tmp_path / "odd.tiff"
+    Image.fromarray(np.full((4, 4), -5, np.float32)).save(odd)
+    result = run("predict.py", trained, photos / "cat" / "0.jpg", broken, odd)
+    assert result.returncode == 1
+    assert "cannot read the image" in result.stderr
+    assert str(broken) in result.stderr
+    assert f"error: {odd}: Expected a floating-point image" in result.stderr
+    assert result.stdout.count("\n") == 1
+    assert "cat" in result.stdout.split("%")[1]
+
+
+def test_fine_tuning_needs_leave_for_a_new_head(trained, tmp_path, error_of):
+    photos = make_folder(tmp_path / "more", classes=("ant", "bee", "cow"))
+    arguments = [
+        "--train_dir",
+        photos,
+        "--output_dir",
+        tmp_path / "out",
+        "--model_name_or_path",
+        trained,
+        "--max_steps",
+        "1",
+    ]
+    assert "ignore_mismatched_sizes" in error_of("train.py", *arguments)
+    assert not (tmp_path / "out").exists()
+
+    assert run("train.py", *arguments, "--ignore_mismatched_sizes").returncode == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert list(config["id2label"].values()) == ["ant", "bee", "cow"]
+    assert config["hidden_size"] == 32
+
+
+def test_fine_tuning_takes_foreign_checkpoints_at_another_resolution(photos, tmp_path):
+    arguments = [
+        "--model_name_or_path",
+        FIXTURES / "timm/b16_tiny_cls",
+        "--image_size",
+        64,
+        "--ignore_mismatched_sizes",
+    ]
+    result = run("train.py", "--train_dir", photos, "--output_dir", tmp_path, *arguments, "--max_steps", 1)
+    assert result.returncode == 0, result.stderr
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["image_size"], config["token_mlp_dim"], config["hidden_size"]) == (64, 48, 24)
+    processor = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert (processor["size"], processor["crop_size"]) == ({"shortest_edge": 72}, {"height": 64, "width": 64})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--train_dir", "nowhere"], "the folder nowhere does not exist"),
+        (["--variant", "B/8"], "Unknown variant 'B/8'"),
+        (["--recipe", "nothing"], "no recipe 'nothing'"),
+        (["--image_size", "20"], "image_size=20 has to be divisible by patch_size=8"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(arguments, message, tmp_path, error_of):
+    assert message in error_of("train.py", "--output_dir", tmp_path / "out", *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_a_model_is_not_written_over(trained, error_of):
+    before = {path: path.read_bytes() for path in trained.iterdir() if path.is_file()}
+    assert "already holds a model" in error_of("train.py", "--output_dir", trained, *TINY)
+    assert {path: path.read_bytes() for path in trained.iterdir() if path.is_file()} == before
+
+
+def test_two_processes_under_accelerate(tmp_path):
+    config = tmp_path / "accelerate.yaml"
+    config.write_text("distributed_type: MULTI_GPU\nuse_cpu: true\nnum_processes: 2\n")
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(config)]
+    result = run("train.py", "--output_dir", tmp_path / "out", "--num_train_epochs", "3", launcher=launcher)
+    assert result.returncode == 0, result.stderr
+    results = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    assert results["eval_accuracy"] > 0.9
+    # 1,455 digits in batches of 64 on each of two processes
+    assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())["global_step"] == 3 * 12
+
+
+def test_digits_demo_refuses_an_empty_folder(tmp_path, error_of):
+    assert "holds no model" in error_of("digits_demo.py", tmp_path)
+
+
+def test_contact_sheet_is_a_picture(tmp_path):
+    from hf_mixer.evaluation.plots import save_contact_sheet
+
+    images = [Image.new("L", (8, 8), shade) for shade in range(0, 250, 50)]
+    save_contact_sheet(tmp_path / "sheet.png", images, list("abcde"), list("abcdx"), columns=3)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (300, 250)
+        red = sum(pixel[0] > 200 and pixel[1] < 100 for pixel in sheet.convert("RGB").get_flattened_data())
+        assert red > 10

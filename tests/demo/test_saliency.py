@@ -1,0 +1,85 @@
+"""The map of what a classifier looked at."""
+
+import numpy as np
+import pytest
+import torch
+
+from hf_mixer import MixerConfig, MixerForImageClassification
+from hf_mixer.demo.saliency import draw_saliency, occlusion_map
+
+
+CONFIG = dict(image_size=(16, 24), patch_size=4, hidden_size=32, num_hidden_layers=2, num_labels=5, num_channels=3)
+ROW, COLUMN = 2, 4
+
+
+class OnePatchMixer(MixerForImageClassification):
+    """A Mixer that sees one patch only."""
+
+    def forward(self, pixel_values, **kwargs):
+        seen = torch.zeros_like(pixel_values)
+        part = (..., slice(4 * ROW, 4 * ROW + 4), slice(4 * COLUMN, 4 * COLUMN + 4))
+        seen[part] = pixel_values[part]
+        return super().forward(seen, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return OnePatchMixer(MixerConfig(token_mlp_dim=16, channel_mlp_dim=64, initializer_range=1.0, **CONFIG)).eval()
+
+
+@pytest.fixture(scope="module")
+def pixel_values():
+    return torch.randn(1, 3, 16, 24, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("problem_type", ["single_label_classification", "multi_label_classification"])
+@pytest.mark.parametrize("batch_size", [5, 32])
+def test_only_the_patch_that_matters_stands_out(model, pixel_values, problem_type, batch_size, monkeypatch):
+    monkeypatch.setattr(model.config, "problem_type", problem_type)
+    saliency = occlusion_map(model, pixel_values, batch_size=batch_size)
+    assert saliency.shape == (4, 6)
+    assert saliency[ROW, COLUMN].abs() > 1e-2
+    saliency[ROW, COLUMN] = 0
+    assert saliency.abs().max() < 1e-5
+
+
+def test_value_is_the_fall_of_the_log_probability(model, pixel_values):
+    covered = pixel_values.clone()
+    covered[:, :, 8:12, 16:20] = pixel_values.mean(dim=(2, 3), keepdim=True)
+    with torch.no_grad():
+        before, after = model(torch.cat([pixel_values, covered])).logits.log_softmax(-1)
+    for label in range(5):
+        assert occlusion_map(model, pixel_values, label)[ROW, COLUMN] == pytest.approx(
+            (before - after)[label].item(), abs=1e-5
+        )
+    best = before.argmax().item()
+    assert torch.equal(occlusion_map(model, pixel_values), occlusion_map(model, pixel_values, best))
+
+
+def test_larger_windows_need_fewer_passes(model, pixel_values):
+    # Windows of 4 patches on 4 x 6: the second one is cut off at the border
+    saliency = occlusion_map(model, pixel_values, window=4)
+    assert saliency[:, :4].abs().max() < 1e-5
+    assert (saliency[:, 4:] == saliency[0, 4]).all()
+    assert saliency[0, 4].abs() > 1e-2
+
+
+def test_refusals(model, pixel_values):
+    with pytest.raises(ValueError, match=r"has to be one image.*\(2, 3, 16, 24\)"):
+        occlusion_map(model, pixel_values.repeat(2, 1, 1, 1))
+    with pytest.raises(ValueError, match="window"):
+        occlusion_map(model, pixel_values, window=0)
+
+
+def test_picture_colors_the_patches_by_their_sign():
+    saliency = torch.zeros(4, 6)
+    saliency[ROW, COLUMN], saliency[0, 0] = 2.0, -1.0
+    gray = torch.zeros(1, 1, 16, 24)
+    picture = np.asarray(draw_saliency(gray, saliency, image_mean=[0.5], image_std=[0.5], size=160)).astype(int)
+    assert picture.shape == (160, 240, 3)
+    assert (picture[60, 60] == 128).all()
+    red, _, blue = picture[40 * ROW + 20, 40 * COLUMN + 20]
+    assert red > 180 > 60 > blue
+    red, _, blue = picture[20, 20]
+    assert blue > red

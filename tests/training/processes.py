@@ -1,0 +1,58 @@
+"""Tiny training runs for the tests, alone and as one of several processes."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from hf_mixer.data.images import collate_images
+from hf_mixer.data.loaders import StreamedImages
+from hf_mixer.utils import end_together
+from tests.helpers import NUM_EVAL_IMAGES, losses_of, make_images, make_trainer, make_transform
+
+
+def run_as_one_of_several(output_dir: Path) -> None:
+    """What the test of two processes launches; the main process writes down what all of them saw."""
+    trainer = make_trainer(output_dir / "halves", per_device_train_batch_size=4)
+    trainer.train()
+    trainer.save_model()
+    metrics = trainer.evaluate()
+    report = {
+        "world_size": trainer.accelerator.num_processes,
+        "losses": losses_of(trainer.state.log_history),
+        "evaluated": metrics["eval_count"],
+        "eval_loss": metrics["eval_loss"],
+    }
+
+    process = (trainer.accelerator.process_index, trainer.accelerator.num_processes)
+    for num_shards in (4, 1):
+        stream = make_images(40).to_iterable_dataset(num_shards=num_shards).shuffle(seed=0, buffer_size=8)
+        images = StreamedImages(stream, make_transform(), *process, num_passes=1)
+        loader = torch.utils.data.DataLoader(images, batch_size=4, num_workers=2, collate_fn=collate_images)
+        seen = torch.cat([batch["pixel_values"][:, 0, 0, 0] for batch in loader])
+        seen = trainer.accelerator.gather(trainer.accelerator.pad_across_processes(seen, pad_index=255))
+        report[f"streamed from {num_shards} shards"] = sorted(value for value in seen.tolist() if value != 255)
+
+    stream = make_images(40).to_iterable_dataset(num_shards=4).shuffle(seed=0, buffer_size=8)
+    streamed = StreamedImages(stream, make_transform(), *process)
+    trainer = make_trainer(
+        output_dir / "stream", train_dataset=streamed, max_steps=12, cache_images="none", dataloader_num_workers=1
+    )
+    trainer.eval_dataset = StreamedImages(
+        make_images(NUM_EVAL_IMAGES, seed=1).to_iterable_dataset(num_shards=3), make_transform(), num_passes=1
+    )
+    trainer.train()
+    report["steps of a stream"] = trainer.state.global_step
+    report["evaluated from a stream"] = trainer.evaluate()["eval_count"]
+    accelerator = trainer.accelerator
+    del trainer
+    end_together(accelerator)
+    names = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
+    report["threads that would keep the process"] = [name for name in names if "gloo" in name]
+    if process[0] == 0:
+        (output_dir / "report.json").write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    run_as_one_of_several(Path(sys.argv[1]))
