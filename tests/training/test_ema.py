@@ -6,17 +6,26 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from hf_mixer import MixerForImageClassification
-from tests.helpers import make_trainer
+from tests.helpers import AUGMENTED, make_trainer
 
 
-def test_checkpoints_and_the_final_folder_hold_the_average_of_the_weights(uninterrupted):
-    trainer, output_dir = uninterrupted
-    average = load_file(output_dir / "model.safetensors")
-    assert all(torch.equal(average[name], tensor) for name, tensor in trainer.model.state_dict().items())
-    checkpoint = output_dir / "checkpoint-20"
-    average, trained = (load_file(checkpoint / f"{name}.safetensors") for name in ("model", "trained_weights"))
-    assert average.keys() == trained.keys()
-    assert not any(torch.equal(average[name], trained[name]) for name in average)
+def test_checkpoints_and_the_final_folder_hold_the_average_of_the_weights(tmp_path):
+    trainer = make_trainer(tmp_path, **AUGMENTED, max_steps=8, save_strategy="steps", save_steps=8)
+    trainer.train()
+    trainer.save_model()
+    checkpoint = tmp_path / "checkpoint-8"
+    final, average, trained = (
+        load_file(path)
+        for path in (
+            tmp_path / "model.safetensors",
+            checkpoint / "model.safetensors",
+            checkpoint / "trained_weights.safetensors",
+        )
+    )
+    for name, tensor in trainer.model.state_dict().items():
+        assert torch.equal(final[name], tensor)
+        assert torch.equal(average[name], tensor)
+        assert not torch.equal(trained[name], tensor)
     # It loads like any model
     MixerForImageClassification.from_pretrained(checkpoint)
 
