@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 # One thread: at this size more of them cost time.
 demo: $(VENV)/installed
 	rm -rf outputs/digits
-	OMP_NUM_THREADS=1 $(BIN)/python scripts/train.py --output_dir outputs/digits
+	OMP_NUM_THREADS=1 $(BIN)/hf-mixer train --recipe digits --output_dir outputs/digits
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/digits_demo.py outputs/digits
 
 test: $(VENV)/developed
