@@ -13,7 +13,6 @@ import torch
 from datasets import ClassLabel
 
 from hf_mixer.commands import COMMANDS
-from hf_mixer.commands.train import RECIPES
 from hf_mixer.training.command_line import parse_training_arguments
 from tests.helpers import FIXTURES, ROOT, make_dataset, make_folder
 
@@ -22,7 +21,8 @@ DOCUMENTS = [
     *(ROOT / folder / "README.md" for folder in (".", "scripts", "model_cards")),
     *sorted(ROOT.glob("hf_mixer/*/README.md")),
 ]
-CONFIGURATIONS = sorted(ROOT.glob("hf_mixer/commands/*/*.yaml"))
+RECIPES = ROOT / "hf_mixer" / "commands" / "recipes"
+CONFIGURATIONS = sorted(RECIPES.parent.glob("*/*.yaml"))
 SCRIPT = re.compile(r"scripts/(\w+)\.py")
 
 
