@@ -12,8 +12,6 @@ import pytest
 import torch
 from datasets import ClassLabel
 
-from hf_mixer.commands import COMMANDS
-from hf_mixer.training.command_line import parse_training_arguments
 from tests.helpers import FIXTURES, ROOT, make_dataset, make_folder
 
 
@@ -21,8 +19,8 @@ DOCUMENTS = [
     *(ROOT / folder / "README.md" for folder in (".", "scripts", "model_cards")),
     *sorted(ROOT.glob("hf_mixer/*/README.md")),
 ]
-RECIPES = ROOT / "hf_mixer" / "commands" / "recipes"
-CONFIGURATIONS = sorted(RECIPES.parent.glob("*/*.yaml"))
+COMMANDS = {path.stem for path in (ROOT / "hf_mixer" / "commands").glob("*.py")}
+CONFIGURATIONS = sorted(ROOT.glob("hf_mixer/commands/*/*.yaml"))
 SCRIPT = re.compile(r"scripts/(\w+)\.py")
 
 
@@ -44,11 +42,8 @@ def find_commands(path):
     return pytest.param("\n".join(lines), None, id=str(path.relative_to(ROOT)))
 
 
-def parse(command: str, arguments: list[str]) -> None:
-    if command == "train":
-        parse_training_arguments(RECIPES, arguments=arguments)
-    else:
-        importlib.import_module(f"hf_mixer.commands.{command}").parse_arguments(arguments)
+def import_command(name: str):
+    return importlib.import_module(f"hf_mixer.commands.{name}")
 
 
 def assert_same_output(printed: str, shown: str) -> None:
@@ -96,12 +91,12 @@ def test_commands_parse(commands, shown):
         if words[0] == "make":
             assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text()
         elif words[0] == "hf-mixer":
-            parse(words[1], words[2:])
+            import_command(words[1]).parse_arguments(words[2:])
         elif words[0] in ("accelerate", "python", "torchrun"):
             position = next(index for index, word in enumerate(words) if SCRIPT.fullmatch(word))
             name = SCRIPT.fullmatch(words[position])[1]
             if name in COMMANDS:
-                parse(name, words[position + 1 :])
+                import_command(name).parse_arguments(words[position + 1 :])
         else:
             assert words[:2] == ["pip", "install"]
 
@@ -112,7 +107,7 @@ def test_output_of_commands_is_real(commands, shown, clone):
     assert program == "hf-mixer"
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
-        importlib.import_module(f"hf_mixer.commands.{command}").main(arguments)
+        import_command(command).main(arguments)
     assert_same_output(output.getvalue(), shown)
 
 
