@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test quality style clean
 
-# One thread: at this size more of them cost time.
+# The model is so small that a second thread costs time
 demo: $(VENV)/installed
 	rm -rf outputs/digits
 	OMP_NUM_THREADS=1 $(BIN)/hf-mixer train --recipe digits --output_dir outputs/digits
