@@ -140,14 +140,13 @@ def evaluate(arguments: argparse.Namespace, accelerator) -> None:
     results = measure(arguments, accelerator, model, image_processor, dataset)
     if not accelerator.is_main_process:
         return
-    description = {
-        "name": arguments.dataset_name or arguments.eval_dir or "scikit-learn digits",
-        "config": arguments.dataset_config_name,
-        "split": split,
-        "num_images": len(dataset),
-    }
     results = {
-        "dataset": description,
+        "dataset": {
+            "name": arguments.dataset_name or arguments.eval_dir or "scikit-learn digits",
+            "config": arguments.dataset_config_name,
+            "split": split,
+            "num_images": len(dataset),
+        },
         **results,
         "num_processes": accelerator.num_processes,
         "hardware": describe_hardware(accelerator.device, accelerator.num_processes),
@@ -163,15 +162,13 @@ def evaluate(arguments: argparse.Namespace, accelerator) -> None:
 
 def evaluate_sizes(arguments: argparse.Namespace, accelerator) -> None:
     """Print the accuracy of the model at its own image size, and resized to others."""
+    with accelerator.main_process_first():
+        dataset, _ = load_data(arguments, load_model(arguments)[0])
     for size in (None, *arguments.image_size):
-        with accelerator.main_process_first():
-            model, image_processor = load_model(arguments, size)
-            if size is None:
-                dataset, _ = load_data(arguments, model)
-        image_size = model.config.image_size
-        results = measure(arguments, accelerator, model, image_processor, dataset)
+        model, image_processor = load_model(arguments, size)
+        accuracy = measure(arguments, accelerator, model, image_processor, dataset)["top1"]
         if accelerator.is_main_process:
-            print(f"image_size={image_size}  accuracy={results['top1']:.4f}", flush=True)
+            print(f"image_size={model.config.image_size}  accuracy={accuracy:.4f}", flush=True)
 
 
 def to_json(results: dict) -> str:

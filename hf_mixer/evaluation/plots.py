@@ -58,7 +58,9 @@ def save_confusion_matrix(path: str | os.PathLike, matrix: Sequence[Sequence[int
             color = "white" if shares[row, column] > 0.4 else "black"
             axes.text(column, row, counts[row, column], ha="center", va="center", color=color, fontsize=8)
     total = counts.sum()
-    axes.set(xlabel="predicted", ylabel="true", title=f"{np.trace(counts) / max(total, 1):.1%} of {total:,} images right")
+    axes.set(
+        xlabel="predicted", ylabel="true", title=f"{np.trace(counts) / max(total, 1):.1%} of {total:,} images right"
+    )
     figure.savefig(path, dpi=DPI)
     return figure
 
