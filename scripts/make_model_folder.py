@@ -35,6 +35,8 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
 def main():
     arguments, evaluation_arguments = parse_arguments()
     source, folder = arguments.source, arguments.folder
+    # Before anything is written, because it may refuse them
+    evaluation = evaluate.parse_arguments([str(folder), *evaluation_arguments])
     with one_line_errors():
         model, image_processor = load_checkpoint(str(source), dtype=arguments.dtype)
         model.save_pretrained(folder)
@@ -45,7 +47,7 @@ def main():
             if (source / name).is_file() and source.resolve() != folder.resolve():
                 shutil.copy(source / name, folder / name)
     if evaluation_arguments:
-        evaluate.main([str(folder), *evaluation_arguments])
+        evaluate.run(evaluation)
     with one_line_errors():
         create_card(folder).save(folder / "README.md")
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))

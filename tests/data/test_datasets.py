@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from datasets import ClassLabel, IterableDatasetDict, Value
+from datasets import ClassLabel, IterableDataset, IterableDatasetDict, Value
 from PIL import Image
 
 from hf_mixer import MixerImageProcessorPil
@@ -218,4 +218,7 @@ def test_streams_need_a_split_and_classes():
         prepare_image_dataset(make_stream())
     data = make_dataset(["a", "b"], Value("string"))["train"].to_iterable_dataset()
     with pytest.raises(ValueError, match="have to be classes with names"):
+        prepare_image_dataset(IterableDatasetDict({"train": data, "validation": data}))
+    data = IterableDataset.from_generator(lambda: [{"image": b"", "label": 0}])
+    with pytest.raises(ValueError, match="does not tell what its columns hold"):
         prepare_image_dataset(IterableDatasetDict({"train": data, "validation": data}))
