@@ -2,9 +2,7 @@
 
 import json
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from tests.helpers import FIXTURES, make_folder, run
 
@@ -41,26 +39,6 @@ def test_training_learns_and_saves_everything(trained):
         path.name for path in trained.iterdir()
     }
     assert json.loads((trained / "preprocessor_config.json").read_text())["size"] == {"height": 16, "width": 16}
-
-
-def test_predict_prints_tables_and_json_and_names_what_it_cannot_read(trained, photos, tmp_path):
-    result = run("predict.py", trained, photos / "dog", "--json", "--top_k", "1")
-    assert result.returncode == 0, result.stderr
-    lines = [json.loads(line) for line in result.stdout.splitlines()]
-    assert len(lines) == 20
-    assert {line["predictions"][0]["label"] for line in lines} == {"dog"}
-
-    broken = tmp_path / "broken.png"
-    broken.write_bytes(b"not an image")
-    odd = tmp_path / "odd.tiff"
-    Image.fromarray(np.full((4, 4), -5, np.float32)).save(odd)
-    result = run("predict.py", trained, photos / "cat" / "0.jpg", broken, odd)
-    assert result.returncode == 1
-    assert "cannot read the image" in result.stderr
-    assert str(broken) in result.stderr
-    assert f"error: {odd}: Expected a floating-point image" in result.stderr
-    assert result.stdout.count("\n") == 1
-    assert "cat" in result.stdout.split("%")[1]
 
 
 def test_fine_tuning_needs_leave_for_a_new_head(trained, tmp_path, error_of):
@@ -130,18 +108,3 @@ def test_two_processes_under_accelerate(tmp_path):
     assert results["eval_accuracy"] > 0.9
     # 1,455 digits in batches of 64 on each of two processes
     assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())["global_step"] == 3 * 12
-
-
-def test_digits_demo_refuses_an_empty_folder(tmp_path, error_of):
-    assert "holds no model" in error_of("digits_demo.py", tmp_path)
-
-
-def test_contact_sheet_is_a_picture(tmp_path):
-    from hf_mixer.evaluation.plots import save_contact_sheet
-
-    images = [Image.new("L", (8, 8), shade) for shade in range(0, 250, 50)]
-    save_contact_sheet(tmp_path / "sheet.png", images, list("abcde"), list("abcdx"), columns=3)
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (300, 250)
-        red = sum(pixel[0] > 200 and pixel[1] < 100 for pixel in sheet.convert("RGB").get_flattened_data())
-        assert red > 10
