@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from datasets import Dataset, IterableDatasetDict
+from datasets import Dataset
 
 from hf_mixer.data import ImageDataError
 from hf_mixer.data.loaders import CachedImages, NamedRows, StreamedImages
@@ -35,17 +35,6 @@ def test_images_that_cannot_be_read_are_named_by_their_row():
     ):
         with pytest.raises(ImageDataError, match="^image 270 of the data: cannot read the image in memory: "):
             read()
-
-
-def test_a_stream_of_some_images_has_the_same_in_every_pass():
-    stream = IterableDatasetDict({"train": make_images(40).to_iterable_dataset(num_shards=4)})
-    stream["validation"] = make_images(4).to_iterable_dataset()
-    stream, labels = prepare_streamed_dataset(stream, max_train_samples=10)
-    images = StreamedImages(stream["train"], make_transform(), num_passes=3)
-    numbers = [int(example["pixel_values"][0, 0, 0]) for example in images]
-    assert labels == ["a", "b", "c"]
-    assert len(numbers) == 30
-    assert len(set(numbers)) == 10
 
 
 def test_cached_images_are_the_images():
