@@ -126,8 +126,8 @@ def unsupported_layer_reason(layer: Any) -> str | None:
     ):
         if not is_plain(module, expected):
             return (
-                f"has a `{name}` that is quantized, sharded, replaced or without bias, or has hooks or an adapter: "
-                f"expected a plain `nn.{expected.__name__}`"
+                f"has a `{name}` with hooks, an adapter, or quantized, sharded or replaced weights, expected a plain "
+                f"`nn.{expected.__name__}`: remove them, or shard the model afterwards"
             )
     if not all(is_untouched(module) for module in (mlp, mlp.dropout, mlp.activation_fn, drop_path)):
         return "has hooks, or a `forward` set by another library, within its token mixing"
