@@ -5,9 +5,10 @@ import torch
 from torch._inductor import config as inductor
 
 from transformers import TorchAoConfig
-from transformers.utils import is_torchao_available
+from transformers.utils import is_torchao_available, is_triton_available
 
 from hf_mixer import MixerConfig, MixerForImageClassification
+from hf_mixer.kernels import use_kernels
 from hf_mixer.low_precision import quantize
 
 
@@ -81,6 +82,13 @@ def test_int8_keeps_the_answer(model, quantized):
     torch.testing.assert_close(logits(quantized), logits(model), rtol=0, atol=0.05)
     assert not torch.equal(logits(quantized), logits(model))
     assert agreement(logits(quantized), logits(model)) >= 0.95
+
+
+@needs_torchao
+@pytest.mark.skipif(not is_triton_available(), reason="needs triton")
+def test_kernels_are_refused_for_int8(quantized):
+    with pytest.raises(ValueError, match="quantized"):
+        use_kernels(quantized)
 
 
 @needs_torchao
