@@ -32,8 +32,9 @@ GELU_APPROXIMATIONS = {GELUActivation: "none", GELUTanh: "tanh"}
 
 def is_untouched(module: nn.Module) -> bool:
     """
-    Whether calling `module` runs its class's `forward` and nothing else: it has no hooks, and no `forward` of its own, as
-    Accelerate's offloading sets. The attributes are those of torch 2.13, which has no public function that tells of hooks.
+    Whether calling `module` runs its class's `forward` and nothing else: it has no hooks, and no `forward` of its own,
+    as Accelerate's offloading sets. The attributes are those of torch 2.13, which has no public function that tells of
+    hooks.
     """
     return (
         "forward" not in vars(module)
@@ -134,8 +135,8 @@ class MixerDropPath(nn.Module):
 class MixerLayer(GradientCheckpointingLayer):
     """Token mixing, then channel mixing, each with a LayerNorm before it and a residual connection around it."""
 
-    # `hf_mixer.kernels.use_kernels` sets this, on the layers of one model: a function that takes a layer and its tokens and
-    # returns what `mix_tokens` does, or `None` where the layer has to do it itself
+    # `hf_mixer.kernels.use_kernels` sets this, on the layers of one model: a function that takes a layer and its
+    # tokens and returns what `mix_tokens` does, or `None` where the layer has to do it itself
     token_kernel: Callable[..., torch.Tensor | None] | None = None
 
     def __init__(self, config: MixerConfig, layer_idx: int):

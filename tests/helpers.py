@@ -180,7 +180,7 @@ def to_state_dict(layout, arrays, model) -> dict[str, torch.Tensor]:
 
 
 def record_warnings(monkeypatch, logger) -> list[str]:
-    """Return a list to which the warnings of one of transformers' loggers go from now on, also those that it has given."""
+    """Return a list that gets the warnings of one of transformers' loggers, also those that it has given before."""
     lines: list[str] = []
     type(logger).warning_once.cache_clear()
     monkeypatch.setattr(logger, "warning", lines.append)

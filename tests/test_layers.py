@@ -1,6 +1,6 @@
 """
-The layers compute the formula on the tokens as they lie. Linears that are more than their weights are called, and what a hook
-may have kept stays as it was.
+The layers compute the formula on the tokens as they lie. Linears that are more than their weights are called, and what
+a hook may have kept stays as it was.
 """
 
 import pytest

@@ -62,8 +62,8 @@ class Case:
 
     def weight_traffic(self, device: torch.device) -> int:
         """
-        Bytes of weights that a step moves at least. In training they are read twice and written once as gradients, then
-        AdamW reads weights, gradients and two moments and writes back all but the gradients.
+        Bytes of weights that a step moves at least. In training they are read twice and written once as gradients,
+        then AdamW reads weights, gradients and two moments and writes back all but the gradients.
         """
         with torch.device("meta"):
             num_weights = MixerForImageClassification(self.config()).num_parameters()

@@ -91,9 +91,9 @@ def make_step(case: Case, model: nn.Module, execution: str, device: torch.device
 
 def device_limits(case: Case, device: torch.device) -> dict[Key, tuple[Step, float]]:
     """
-    Return what to time for the device's own limits, and how much work each does: the two products of a channel-mixing MLP,
-    with its operations (on at least 2048 tokens, so that a small batch is compared with what the device can do), and a copy
-    between buffers larger than a cache, with the bytes that it reads and writes.
+    Return what to time for the device's own limits, and how much work each does: the two products of a channel-mixing
+    MLP, with its operations (on at least 2048 tokens, so that a small batch is compared with what the device can do),
+    and a copy between buffers larger than a cache, with the bytes that it reads and writes.
     """
     config, dtype = case.config(), case.weight_dtype(device)
     rows, inner, outer = max(case.batch_size * config.num_patches, 2048), config.hidden_size, config.channel_mlp_dim
@@ -179,8 +179,8 @@ def measure(
         cases (`Sequence[Case]`):
             What to measure. All models are in memory at the same time.
         implementations (`Sequence[str]`):
-            Some of `IMPLEMENTATIONS`. What cannot take part is left out, see [`~cases.unsupported_reason`]; what fails is
-            left out with a warning.
+            Some of `IMPLEMENTATIONS`. What cannot take part is left out, see [`~cases.unsupported_reason`]; what fails
+            is left out with a warning.
         rounds (`int`):
             Number of interleaved rounds; times are medians over them.
         device (`torch.device`):
@@ -192,8 +192,9 @@ def measure(
         `list[dict]`: One row per case, implementation and execution: the fields of the case, `milliseconds` per step,
         `images_per_second`, `spread` (interquartile range over median), `limit` (the share of the device's measured
         limit: the time that matrix products or weights need at least over the time taken), `speedup_over_timm` (in the
-        same type and execution; both are medians over the rounds), `peak_memory` in bytes (CUDA without graphs: weights,
-        gradients, optimizer and activations), `matmul_rate` in operations per second and `copy_rate` in bytes per second.
+        same type and execution; both are medians over the rounds), `peak_memory` in bytes (CUDA without graphs:
+        weights, gradients, optimizer and activations), `matmul_rate` in operations per second and `copy_rate` in bytes
+        per second.
     """
     torch.compiler.reset()
     runs: dict[Key, tuple[Step, int | None]] = {}

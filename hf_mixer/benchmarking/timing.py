@@ -27,8 +27,8 @@ def time_interleaved(
     progress: Callable[[str], Any] = lambda text: None,
 ) -> dict[Name, list[float]]:
     """
-    Time every step in every round, so that whatever else the machine does affects all of them alike. A step that is shorter
-    than the longest is repeated to take as long, but at least 0.1 and up to 2 seconds.
+    Time every step in every round, so that whatever else the machine does affects all of them alike. A step that is
+    shorter than the longest is repeated to take as long, but at least 0.1 and up to 2 seconds.
 
     Args:
         steps (`dict[Any, Callable]`):

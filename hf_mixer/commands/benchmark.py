@@ -10,8 +10,8 @@ Measure how fast Mixers run here, beside timm's and beside what the device can d
     hf-mixer benchmark --preprocessing                                   # images per second before the model
 
 Everything in a table was timed in one run, in rounds in which each takes its turn. `% of limit` is the time that the
-matrix products need at the rate measured for them in the same rounds (or, for small batches, that the weights need to be
-read) over the time taken. `vs timm` is the median over the rounds, both executed alike. Tables go to the screen,
+matrix products need at the rate measured for them in the same rounds (or, for small batches, that the weights need to
+be read) over the time taken. `vs timm` is the median over the rounds, both executed alike. Tables go to the screen,
 all figures to `benchmark.json` and a picture to `benchmark.png` in --output_dir, after every case.
 """
 

@@ -2,11 +2,12 @@
 """
 LayerNorm, token-mixing MLP and residual connection in one operator, written in Triton.
 
-The tokens are read twice, for the mean and variance of each and for everything else, and written once; the hidden units
-never leave the chip. Training keeps the input, the means and the deviations, and computes the rest again.
+The tokens are read twice, for the mean and variance of each and for everything else, and written once; the hidden
+units never leave the chip. Training keeps the input, the means and the deviations, and computes the rest again.
 
-The operators are `torch.ops.hf_mixer.token_mixing` and `torch.ops.hf_mixer.token_mixing_backward`. Their weights may be
-of a narrower type than the tokens, as under autocast: matrix products have operands of that type and sums in float32.
+The operators are `torch.ops.hf_mixer.token_mixing` and `torch.ops.hf_mixer.token_mixing_backward`. Their weights may
+be of a narrower type than the tokens, as under autocast: matrix products have operands of that type and sums in
+float32.
 """
 
 import torch
@@ -31,9 +32,9 @@ UNITS = 64
 
 def autotune(*blocks: tuple[int, int, int, int]):
     """
-    Let Triton find the fastest of some (channels, hidden units, warps, stages) when a size is first seen, and keep that on
-    the disk. Those that need more shared memory than the device has drop out. Triton's interpreter gets one, since it
-    cannot time them.
+    Let Triton find the fastest of some (channels, hidden units, warps, stages) when a size is first seen, and keep
+    that on the disk. Those that need more shared memory than the device has drop out. Triton's interpreter gets one,
+    since it cannot time them.
     """
     configs = [
         triton.Config({"BLOCK_C": channels, "BLOCK_D": units}, num_warps=warps, num_stages=stages)
@@ -64,13 +65,13 @@ def _normalize(
 # Pointers, and the layout of what they point to:
 #   x, output, normalized, gradients of them    (batch_size, num_patches, num_channels)
 #   mean, rstd                                  (batch_size, num_patches)
-#   fc1, fc2                                    (padded_hidden, BLOCK_S): the second one transposed, both padded with zeros
+#   fc1, fc2                                    (padded_hidden, BLOCK_S): the second transposed, both filled with zeros
 #   bias1, bias2                                (padded_hidden,), (num_patches,)
-#   scale                                       (batch_size,): what stochastic depth multiplies the branch of each image by
+#   scale                                       (batch_size,): the factors of stochastic depth
 #   hidden, hidden_gradient                     (batch_size, num_channels, num_hidden)
 #
-# The products have the channels in their rows, so that the hidden units of a channel stay in the registers of one thread
-# group between the first and the second product, as the scores do in FlashAttention.
+# The products have the channels in their rows, so that the hidden units of a channel stay in the registers of one
+# thread group between the first and the second product, as the scores do in FlashAttention.
 @autotune((128, 64, 8, 2), (128, 32, 8, 3), (64, 64, 4, 2), (64, 32, 4, 2))
 @triton.jit
 def _token_mixing_forward(
@@ -204,9 +205,9 @@ def _contiguous(*tensors: torch.Tensor) -> list[torch.Tensor]:
 
 def _pad(weight: torch.Tensor) -> torch.Tensor:
     """
-    Fill a matrix of shape `(num_hidden, num_patches)` up with zeros: the patches to a power of two, at least the 16 that a
-    matrix product of Triton needs, and the hidden units to a multiple of `UNITS`. Then all rows start at aligned
-    addresses, and no load needs a mask.
+    Fill a matrix of shape `(num_hidden, num_patches)` up with zeros: the patches to a power of two, at least the 16
+    that a matrix product of Triton needs, and the hidden units to a multiple of `UNITS`. Then all rows start at
+    aligned addresses, and no load needs a mask.
     """
     num_hidden, num_patches = weight.shape
     columns = max(16, triton.next_power_of_2(num_patches)) - num_patches

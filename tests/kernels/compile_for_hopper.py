@@ -1,6 +1,6 @@
 """
-Compile the kernels for Hopper, which needs no GPU, and print a line for each: its name, whether it uses the matrix units, and
-the shared memory that it takes in bytes.
+Compile the kernels for Hopper, which needs no GPU, and print a line for each: its name, whether it uses the matrix
+units, and the shared memory that it takes in bytes.
 """
 
 import triton
