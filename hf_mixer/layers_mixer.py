@@ -13,6 +13,8 @@
 # limitations under the License.
 """The layers of the MLP-Mixer: token mixing and channel mixing."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -29,9 +31,13 @@ GELU_APPROXIMATIONS = {GELUActivation: "none", GELUTanh: "tanh"}
 
 
 def is_untouched(module: nn.Module) -> bool:
-    """Whether calling `module` does nothing but what its class says: no hooks, and no other forward pass."""
+    """
+    Whether calling `module` runs its class's `forward` and nothing else: it has no hooks, and no `forward` of its own,
+    as Accelerate's offloading sets. The attributes are those of torch 2.13, which has no public function that tells of
+    hooks.
+    """
     return (
-        "forward" not in vars(module)  # Accelerate's offloading
+        "forward" not in vars(module)
         and not (module._forward_hooks or module._forward_pre_hooks)
         and not (module._backward_hooks or module._backward_pre_hooks)
         and not nn.modules.module._has_any_global_hook()
@@ -40,8 +46,8 @@ def is_untouched(module: nn.Module) -> bool:
 
 def is_plain(module: nn.Module, expected: type[nn.Module]) -> bool:
     """
-    Whether calling `module` does nothing but what `expected` does with its weight and bias: it is no subclass or
-    wrapper, has no hooks, and its weights are neither quantized nor spread over devices.
+    Whether calling `module` does what `expected` does with its weight and bias, and nothing else: it is no subclass or
+    wrapper, has no hooks, and its weights are neither quantized nor sharded over devices.
     """
     return (
         type(module) is expected
@@ -64,10 +70,13 @@ class MixerMLP(nn.Module):
     def activate(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Apply the activation function to what `fc1` returned."""
         approximation = GELU_APPROXIMATIONS.get(type(self.activation_fn))
-        is_seen = torch.is_grad_enabled() or not is_plain(self.fc1, nn.Linear) or not is_untouched(self.activation_fn)
-        if approximation is None or is_seen:
+        # The backward pass needs the values before the activation, and a hook may keep them
+        must_keep = (
+            torch.is_grad_enabled() or not is_plain(self.fc1, nn.Linear) or not is_untouched(self.activation_fn)
+        )
+        if approximation is None or must_keep:
             return self.activation_fn(hidden_states)
-        # Nobody else needs these values, the largest of the network: a second buffer for them costs the CPU a tenth more
+        # In place: the hidden units are the largest tensor, and a second one for them takes the CPU a tenth longer
         return torch.ops.aten.gelu_(hidden_states, approximate=approximation)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -82,17 +91,17 @@ def linear_over_tokens(linear: nn.Linear, hidden_states: torch.Tensor) -> torch.
     """Apply `linear` to the second axis of `hidden_states`, `(batch_size, num_features, hidden_size)`."""
     if not is_plain(linear, nn.Linear):
         return linear(hidden_states.transpose(1, 2)).transpose(1, 2)
-    # The same product from the left, on the tensor as it lies: two transposed copies less
+    # Multiplying from the left saves the two transposed copies
     bias = linear.bias.unsqueeze(-1)
     is_narrow = hidden_states.dtype != torch.float32 or torch.is_autocast_enabled("cpu")
     if hidden_states.device.type == "cpu" and is_narrow:
-        # On processors that do not compute in bfloat16 themselves, the other way takes seven times as long
+        # `baddbmm` takes seven times as long on processors without bfloat16 instructions
         return torch.matmul(linear.weight, hidden_states).add_(bias)
     return torch.baddbmm(bias, linear.weight.expand(hidden_states.shape[0], -1, -1), hidden_states)
 
 
 class MixerTokenMLP(MixerMLP):
-    """The same over the second axis of three."""
+    """The same two linear layers over the second of three axes."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         hidden_states = linear_over_tokens(self.fc1, hidden_states)
@@ -126,6 +135,10 @@ class MixerDropPath(nn.Module):
 class MixerLayer(GradientCheckpointingLayer):
     """Token mixing, then channel mixing, each with a LayerNorm before it and a residual connection around it."""
 
+    # `hf_mixer.kernels.use_kernels` sets this, on the layers of one model: a function that takes a layer and its
+    # tokens and returns what `mix_tokens` does, or `None` where the layer has to do it itself
+    token_kernel: Callable[..., torch.Tensor | None] | None = None
+
     def __init__(self, config: MixerConfig, layer_idx: int):
         super().__init__()
         self.token_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -135,6 +148,10 @@ class MixerLayer(GradientCheckpointingLayer):
         self.drop_path = MixerDropPath(config.drop_path_rate * layer_idx / max(config.num_hidden_layers - 1, 1))
 
     def mix_tokens(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self.token_kernel is not None:
+            mixed = self.token_kernel(self, hidden_states)
+            if mixed is not None:
+                return mixed
         residual = hidden_states
         hidden_states = self.token_norm(hidden_states)
         hidden_states = self.token_mixing(hidden_states)

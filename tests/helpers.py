@@ -14,7 +14,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from safetensors.numpy import load_file
 
-from hf_mixer import MixerConfig, MixerForImageClassification, MixerImageProcessorPil
+from hf_mixer import MixerConfig, MixerForImageClassification, MixerImageProcessorPil, MixerModel
 from hf_mixer.checkpoints.layouts import EDIFICE, GOOGLE, TIMM
 from hf_mixer.data import ImageTransform, collate_images
 from hf_mixer.data.loaders import CachedImages
@@ -23,6 +23,12 @@ from hf_mixer.training import MixerTrainer, MixerTrainingArguments
 
 ROOT = Path(__file__).parent.parent
 FIXTURES = Path(__file__).parent / "fixtures"
+# transformers 5.23 renames it
+ENABLE_CHECKPOINTING = (
+    "activation_checkpointing_enable"
+    if hasattr(MixerModel, "activation_checkpointing_enable")
+    else "gradient_checkpointing_enable"
+)
 NUM_IMAGES = 45
 NUM_EVAL_IMAGES = 23
 AUGMENTED = {
@@ -191,3 +197,11 @@ def to_state_dict(layout, arrays, model) -> dict[str, torch.Tensor]:
         prefix = "" if ours.startswith("classifier") else "mixer."
         state[prefix + ours] = tensor.contiguous()
     return state
+
+
+def record_warnings(monkeypatch, logger) -> list[str]:
+    """Return a list that gets the warnings of one of transformers' loggers, also those that it has given before."""
+    lines: list[str] = []
+    type(logger).warning_once.cache_clear()
+    monkeypatch.setattr(logger, "warning", lines.append)
+    return lines

@@ -9,14 +9,7 @@ from transformers import AutoBackbone, AutoModel, AutoModelForImageClassificatio
 
 from hf_mixer import MixerBackbone, MixerConfig, MixerForImageClassification, MixerForMaskedImageModeling, MixerModel
 from hf_mixer.layers_mixer import MixerDropPath, MixerLayer
-
-
-# transformers 5.23 renames it
-ENABLE_CHECKPOINTING = (
-    "activation_checkpointing_enable"
-    if hasattr(MixerModel, "activation_checkpointing_enable")
-    else "gradient_checkpointing_enable"
-)
+from tests.helpers import ENABLE_CHECKPOINTING
 
 
 def tiny_config(**overrides) -> MixerConfig:

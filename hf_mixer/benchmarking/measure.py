@@ -3,13 +3,11 @@
 
 import gc
 import io
-import itertools
 import os
 import statistics
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,112 +16,27 @@ from PIL import Image
 from torch import nn
 
 from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
-from transformers.utils import is_timm_available, is_torchao_available, is_torchvision_available
+from transformers.utils import is_torchvision_available
 
-from ..configuration_mixer import MixerConfig, to_pair
+from ..configuration_mixer import to_pair
 from ..flops import estimate_flops
 from ..image_processing_mixer import MixerImageProcessor
 from ..image_processing_pil_mixer import MixerImageProcessorPil
-from ..low_precision import QUANTIZED, has_float8, quantize
+from ..kernels import use_kernels
+from ..low_precision import QUANTIZED, quantize
 from ..modeling_mixer import MixerForImageClassification
+from .cases import Case, unsupported_reason
 from .timing import spread, time_interleaved
 
 
-IMPLEMENTATIONS = ("hf_mixer", "hf_mixer_without_kernels", "timm", "timm_wrapper")
-DTYPES = ("float32", "bfloat16", "float16", *QUANTIZED)
-# "eager", or a mode of `torch.compile`
-EXECUTIONS = ("eager", "default", "reduce-overhead", "max-autotune")
+Step = Callable[[], Any]
+# A case, an implementation and an execution; of the device's own limits a case, what is done and this
+Key = tuple[Case, str, str]
+LIMIT = "limit"
 
 
-@dataclass(frozen=True)
-class Case:
-    """
-    A step to measure.
-
-    Args:
-        variant (`str`):
-            A variant of `MixerConfig.from_variant`.
-        batch_size (`int`):
-            Images per step.
-        dtype (`str`):
-            One of `DTYPES`. `"int8"` and `"float8"` quantize weights and activations of the linear layers through
-            torchao; the rest is float32 on the CPU, bfloat16 elsewhere.
-        training (`bool`, *optional*, defaults to `False`):
-            Forward and backward pass and a step of fused AdamW, instead of the forward pass alone.
-        executions (`tuple[str]`, *optional*, defaults to `("eager",)`):
-            Some of `EXECUTIONS`.
-    """
-
-    variant: str
-    batch_size: int
-    dtype: str
-    training: bool = False
-    executions: tuple[str, ...] = ("eager",)
-
-    @property
-    def mode(self) -> str:
-        return "training" if self.training else "inference"
-
-    @property
-    def title(self) -> str:
-        return f"{self.variant} {self.mode} {self.dtype} batch {self.batch_size}"
-
-    def config(self) -> MixerConfig:
-        return MixerConfig.from_variant(self.variant, num_labels=10 if self.variant == "cifar10" else 1000)
-
-    def weight_dtype(self, device: torch.device) -> torch.dtype:
-        if self.dtype in QUANTIZED:
-            return torch.float32 if device.type == "cpu" else torch.bfloat16
-        return getattr(torch, self.dtype)
-
-    def weight_traffic(self, device: torch.device) -> int:
-        """
-        Bytes of weights that a step moves at least. In training they are read twice and written once as gradients, then
-        AdamW reads weights, gradients and two moments and writes back all but the gradients.
-        """
-        with torch.device("meta"):
-            num_weights = MixerForImageClassification(self.config()).num_parameters()
-        bytes_per_weight = 1 if self.dtype in QUANTIZED else self.weight_dtype(device).itemsize
-        return num_weights * bytes_per_weight * (10 if self.training else 1)
-
-
-def why_not(case: Case, implementation: str, device: torch.device) -> str | None:
-    """Say why an implementation cannot take part in a case, or return `None` where it can."""
-    quantized = case.dtype in QUANTIZED
-    if quantized and implementation != "hf_mixer":
-        return f"{case.dtype} is measured for hf_mixer only"
-    if quantized and case.training:
-        return f"{case.dtype} is for inference"
-    if quantized and not is_torchao_available():
-        return "torchao is not installed"
-    if case.dtype == "float8" and not has_float8(device):
-        return "float8 needs a GPU of compute capability 8.9 (Ada, Hopper) or higher"
-    if implementation == "hf_mixer_without_kernels" and device.type != "cuda":
-        return "it has kernels on CUDA only"
-    if implementation.startswith("timm"):
-        if not is_timm_available():
-            return "timm is not installed"
-        try:
-            import timm  # noqa: F401
-        except (ImportError, RuntimeError) as error:
-            return f"timm does not import: {error}"
-    if implementation == "timm_wrapper" and case.variant in ("H/14", "cifar10"):
-        return f"timm has no model of the size of {case.variant}"
-    return None
-
-
-def build_model(case: Case, implementation: str, device: torch.device) -> nn.Module:
-    """
-    Build a model with random weights.
-
-    Args:
-        case ([`Case`]):
-            The case, whose `variant` and `dtype` are used.
-        implementation (`str`):
-            One of `IMPLEMENTATIONS`, for which [`why_not`] has no objection.
-        device (`torch.device`):
-            Where to put it.
-    """
+def build_case_model(case: Case, implementation: str, device: torch.device) -> nn.Module:
+    """Build a model with random weights for a case that the implementation takes part in."""
     config = case.config()
     model: Any
     if implementation == "timm":
@@ -146,14 +59,12 @@ def build_model(case: Case, implementation: str, device: torch.device) -> nn.Mod
     model = model.to(device, case.weight_dtype(device))
     if case.dtype in QUANTIZED:
         model = quantize(model, case.dtype)
-    if implementation == "hf_mixer_without_kernels":
-        from ..kernels import use_kernels
-
-        use_kernels(model, enabled=False)
+    if implementation == "hf_mixer_kernels":
+        use_kernels(model)
     return model.train(case.training)
 
 
-def make_step(case: Case, model: nn.Module, execution: str, device: torch.device) -> Callable[[], Any]:
+def make_step(case: Case, model: nn.Module, execution: str, device: torch.device) -> Step:
     """Return a function that does one inference or training step on random images."""
     config = case.config()
     shape = (case.batch_size, config.num_channels, *to_pair(config.image_size))
@@ -178,14 +89,11 @@ def make_step(case: Case, model: nn.Module, execution: str, device: torch.device
     return step
 
 
-def device_limits(case: Case, device: torch.device) -> dict[str, tuple[Callable[[], Any], float]]:
+def device_limits(case: Case, device: torch.device) -> dict[Key, tuple[Step, float]]:
     """
-    Return what to time for the device's own limits, and how much work each does.
-
-    Returns:
-        `dict[str, tuple[Callable, float]]`: `"matmul"`, the two products of a channel-mixing MLP, with its operations
-        (on at least 2048 tokens, so that a small batch is compared with what the device can do), and `"copy"`, a copy
-        between buffers larger than a cache, with the bytes that it reads and writes.
+    Return what to time for the device's own limits, and how much work each does: the two products of a channel-mixing
+    MLP, with its operations (on at least 2048 tokens, so that a small batch is compared with what the device can do),
+    and a copy between buffers larger than a cache, with the bytes that it reads and writes.
     """
     config, dtype = case.config(), case.weight_dtype(device)
     rows, inner, outer = max(case.batch_size * config.num_patches, 2048), config.hidden_size, config.channel_mlp_dim
@@ -193,6 +101,7 @@ def device_limits(case: Case, device: torch.device) -> dict[str, tuple[Callable[
     down, up = (torch.randn(shape, device=device, dtype=dtype) for shape in ((inner, outer), (outer, inner)))
     products = [(narrow, up.t()), (wide, down.t())]
     multiply: Callable = torch.mm
+    # torch 2.13 has no public products of 8 bits that return what these do; torchao calls the same
     if case.dtype == "int8":
         products = [(left.to(torch.int8), right.to(torch.int8)) for left, right in products]
         multiply = torch._int_mm
@@ -201,7 +110,7 @@ def device_limits(case: Case, device: torch.device) -> dict[str, tuple[Callable[
         products = [(left.to(torch.float8_e4m3fn), right.to(torch.float8_e4m3fn)) for left, right in products]
 
         def multiply(left, right):
-            return torch._scaled_mm(left, right, one, one, out_dtype=dtype, use_fast_accum=True)  # as torchao does
+            return torch._scaled_mm(left, right, one, one, out_dtype=dtype, use_fast_accum=True)
 
     source = torch.ones(2**28 if device.type == "cuda" else 2**26, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -210,7 +119,50 @@ def device_limits(case: Case, device: torch.device) -> dict[str, tuple[Callable[
         for left, right in products:
             multiply(left, right)
 
-    return {"matmul": (matmul, 4.0 * rows * inner * outer), "copy": (lambda: target.copy_(source), 2.0 * len(source))}
+    def copy():
+        target.copy_(source)
+
+    return {
+        (case, "matmul", LIMIT): (matmul, 4.0 * rows * inner * outer),
+        (case, "copy", LIMIT): (copy, 2.0 * len(source)),
+    }
+
+
+def warm_up(case: Case, implementation: str, execution: str, device: torch.device) -> tuple[Step, int | None]:
+    """Build a step and run it. Return it with its peak memory in bytes, or `None` where that is unknown."""
+    # A CUDA graph takes its memory before the step runs
+    has_peak = device.type == "cuda" and execution in ("eager", "default")
+    before = torch.cuda.memory_allocated(device) if has_peak else 0
+    step = make_step(case, build_case_model(case, implementation, device), execution, device)
+    for _ in range(3):
+        step()
+    if not has_peak:
+        return step, None
+    torch.cuda.reset_peak_memory_stats(device)
+    step()
+    return step, torch.cuda.max_memory_allocated(device) - before
+
+
+def prepare_runs(
+    case: Case, implementations: Sequence[str], device: torch.device, progress: Callable[[str], Any]
+) -> dict[Key, tuple[Step, int | None]]:
+    """Return what [`warm_up`] does for each implementation and execution that takes part in a case."""
+    runs = {}
+    for implementation in implementations:
+        if unsupported_reason(case, implementation, device) is not None:
+            continue
+        for execution in case.executions:
+            progress(f"{case.title}: {implementation} {execution}, warming up")
+            try:
+                runs[case, implementation, execution] = warm_up(case, implementation, execution, device)
+            # A compiler or another library may raise anything; the others are still measured
+            except Exception as error:
+                message = f"{case.title}: {implementation} {execution} fails and is left out: {error!r}"
+                warnings.warn(message, stacklevel=3)
+            if device.type == "cuda":
+                gc.collect()
+                torch.cuda.empty_cache()
+    return runs
 
 
 def measure(
@@ -227,8 +179,8 @@ def measure(
         cases (`Sequence[Case]`):
             What to measure. All models are in memory at the same time.
         implementations (`Sequence[str]`):
-            Some of `IMPLEMENTATIONS`. What cannot take part is left out, see [`why_not`]; what fails is left out with a
-            warning.
+            Some of `IMPLEMENTATIONS`. What cannot take part is left out, see [`~cases.unsupported_reason`]; what fails
+            is left out with a warning.
         rounds (`int`):
             Number of interleaved rounds; times are medians over them.
         device (`torch.device`):
@@ -240,83 +192,53 @@ def measure(
         `list[dict]`: One row per case, implementation and execution: the fields of the case, `milliseconds` per step,
         `images_per_second`, `spread` (interquartile range over median), `limit` (the share of the device's measured
         limit: the time that matrix products or weights need at least over the time taken), `speedup_over_timm` (in the
-        same type and execution; both are medians over the rounds), `peak_memory` in bytes (CUDA without graphs: weights,
-        gradients, optimizer and activations), `matmul_rate` in operations per second and `copy_rate` in bytes per second.
+        same type and execution; both are medians over the rounds), `peak_memory` in bytes (CUDA without graphs:
+        weights, gradients, optimizer and activations), `matmul_rate` in operations per second and `copy_rate` in bytes
+        per second.
     """
-    torch._dynamo.reset()
-    limits: dict[Case, dict[str, tuple[Callable[[], Any], float]]] = {}
-    steps: dict[tuple[Case, str, str], Callable[[], Any]] = {}
-    memory: dict[tuple[Case, str, str], int] = {}
+    torch.compiler.reset()
+    runs: dict[Key, tuple[Step, int | None]] = {}
+    limits: dict[Key, tuple[Step, float]] = {}
     with torch._dynamo.config.patch(recompile_limit=64):  # one for each model, all of the same class
-        for case, implementation in itertools.product(cases, implementations):
-            if why_not(case, implementation, device) is not None:
-                continue
-            if case not in limits:
-                limits[case] = device_limits(case, device)
-                steps |= {(case, name, ""): step for name, (step, _) in limits[case].items()}
-            for execution in case.executions:
-                progress(f"{case.title}: {implementation} {execution}, warming up")
-                before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-                step: Callable[[], Any] | None = None
-                try:
-                    step = make_step(case, build_model(case, implementation, device), execution, device)
-                    for _ in range(3):
-                        step()
-                    # A CUDA graph has taken its memory before
-                    if device.type == "cuda" and execution in ("eager", "default"):
-                        torch.cuda.reset_peak_memory_stats(device)
-                        step()
-                        memory[case, implementation, execution] = torch.cuda.max_memory_allocated(device) - before
-                # Whatever a compiler or a rival may raise: the others are still measured
-                except Exception as error:
-                    message = f"{case.title}: {implementation} {execution} fails and is left out: {error!r}"
-                    warnings.warn(message, stacklevel=2)
-                else:
-                    steps[case, implementation, execution] = step
-                step = None  # what failed leaves the memory to the others
-                if device.type == "cuda":
-                    gc.collect()
-                    torch.cuda.empty_cache()
-
-        if not any(execution for _, _, execution in steps):
+        for case in cases:
+            of_case = prepare_runs(case, implementations, device, progress)
+            if of_case:
+                runs |= of_case
+                limits |= device_limits(case, device)
+        if not runs:
             return []
-        times: dict[tuple[Case, str, str], list[float]] = {key: [] for key in steps}
-        for index, seconds in enumerate(time_interleaved(steps, rounds, device)):
-            progress(f"{cases[0].title}: round {index + 1} of {rounds}")
-            for key, value in seconds.items():
-                times[key].append(value)
+        steps = {key: step for key, (step, _) in (*runs.items(), *limits.items())}
+        times = time_interleaved(steps, rounds, device, lambda text: progress(f"{cases[0].title}: {text}"))
+    return [{**make_row(key, times, limits, device), "peak_memory": memory} for key, (_, memory) in runs.items()]
 
-    rows = []
-    for case in limits:
-        rates = {name: work / statistics.median(times[case, name, ""]) for name, (_, work) in limits[case].items()}
-        flops, traffic = estimate_flops(case.config(), case.training) * case.batch_size, case.weight_traffic(device)
-        matmul_work, copy_work = (limits[case][name][1] for name in ("matmul", "copy"))
-        # The seconds that a step takes at least, at the rates of each round
-        fastest = [
-            max(flops / matmul_work * matmul, traffic / copy_work * copy)
-            for matmul, copy in zip(times[case, "matmul", ""], times[case, "copy", ""])
-        ]
-        for key in [key for key in steps if key[0] == case and key[2]]:
-            median, timm = statistics.median(times[key]), times.get((case, "timm", key[2]))
-            rows.append(
-                {
-                    "variant": case.variant,
-                    "batch_size": case.batch_size,
-                    "dtype": case.dtype,
-                    "mode": case.mode,
-                    "implementation": key[1],
-                    "execution": key[2],
-                    "milliseconds": 1000 * median,
-                    "images_per_second": case.batch_size / median,
-                    "spread": spread(times[key]),
-                    "limit": statistics.median(a / b for a, b in zip(fastest, times[key])),
-                    "speedup_over_timm": timm and statistics.median(a / b for a, b in zip(timm, times[key])),
-                    "peak_memory": memory.get(key),
-                    "matmul_rate": rates["matmul"],
-                    "copy_rate": rates["copy"],
-                }
-            )
-    return rows
+
+def make_row(
+    key: Key, times: dict[Key, list[float]], limits: dict[Key, tuple[Step, float]], device: torch.device
+) -> dict[str, Any]:
+    """Return the row of [`measure`] for one key, without the memory."""
+    case, implementation, execution = key
+    seconds, matmul, copy = times[key], times[case, "matmul", LIMIT], times[case, "copy", LIMIT]
+    (_, matmul_work), (_, copy_work) = limits[case, "matmul", LIMIT], limits[case, "copy", LIMIT]
+    matmul_share = case.batch_size * estimate_flops(case.config(), case.training) / matmul_work
+    copy_share = case.weight_traffic(device) / copy_work
+    # The seconds that the step takes at least, at the rates of each round
+    fastest = [max(matmul_share * a, copy_share * b) for a, b in zip(matmul, copy)]
+    timm = times.get((case, "timm", execution))
+    return {
+        "variant": case.variant,
+        "batch_size": case.batch_size,
+        "dtype": case.dtype,
+        "mode": case.mode,
+        "implementation": implementation,
+        "execution": execution,
+        "milliseconds": 1000 * statistics.median(seconds),
+        "images_per_second": case.batch_size / statistics.median(seconds),
+        "spread": spread(seconds),
+        "limit": statistics.median(a / b for a, b in zip(fastest, seconds)),
+        "speedup_over_timm": timm and statistics.median(a / b for a, b in zip(timm, seconds)),
+        "matmul_rate": matmul_work / statistics.median(matmul),
+        "copy_rate": copy_work / statistics.median(copy),
+    }
 
 
 def measure_preprocessing(image_size: int, rounds: int) -> list[dict[str, Any]]:
@@ -341,7 +263,7 @@ def measure_preprocessing(image_size: int, rounds: int) -> list[dict[str, Any]]:
     if is_torchvision_available():
         processors["torchvision"] = MixerImageProcessor(size=image_size)
 
-    def step(processor, threads: int) -> Callable[[], Any]:
+    def step(processor, threads: int) -> Step:
         pool = ThreadPoolExecutor(threads)
 
         def prepare(_):
@@ -351,16 +273,13 @@ def measure_preprocessing(image_size: int, rounds: int) -> list[dict[str, Any]]:
 
     threads = sorted({1, 2, os.cpu_count() or 1})
     steps = {(name, count): step(processor, count) for name, processor in processors.items() for count in threads}
-    times: dict[tuple[str, int], list[float]] = {key: [] for key in steps}
-    for seconds in time_interleaved(steps, rounds, torch.device("cpu")):
-        for key, value in seconds.items():
-            times[key].append(value)
+    times = time_interleaved(steps, rounds, torch.device("cpu"))
     return [
         {
             "processor": name,
             "threads": count,
-            "images_per_second": 64 / statistics.median(times[name, count]),
-            "spread": spread(times[name, count]),
+            "images_per_second": 64 / statistics.median(seconds),
+            "spread": spread(seconds),
         }
-        for name, count in steps
+        for (name, count), seconds in times.items()
     ]

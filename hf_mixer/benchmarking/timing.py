@@ -3,7 +3,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
 import torch
@@ -11,8 +11,8 @@ import torch
 
 Name = TypeVar("Name", bound=Hashable)
 
-# Seconds for which a short step is repeated at most, to cover as much time as a long one beside it
-LONGEST = 2.0
+# Seconds that a step is repeated for in a round, beside a longer one
+SHORTEST, LONGEST = 0.1, 2.0
 
 
 def synchronize(device: torch.device):
@@ -21,11 +21,14 @@ def synchronize(device: torch.device):
 
 
 def time_interleaved(
-    steps: dict[Name, Callable[[], Any]], rounds: int, device: torch.device, minimum: float = 0.1
-) -> Iterator[dict[Name, float]]:
+    steps: dict[Name, Callable[[], Any]],
+    rounds: int,
+    device: torch.device,
+    progress: Callable[[str], Any] = lambda text: None,
+) -> dict[Name, list[float]]:
     """
-    Time every step in every round, so that whatever else the machine does meets all of them alike. A step that is shorter
-    than the longest is repeated to take as long, up to 2 seconds.
+    Time every step in every round, so that whatever else the machine does affects all of them alike. A step that is
+    shorter than the longest is repeated to take as long, but at least 0.1 and up to 2 seconds.
 
     Args:
         steps (`dict[Any, Callable]`):
@@ -34,11 +37,11 @@ def time_interleaved(
             Number of rounds.
         device (`torch.device`):
             Where they run.
-        minimum (`float`, *optional*, defaults to 0.1):
-            Seconds that a step takes in a round at least, by being repeated.
+        progress (`Callable[[str], Any]`, *optional*):
+            Is told which round begins.
 
-    Yields:
-        `dict[Any, float]`: the seconds of one call of each step, round after round.
+    Returns:
+        `dict[Any, list[float]]`: the seconds of one call of each step, one value per round.
     """
 
     def seconds(step: Callable[[], Any], calls: int) -> float:
@@ -50,10 +53,14 @@ def time_interleaved(
         return (time.perf_counter() - start) / calls
 
     once = {name: seconds(step, 1) for name, step in steps.items()}
-    span = max(minimum, min(LONGEST, max(once.values())))
+    span = max(SHORTEST, min(LONGEST, max(once.values())))
     calls = {name: max(1, round(span / once[name])) for name in steps}
-    for _ in range(rounds):
-        yield {name: seconds(step, calls[name]) for name, step in steps.items()}
+    times: dict[Name, list[float]] = {name: [] for name in steps}
+    for index in range(rounds):
+        progress(f"round {index + 1} of {rounds}")
+        for name, step in steps.items():
+            times[name].append(seconds(step, calls[name]))
+    return times
 
 
 def spread(values: list[float]) -> float:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LayerNorm in one pass, written in Triton: means and deviations, and what is normalized in the type of a product."""
+"""LayerNorm in two parts: a kernel in Triton for means and deviations, and torch's own backward pass."""
 
 import torch
 import triton
@@ -10,18 +10,7 @@ from .launching import launching_on
 
 # A row of x, (rows, num_channels), for each program; the mean and the reciprocal of the deviation have shape (rows,).
 @triton.jit
-def _normalize(
-    x_pointer,
-    weight_pointer,
-    bias_pointer,
-    output_pointer,
-    mean_pointer,
-    rstd_pointer,
-    num_channels,
-    epsilon,
-    HAS_OUTPUT: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
+def _statistics(x_pointer, mean_pointer, rstd_pointer, num_channels, epsilon, BLOCK_C: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     channels = tl.arange(0, BLOCK_C)
     inside = channels < num_channels
@@ -31,37 +20,16 @@ def _normalize(
     rstd = 1.0 / tl.sqrt(tl.sum(centered * centered, axis=0) / num_channels + epsilon)
     tl.store(mean_pointer + row, mean)
     tl.store(rstd_pointer + row, rstd)
-    if HAS_OUTPUT:
-        weight = tl.load(weight_pointer + channels, mask=inside, other=0.0).to(tl.float32)
-        bias = tl.load(bias_pointer + channels, mask=inside, other=0.0).to(tl.float32)
-        output = (centered * rstd * weight + bias).to(output_pointer.dtype.element_ty)
-        tl.store(output_pointer + row * num_channels + channels, output, mask=inside)
 
 
 def normalization_statistics(x: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return means and reciprocal deviations over the last axis of `x`, which lies in one piece, in float32."""
-    return _launch(x, None, None, eps, None)
-
-
-def normalize(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return `x` normalized over its last axis, in `dtype`, and what [`normalization_statistics`] returns."""
-    output = torch.empty(x.shape, device=x.device, dtype=dtype)
-    return output, *_launch(x, weight, bias, eps, output)
-
-
-def _launch(x, weight, bias, eps, output) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return means and reciprocal deviations over the last axis of `x`, which is contiguous, in float32."""
     mean, rstd = (torch.empty(x.shape[:-1], device=x.device, dtype=torch.float32) for _ in range(2))
     block = triton.next_power_of_2(x.shape[-1])
+    # One warp adds up a row without waiting for others, as far as its registers go
+    num_warps = max(1, min(block // 1024, 16))
     with launching_on(x):
-        # One warp, as far as its registers go, need not wait for others to add up a row
-        _normalize[(mean.numel(),)](
-            *(x, weight, bias, output, mean, rstd, x.shape[-1], eps),
-            HAS_OUTPUT=output is not None,
-            BLOCK_C=block,
-            num_warps=max(1, min(block // 1024, 16)),
-        )
+        _statistics[(mean.numel(),)](x, mean, rstd, x.shape[-1], eps, BLOCK_C=block, num_warps=num_warps)
     return mean, rstd
 
 

@@ -1,0 +1,44 @@
+import json
+
+import pytest
+import torch
+
+from hf_mixer.commands.benchmark import choose_cases, main, parse_arguments
+
+
+def test_prints_a_table_and_saves_the_figures(tmp_path, capsys):
+    arguments = ["--variants", "cifar10", "--batch_sizes", "1", "2", "--implementations", "hf_mixer", "--rounds", "1"]
+    main([*arguments, "--device", "cpu", "--output_dir", str(tmp_path)])
+    saved = json.loads((tmp_path / "benchmark.json").read_text())
+    assert [row["batch_size"] for row in saved["rows"]] == [1, 2]
+    assert saved["versions"]["torch"] == torch.__version__
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert any(line[:5] == ["cifar10", "inference", "float32", "2", "hf_mixer"] for line in lines)
+    assert (tmp_path / "benchmark.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--suite", "tpu"], "--suite knows no 'tpu': choose from cpu, gpu-inference"),
+        (["--dtypes", "int8", "int4"], "--dtypes knows no 'int4': choose from float32"),
+        (["--suite", "cpu", "--dtypes", "float32"], "leave out --dtypes"),
+        (["--suite", "gpu-training", "--variants", "H/14"], "gpu-training has nothing for --variants H/14"),
+        (["--batch_sizes", "0"], "--batch_sizes have to be at least 1"),
+        (["--rounds", "0"], "--rounds has to be at least 1"),
+        (["--device", "nonsense"], "device"),
+        (["--implementations", "hf_mixer_kernels", "--device", "cpu"], "none of the implementations"),
+    ],
+)
+def test_bad_arguments_give_one_line(arguments, message, tmp_path):
+    with pytest.raises(SystemExit, match=message) as error:
+        main([*arguments, "--output_dir", str(tmp_path)])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("variants", "expected"), [(["S/16"], ["S/16"]), (["H/14", "B/16"], ["B/16", "B/16", "B/16", "H/14"])]
+)
+def test_a_part_of_a_suite_can_be_chosen(variants, expected):
+    parsed = parse_arguments(["--suite", "gpu-inference", "--variants", *variants])
+    assert [case.variant for case in choose_cases(parsed)] == expected

@@ -1,0 +1,274 @@
+"""The kernels are used by the models that ask for them, where they apply. Elsewhere an error or a warning says why."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+from hf_mixer import MixerConfig, MixerForImageClassification, kernels
+from hf_mixer.kernels import use_kernels
+from hf_mixer.layers_mixer import MixerLayer
+from tests.helpers import ENABLE_CHECKPOINTING, record_warnings
+
+
+pytest.importorskip("triton", reason="needs triton")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
+CONFIG = dict(image_size=16, patch_size=4, hidden_size=24, num_hidden_layers=2, token_mlp_dim=12, channel_mlp_dim=8)
+
+
+def make_model(**overrides) -> MixerForImageClassification:
+    torch.manual_seed(0)
+    return MixerForImageClassification(MixerConfig(num_labels=3, **{**CONFIG, **overrides})).to(DEVICE, DTYPE).eval()
+
+
+def images(batch_size: int = 2) -> torch.Tensor:
+    return torch.randn(batch_size, 3, 16, 16, generator=torch.Generator().manual_seed(0)).to(DEVICE, DTYPE)
+
+
+class Calls(TorchDispatchMode):
+    """Remember which operators are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def count_calls(model, *inputs) -> int:
+    """How often a model calls the fused operator."""
+    with Calls() as calls, torch.no_grad():
+        model(*inputs)
+    return calls.names.count("hf_mixer.token_mixing.default")
+
+
+def assert_near(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    """Compare relative to the size, within what rounding makes of some layers."""
+    assert (actual - expected).abs().max() <= 64 * torch.finfo(DTYPE).eps * expected.abs().max()
+
+
+def gradients_of(model: nn.Module) -> torch.Tensor:
+    """All gradients in a row: some are nothing but rounding, beside the others."""
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+
+def test_only_the_model_that_asks_uses_the_kernels():
+    model, other = make_model(), make_model()
+    state, attributes = model.state_dict(), dict(vars(MixerLayer))
+    assert use_kernels(model) is model
+    assert count_calls(model, images()) == 2
+    assert count_calls(other, images()) == 0
+    assert vars(MixerLayer) == attributes
+    assert model.state_dict().keys() == state.keys()
+    assert_near(model(images()).logits, other(images()).logits)
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "replica"])
+def test_copies_use_the_kernels_with_their_own_weights(how):
+    model = use_kernels(make_model())
+    expected = model(images()).logits
+    if how == "deepcopy":
+        other = copy.deepcopy(model)
+    elif how == "pickle":
+        other = pickle.loads(pickle.dumps(model))
+    else:  # What `nn.DataParallel` makes of a module, on another device
+        other = copy.deepcopy(model)
+        for layer, original in zip(other.mixer.layers, model.mixer.layers):
+            replica = original._replicate_for_data_parallel()
+            layer.__dict__ = {**replica.__dict__, "_modules": layer._modules, "_parameters": layer._parameters}
+    assert count_calls(other, images()) == 2
+    nn.init.zeros_(other.mixer.layers[0].token_mixing.fc2.weight)
+    assert not torch.equal(other(images()).logits, expected)
+    assert torch.equal(model(images()).logits, expected)
+
+
+def test_models_from_remote_code_use_the_kernels(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    remote_class = get_class_from_dynamic_module("modeling_mixer.MixerForImageClassification", str(tmp_path))
+    assert remote_class is not MixerForImageClassification
+    model = use_kernels(remote_class.from_pretrained(tmp_path).to(DEVICE, DTYPE))
+    assert count_calls(model, images()) == 2
+    assert_near(model(images()).logits, make_model()(images()).logits)
+
+
+def test_fully_sharded_models_use_the_kernels_if_they_asked_before(tmp_path):
+    distributed = pytest.importorskip("torch.distributed", reason="needs torch.distributed")
+    from torch.distributed.fsdp import fully_shard
+
+    model = use_kernels(make_model())
+    backend = "nccl" if DEVICE == "cuda" else "gloo"
+    distributed.init_process_group(backend, init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        mesh = distributed.device_mesh.init_device_mesh(DEVICE, (1,))
+        for module in (*model.mixer.layers, model):
+            fully_shard(module, mesh=mesh)
+        assert count_calls(model, images()) == 2
+        with pytest.raises(ValueError, match="shard the model afterwards"):
+            use_kernels(model)
+    finally:
+        distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("drop_path_rate", [0.0, 0.5])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_training_is_unchanged(drop_path_rate, checkpointing):
+    reference = make_model(drop_path_rate=drop_path_rate).train()
+    model = use_kernels(copy.deepcopy(reference))
+    if checkpointing:
+        getattr(model, ENABLE_CHECKPOINTING)()
+    for each in (reference, model):
+        torch.manual_seed(1)
+        each(images(4), labels=torch.tensor([0, 1, 2, 0], device=DEVICE)).loss.backward()
+    assert_near(gradients_of(model), gradients_of(reference))
+
+
+def keep_graph(graphs: list):
+    """A backend of `torch.compile` that keeps the code of what it compiles."""
+    return lambda graph, inputs: graphs.append(graph.code) or graph
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_compiles_without_a_graph_break(training):
+    torch._dynamo.reset()
+    graphs, reference = [], make_model().train(training)
+    model = use_kernels(copy.deepcopy(reference))
+    compiled = torch.compile(model, fullgraph=True, backend=keep_graph(graphs))
+    for each in (compiled, reference):
+        each(images(), labels=torch.tensor([0, 1], device=DEVICE)).loss.backward()
+    assert_near(gradients_of(model), gradients_of(reference))
+    assert graphs[0].count("torch.ops.hf_mixer.token_mixing") == 2
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="there, bfloat16 is a type that the kernels take")
+def test_what_is_compiled_warns_without_a_graph_break(monkeypatch):
+    torch._dynamo.reset()
+    lines, graphs, model = record_warnings(monkeypatch, kernels.logger), [], use_kernels(make_model())
+    compiled = torch.compile(model, fullgraph=True, backend=keep_graph(graphs))
+    with torch.autocast("cpu", torch.bfloat16):
+        compiled(images())
+    assert "hf_mixer" not in graphs[0]
+    assert len(lines) == 1
+
+
+def add_adapter(layer):
+    peft = pytest.importorskip("peft", reason="needs peft")
+    peft.inject_adapter_in_model(peft.LoraConfig(target_modules=r".*token_mixing\.fc1"), layer)
+
+
+CHANGES = {
+    "`token_mixing.fc1` with hooks": lambda layer: layer.token_mixing.fc1.register_forward_hook(lambda *_: None),
+    "fc1` with hooks, an adapter": add_adapter,
+    # As Accelerate's offloading and kernelize do
+    "`forward` set by another library": lambda layer: setattr(
+        layer.token_mixing, "forward", layer.token_mixing.forward
+    ),
+    "other modules than a `MixerLayer`": lambda layer: setattr(layer, "token_mixing", nn.Identity()),
+    # As for Monte Carlo dropout: the network is not training, its dropout is
+    "dropout": lambda layer: setattr(layer.token_mixing, "dropout", nn.Dropout(0.5)),
+}
+
+
+@pytest.mark.parametrize("message", CHANGES)
+def test_changed_layers_are_refused_before_and_fall_back_after(monkeypatch, message):
+    lines, model, changed = record_warnings(monkeypatch, kernels.logger), use_kernels(make_model()), make_model()
+    for each in (model, changed):
+        CHANGES[message](each.mixer.layers[0])
+    with pytest.raises(ValueError, match=f"`mixer.layers.0` .*{message}"):
+        use_kernels(changed)
+    for _ in range(2):
+        assert count_calls(model, images()) == 1
+    (line,) = lines
+    assert message in line
+    for each in (model, changed):
+        torch.manual_seed(0)
+        each.logits = each(images()).logits
+    assert_near(model.logits, changed.logits)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (dict(hidden_act="relu"), "activation ReLU, expected `gelu` or `gelu_pytorch_tanh`"),
+        (dict(hidden_dropout_prob=0.1), "`hidden_dropout_prob=0.0`"),
+        (dict(image_size=68), "mixes 289 patches, the kernels at most 256"),
+    ],
+)
+def test_other_networks_are_refused(overrides, message):
+    model = make_model(**overrides)
+    with pytest.raises(ValueError, match=message):
+        use_kernels(model)
+    assert all(layer.token_kernel is None for layer in model.mixer.layers)
+
+
+def test_what_cannot_run_here_is_refused(monkeypatch):
+    with pytest.raises(ValueError, match="`Linear` holds no Mixer layers"):
+        use_kernels(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="weights of type torch.float64"):
+        use_kernels(make_model().double())
+    older_layer = type("MixerLayer", (nn.Module,), {})()
+    with pytest.raises(ValueError, match="save the model again"):
+        use_kernels(nn.Sequential(older_layer))
+    monkeypatch.setattr(kernels, "INTERPRETED", False)
+    with pytest.raises(ValueError, match="is on cpu, the kernels need a CUDA device"):
+        use_kernels(make_model().cpu())
+    monkeypatch.setattr(kernels, "HAS_TRITON", False)
+    with pytest.raises(ImportError, match="pip install triton"):
+        use_kernels(make_model())
+
+
+def export_and_run(model):
+    return torch.export.export(model, (), {"pixel_values": images()}).module()(pixel_values=images()).logits
+
+
+def run_with_a_dual_number(model):
+    with forward_ad.dual_level():
+        logits = model(forward_ad.make_dual(images(), torch.ones_like(images()))).logits
+        return forward_ad.unpack_dual(logits).tangent
+
+
+def run_in_another_type(model):
+    with torch.autocast(DEVICE, torch.bfloat16 if DEVICE == "cpu" else torch.float32):
+        return model(images()).logits
+
+
+def run_with_a_global_hook(model):
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        return model(images()).logits
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize(
+    ("message", "run"),
+    [
+        ("torch.func", lambda model: torch.func.grad(lambda pixels: model(pixels).logits.sum())(images())),
+        ("torch.func", lambda model: torch.func.jvp(lambda pixels: model(pixels).logits, (images(),), (images(),))[1]),
+        ("torch.func", lambda model: torch.func.vmap(lambda pixels: model(pixels[None]).logits)(images())),
+        ("forward-mode differentiation", run_with_a_dual_number),
+        ("is exported", export_and_run),
+        ("an empty batch", lambda model: model(images(0)).logits),
+        ("computes in torch.", run_in_another_type),
+        ("hooks", run_with_a_global_hook),
+    ],
+)
+def test_batches_that_do_not_suit_fall_back_with_one_warning(monkeypatch, message, run):
+    lines, model = record_warnings(monkeypatch, kernels.logger), use_kernels(make_model())
+    with monkeypatch.context() as context:
+        context.setattr(torch.ops.hf_mixer, "token_mixing", None)
+        outputs = [run(model) for _ in range(2)]
+    for output in outputs:
+        torch.testing.assert_close(output, run(make_model()))
+    (line,) = lines
+    assert message in line
+    assert count_calls(model, images()) == 2

@@ -1,0 +1,256 @@
+"""
+The layers compute the formula on the tokens as they lie. Linears that are more than their weights are called, and what
+a hook may have kept stays as it was.
+"""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hf_mixer import MixerConfig, MixerForImageClassification
+from hf_mixer.layers_mixer import MixerLayer
+
+
+CONFIG = dict(image_size=16, patch_size=4, hidden_size=24, num_hidden_layers=2, token_mlp_dim=10, channel_mlp_dim=32)
+
+
+def make_layer(hidden_act="gelu"):
+    torch.manual_seed(0)
+    return MixerLayer(MixerConfig(hidden_act=hidden_act, **CONFIG), layer_idx=0).eval()
+
+
+def tokens():
+    return torch.randn(3, 16, 24, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return MixerForImageClassification(MixerConfig(num_labels=5, **CONFIG)).eval()
+
+
+def images():
+    return torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def token_linears(model):
+    return [linear for layer in model.mixer.layers for linear in (layer.token_mixing.fc1, layer.token_mixing.fc2)]
+
+
+def test_token_mixing_and_its_gradients_are_those_of_the_formula():
+    mlp = make_layer().double().token_mixing
+    hidden_states = tokens().double().requires_grad_()
+    hidden = torch.einsum("ds,bsc->bdc", mlp.fc1.weight, hidden_states) + mlp.fc1.bias[:, None]
+    expected = torch.einsum("sd,bdc->bsc", mlp.fc2.weight, nn.functional.gelu(hidden)) + mlp.fc2.bias[:, None]
+    output = mlp(hidden_states)
+    torch.testing.assert_close(output, expected)
+    inputs, weights = [hidden_states, *mlp.parameters()], torch.randn_like(output)
+    actual, wanted = (torch.autograd.grad(result, inputs, weights) for result in (output, expected))
+    torch.testing.assert_close(actual, wanted)
+
+
+def test_exported_graph_transposes_nothing():
+    program = torch.export.export(make_layer(), (tokens(),))
+    operators = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert "aten.baddbmm.default" in operators
+    assert not {"aten.transpose.int", "aten.permute.default", "aten.clone.default"} & operators
+
+
+def test_hooks_see_the_linears_called(model):
+    """With the patches on the last axis, as an `nn.Linear` has them."""
+    expected, seen = model(images()).logits, []
+    for linear in token_linears(model):
+        linear.register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape)))
+    torch.testing.assert_close(model(images()).logits, expected)
+    assert seen == [(3, 24, 16), (3, 24, 10)] * 2
+
+
+def test_backward_hooks_see_the_gradients(model):
+    seen = []
+    token_linears(model)[0].register_full_backward_hook(lambda module, inputs, outputs: seen.append(outputs[0].shape))
+    model(images(), labels=torch.tensor([0, 1, 2])).loss.backward()
+    assert seen == [(3, 24, 10)]
+
+
+class DoubledLinear(nn.Linear):
+    def forward(self, inputs):
+        return super().forward(inputs) * 2
+
+
+class DoubledWeight(nn.Module):
+    def forward(self, weight):
+        return weight * 2
+
+
+def extend(linear):
+    with torch.no_grad():
+        linear.bias.div_(2)
+    linear.__class__ = DoubledLinear
+
+
+def parametrize_weight(linear):
+    parametrize.register_parametrization(linear, "weight", DoubledWeight())
+
+
+@pytest.mark.parametrize("change", [extend, parametrize_weight])
+def test_changed_linears_are_called(model, change):
+    linear = token_linears(model)[0]
+    with torch.no_grad():
+        linear.weight.mul_(2)
+    expected = model(images()).logits
+    with torch.no_grad():
+        linear.weight.div_(2)
+    change(linear)
+    torch.testing.assert_close(model(images()).logits, expected)
+
+
+def test_linears_without_bias_are_called(model):
+    token_mixing = model.mixer.layers[0].token_mixing
+    nn.init.zeros_(token_mixing.fc1.bias)
+    expected = model(images()).logits
+    token_mixing.fc1.bias = None
+    torch.testing.assert_close(model(images()).logits, expected)
+
+
+def test_offloaded_weights_are_fetched(model):
+    accelerate = pytest.importorskip("accelerate", reason="needs accelerate")
+    expected = model(images()).logits
+    accelerate.cpu_offload(model, execution_device="cpu")
+    assert token_linears(model)[0].weight.device.type == "meta"
+    torch.testing.assert_close(model(images()).logits, expected)
+
+
+def test_lora_on_all_linears_trains_and_merges(model):
+    peft = pytest.importorskip("peft", reason="needs peft")
+    expected = model(images()).logits
+    config = peft.LoraConfig(target_modules=["fc1", "fc2"], modules_to_save=["classifier"], init_lora_weights=True)
+    lora = peft.get_peft_model(model, config).train()
+    torch.testing.assert_close(lora(images()).logits, expected)
+
+    optimizer = torch.optim.AdamW([p for p in lora.parameters() if p.requires_grad], lr=0.02)
+    losses = []
+    for _ in range(5):
+        loss = lora(pixel_values=images(), labels=torch.tensor([0, 1, 2])).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+    for linear in token_linears(lora.get_base_model()):
+        assert linear.lora_B["default"].weight.abs().max() > 0
+
+    trained = lora.eval()(images()).logits
+    merged = lora.merge_and_unload()
+    assert type(token_linears(merged)[0]) is nn.Linear
+    torch.testing.assert_close(merged(images()).logits, trained, rtol=1e-4, atol=1e-5)
+
+
+def test_tensor_parallel_linears_are_called(model, tmp_path):
+    distributed = pytest.importorskip("torch.distributed", reason="needs torch.distributed")
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    expected = model(images()).logits
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        mesh = distributed.device_mesh.init_device_mesh("cpu", (1,))
+        plan = {"fc1": ColwiseParallel(), "fc2": RowwiseParallel()}
+        for layer in model.mixer.layers:
+            parallelize_module(layer.token_mixing, mesh, plan)
+        assert type(token_linears(model)[0].weight).__name__ == "DTensor"
+        torch.testing.assert_close(model(images()).logits, expected)
+    finally:
+        distributed.destroy_process_group()
+
+
+class Buffers(TorchDispatchMode):
+    """Remember the tensors of a size."""
+
+    def __init__(self, numel):
+        super().__init__()
+        self.numel, self.tensors = numel, []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        output = function(*arguments, **(keywords or {}))
+        if isinstance(output, torch.Tensor) and output.numel() == self.numel:
+            self.tensors.append(output)
+        return output
+
+    def __len__(self):
+        return len({tensor.data_ptr() for tensor in self.tensors})
+
+
+@pytest.mark.parametrize("hidden_act", ["gelu", "gelu_pytorch_tanh"])
+@pytest.mark.parametrize("hidden_units", [3 * 10 * 24, 3 * 16 * 32])
+def test_inference_holds_the_hidden_units_once(hidden_act, hidden_units):
+    layer = make_layer(hidden_act)
+    with torch.no_grad(), Buffers(hidden_units) as buffers:
+        layer(tokens())
+    assert len(buffers) == 1
+    with Buffers(hidden_units) as buffers:
+        layer(tokens()).sum().backward()
+    assert len(buffers) > 1
+
+
+@pytest.mark.parametrize("hidden_act", ["gelu", "gelu_pytorch_tanh", "relu"])
+@pytest.mark.parametrize("training", [False, True])
+def test_inference_computes_what_training_does(hidden_act, training):
+    layer, hidden_states = make_layer(hidden_act).train(training), tokens()
+    expected = layer(hidden_states).detach()
+    for inference in (torch.no_grad, torch.inference_mode):
+        with inference():
+            torch.testing.assert_close(layer(hidden_states), expected)
+    assert torch.equal(hidden_states, tokens())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("axis", ["token", "channel"])
+@pytest.mark.parametrize("name", ["fc1", "activation_fn", "everywhere"])
+def test_hooks_keep_what_they_have_seen(axis, name):
+    layer, seen = make_layer(), []
+
+    def remember(module, inputs, output):
+        seen.extend((tensor, tensor.clone()) for tensor in (*inputs, output))
+
+    if name == "everywhere":
+        handle = nn.modules.module.register_module_forward_hook(remember)
+    else:
+        handle = getattr(layer, f"{axis}_mixing").get_submodule(name).register_forward_hook(remember)
+    try:
+        layer(tokens())
+    finally:
+        handle.remove()
+    assert seen
+    for tensor, at_that_time in seen:
+        assert torch.equal(tensor, at_that_time)
+
+
+@torch.no_grad()
+def test_another_activation_function_is_called():
+    layer = make_layer()
+    layer.channel_mixing.activation_fn = nn.Identity()
+    mixed, norm, mlp = layer.mix_tokens(tokens()), layer.channel_norm, layer.channel_mixing
+    torch.testing.assert_close(layer(tokens()), mlp.fc2(mlp.fc1(norm(mixed))) + mixed)
+
+
+@torch.no_grad()
+def test_exported_and_compiled_inference_is_the_same(model):
+    expected = model(images()).logits
+    program = torch.export.export(model, (images(),))
+    torch.testing.assert_close(program.run_decompositions().module()(images()).logits, expected)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(images()).logits, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_keeps_the_narrow_type_within_an_mlp(dtype):
+    layer, seen = make_layer(), []
+    for mlp in (layer.token_mixing, layer.channel_mixing):
+        mlp.activation_fn.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
+    with torch.autocast("cpu", dtype):
+        narrow = layer(tokens())
+    assert seen == [dtype, dtype]
+    torch.testing.assert_close(narrow.float(), layer(tokens()), atol=0.05, rtol=0.05)
