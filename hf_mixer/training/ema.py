@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -44,7 +45,7 @@ class EmaCallback(TrainerCallback):
             raise ValueError(f"ema_decay has to be in (0, 1), got {decay}")
         self.decay = decay
         self.checkpoint = checkpoint
-        self.average: AveragedModel | None = None
+        self.average: Any = None
         self.is_swapped = False
         self.saved_step = 0
 
