@@ -168,6 +168,5 @@ def to_state_dict(layout, arrays, model) -> dict[str, torch.Tensor]:
         tensor = layout.import_tensor(
             ours, torch.as_tensor(arrays[theirs]), config.num_channels, embeddings.patch_size
         )
-        prefix = "" if ours.startswith("classifier") else "mixer."
-        state[prefix + ours] = tensor.contiguous()
+        state[ours] = tensor.contiguous()
     return state

@@ -66,9 +66,9 @@ def reference_forward(source: Source, image: np.ndarray, patch_size: tuple[int, 
     x = x + _array(source, f"{STEM}.bias")
 
     for index in range(source.num_layers):
-        x = x + mlp(f"layers.{index}.token_mixing", norm(f"layers.{index}.token_norm", x).T).T
-        x = x + mlp(f"layers.{index}.channel_mixing", norm(f"layers.{index}.channel_norm", x))
-    features = norm("norm", x).mean(0)
+        x = x + mlp(f"mixer.layers.{index}.token_mixing", norm(f"mixer.layers.{index}.token_norm", x).T).T
+        x = x + mlp(f"mixer.layers.{index}.channel_mixing", norm(f"mixer.layers.{index}.channel_norm", x))
+    features = norm("mixer.norm", x).mean(0)
     return linear("classifier", features) if source.has_head else features
 
 
