@@ -23,6 +23,9 @@ from hf_mixer.training import MixerTrainer, MixerTrainingArguments
 
 ROOT = Path(__file__).parent.parent
 FIXTURES = Path(__file__).parent / "fixtures"
+GOOGLE_SQUARE = FIXTURES / "flax/a_sq16_p4_tok_gt"
+GOOGLE_RECTANGLE = FIXTURES / "flax/e_rect8x16_p4"
+TIMM_TINY = FIXTURES / "timm/b16_tiny_cls"
 NUM_IMAGES = 45
 NUM_EVAL_IMAGES = 23
 AUGMENTED = {
@@ -170,3 +173,14 @@ def to_state_dict(layout, arrays, model) -> dict[str, torch.Tensor]:
         )
         state[ours] = tensor.contiguous()
     return state
+
+
+def read_npz(path) -> dict[str, np.ndarray]:
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
+def read_io(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the recorded images and outputs of one of the `fixtures`."""
+    arrays = load_file(folder / "io.safetensors")
+    return torch.from_numpy(arrays.get("input_nchw", arrays.get("input"))), torch.from_numpy(arrays["output"])
