@@ -201,7 +201,7 @@ class MixerConfig(BackboneConfigMixin, PreTrainedConfig):
                 f"This is a checkpoint of timm ({kwargs.get('architecture')}): load it with `hf_mixer.load_checkpoint(...)` "
                 "or convert it with `hf-mixer convert`."
             )
-        # The aliases first: what follows depends on the values, and `@strict` checks fields only by their own names.
+        # Aliases come first: the names of the stages depend on their values, and `@strict` checks no alias.
         for alias in self.attribute_map.keys() & kwargs.keys():
             field, value = self.attribute_map[alias], kwargs.pop(alias)
             if getattr(self, field) not in (value, self.__dataclass_fields__[field].default):
@@ -235,7 +235,7 @@ class MixerConfig(BackboneConfigMixin, PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def __setattr__(self, key, value):
-        # `@strict` looks validators up by the name it is given; hand aliases back to it under the field's own name.
+        # `@strict` finds the validators of a field by its own name only.
         if key in self.attribute_map:
             setattr(self, self.attribute_map[key], value)
             return
@@ -244,7 +244,7 @@ class MixerConfig(BackboneConfigMixin, PreTrainedConfig):
             chosen = []
         super().__setattr__(key, value)
         if chosen is not None:
-            # The last stage by default, whatever the depth; a stage that is gone raises an error
+            # The default, the last stage, follows the depth. A chosen stage that no longer exists raises an error.
             self.set_output_features_output_indices(out_features=chosen or None, out_indices=None)
 
     @classmethod

@@ -16,7 +16,7 @@
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.utils import auto_docstring, requires_backends
 
-from .image_processing_pil_mixer import MixerImageConversion, MixerImageProcessorKwargs  # noqa: F401
+from .image_processing_pil_mixer import MixerImageConversion
 
 
 @auto_docstring(

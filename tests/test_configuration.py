@@ -27,13 +27,41 @@ def test_variants_have_the_parameters_of_the_paper(variant, num_parameters, num_
     assert config.num_patches == num_patches
 
 
-def test_edifice_cifar10_variant():
-    config = MixerConfig.from_variant("cifar10")
+# `Edifice.Vision.MLPMixer.build/1` by its own option names, `output_size/1` and the parameters of what it builds
+@pytest.mark.parametrize(
+    ("options", "output_size", "num_parameters"),
+    [
+        (
+            dict(
+                image_size=32,
+                patch_size=4,
+                in_channels=3,
+                hidden_size=256,
+                num_layers=8,
+                token_mlp_dim=128,
+                channel_mlp_dim=1024,
+                dropout=0.0,
+                num_classes=10,
+            ),
+            10,
+            4_360_970,
+        ),
+        (dict(image_size=224, patch_size=16, num_classes=None), 512, 18_015_264),
+    ],
+)
+def test_edifice_examples_have_their_sizes(options, output_size, num_parameters):
+    config = MixerConfig(**options)
+    assert config.output_size == output_size
+    assert MixerConfig.from_dict(config.to_dict()).output_size == output_size
     with torch.device("meta"):
-        assert MixerForImageClassification(config).num_parameters() == 4_360_970
+        model = MixerForImageClassification(config)
+        pixel_values = torch.empty(2, 3, options["image_size"], options["image_size"])
+    assert model.num_parameters() == num_parameters
+    assert model(pixel_values).logits.shape == (2, output_size)
 
 
 def test_variant_overrides_and_aliases():
+    assert MixerConfig.from_variant("cifar10").output_size == 10
     config = MixerConfig.from_variant("B/16", num_layers=2, image_size=(32, 48), num_classes=None)
     assert (config.num_hidden_layers, config.hidden_size, config.grid, config.num_labels) == (2, 768, (2, 3), 0)
     assert MixerConfig.from_variant("cifar10", id2label={0: "cat", 1: "dog"}).num_labels == 2

@@ -73,7 +73,7 @@ def verify_conversion(source: Source, model: MixerForImageClassification) -> flo
     with torch.no_grad():
         actual = double(torch.from_numpy(image)[None]).logits[0].numpy()
     difference = float(np.abs(actual - expected).max())
-    # The negation also catches a difference that is no number
+    # Written as a negation, which refuses NaN too
     if not difference <= TOLERANCE:
         raise ValueError(f"the converted model differs from {source.path} by {difference:.1e}, more than {TOLERANCE}")
     return difference
@@ -246,7 +246,7 @@ def timm_settings(config: MixerConfig, processor) -> dict:
     crop_pct = 1.0
     if processor.do_center_crop and "shortest_edge" in processor.size:
         crop_pct = height / processor.size["shortest_edge"]
-        # timm divides and rounds down; do not lose a pixel to rounding
+        # timm divides by it and rounds down, which must not lose a pixel
         if math.floor(height / crop_pct) < processor.size["shortest_edge"]:
             crop_pct = math.nextafter(crop_pct, 0)
     return {
