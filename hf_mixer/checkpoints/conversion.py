@@ -30,13 +30,6 @@ logger = logging.getLogger(__name__)
 
 TOLERANCE = 1e-5
 TIMM_VARIANTS = ("S/32", "S/16", "B/32", "B/16", "L/32", "L/16")
-SUFFIXES = {"google": ".npz", "edifice": ".safetensors", "timm": ""}
-LICENSES = {"google": "apache-2.0", "timm": "apache-2.0"}
-ORIGINS = {
-    "google": "Google's MLP-Mixer (https://github.com/google-research/vision_transformer)",
-    "timm": "timm (https://github.com/huggingface/pytorch-image-models)",
-    "edifice": "Edifice (https://hex.pm/packages/edifice)",
-}
 
 
 def check_destination(path: Path) -> None:
@@ -126,8 +119,8 @@ def convert_checkpoint(
         checkpoint = read_source(path, allow_nan)
         model = build_from_source(checkpoint, source_image_size=image_size, num_channels=num_channels)
         processor = build_image_processor(checkpoint, model.config)
-        layout = checkpoint.layout.name
-        origin, license_name = ORIGINS[layout], checkpoint.pretrained_cfg.get("license") or LICENSES.get(layout)
+        origin = checkpoint.layout.origin
+        license_name = checkpoint.pretrained_cfg.get("license") or checkpoint.layout.license
         if not allow_nan:
             difference = verify_conversion(checkpoint, model)
     if labels is not None:
@@ -192,8 +185,8 @@ def export_checkpoint(source: str, destination: str, to: str, **kwargs) -> None:
     if to not in LAYOUTS:
         raise ValueError(f"Unknown layout {to!r}, expected one of {', '.join(LAYOUTS)}")
     layout, path = LAYOUTS[to], Path(destination)
-    if path.suffix != SUFFIXES[to] and SUFFIXES[to]:
-        raise ValueError(f"the destination of {to} is a {SUFFIXES[to]} file, got {path}")
+    if layout.suffix and path.suffix != layout.suffix:
+        raise ValueError(f"the destination of {to} is a {layout.suffix} file, got {path}")
     check_destination(path)
     model, processor = load_checkpoint(source, **kwargs)
     config = model.config

@@ -20,6 +20,11 @@ class Layout:
     """The layout of one implementation's checkpoints."""
 
     name: str
+    # For model cards; where the weights come from may state another license
+    origin: str
+    license: str | None
+    # The suffix of the file that holds the weights, "" for a folder
+    suffix: str
     # The modules of `MixerForImageClassification` and theirs; `{}` stands for the number of the layer
     modules: dict[str, str]
     # What stands between a module and its parameter
@@ -68,9 +73,12 @@ class Layout:
         return tensor.T if self.transposed and tensor.ndim == 2 else tensor
 
 
-# https://github.com/google-research/vision_transformer, vit_jax/models_mixer.py
+# vit_jax/models_mixer.py
 GOOGLE = Layout(
     name="google",
+    origin="Google's MLP-Mixer (https://github.com/google-research/vision_transformer)",
+    license="apache-2.0",
+    suffix=".npz",
     modules={
         STEM: "stem",
         "mixer.layers.{}.token_norm": "MixerBlock_{}/LayerNorm_0",
@@ -91,9 +99,12 @@ GOOGLE = Layout(
     layer_norm_eps=1e-6,
 )
 
-# https://github.com/huggingface/pytorch-image-models, timm/models/mlp_mixer.py
+# timm/models/mlp_mixer.py
 TIMM = Layout(
     name="timm",
+    origin="timm (https://github.com/huggingface/pytorch-image-models)",
+    license="apache-2.0",
+    suffix="",
     modules={
         STEM: "stem.proj",
         "mixer.layers.{}.token_norm": "blocks.{}.norm1",
@@ -117,6 +128,9 @@ TIMM = Layout(
 # Edifice.Checkpoint.export_safetensors of an Edifice.Vision.MLPMixer
 EDIFICE = Layout(
     name="edifice",
+    origin="Edifice (https://hex.pm/packages/edifice)",
+    license=None,
+    suffix=".safetensors",
     modules={
         STEM: "patch_embed_proj",
         "mixer.layers.{}.token_norm": "mixer_{}_token_norm",

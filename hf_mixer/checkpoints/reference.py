@@ -27,18 +27,8 @@ def deterministic_image(config: MixerConfig) -> np.ndarray:
 
 def reference_forward(source: Source, image: np.ndarray, patch_size: tuple[int, int]) -> np.ndarray:
     """
-    Compute what the source computes.
-
-    Args:
-        source (`Source`):
-            The checkpoint.
-        image (`np.ndarray` of shape `(num_channels, height, width)`):
-            The image, normalized.
-        patch_size (`tuple[int, int]`):
-            Height and width of a patch.
-
-    Returns:
-        `np.ndarray`: the logits, or the features of a source without a classifier.
+    Compute what the source computes for a normalized image of shape `(num_channels, height, width)`: the logits, or the
+    features of a source without a classifier.
     """
     layout = source.layout
 

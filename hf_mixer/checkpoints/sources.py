@@ -116,13 +116,8 @@ def read_settings(path: Path) -> dict:
 
 def read_source(path: Path, allow_nan: bool = False) -> Source:
     """
-    Read a checkpoint of Google, timm or Edifice.
-
-    Args:
-        path (`Path`):
-            A `.npz` or `.safetensors` file, or a folder with one.
-        allow_nan (`bool`, *optional*, defaults to `False`):
-            Whether to accept weights that are not finite.
+    Read a checkpoint of Google, timm or Edifice: a `.npz` or `.safetensors` file, or a folder with one. `allow_nan` accepts
+    weights that are not finite.
 
     Raises:
         `ValueError`: the file is damaged, is no Mixer, or a tensor is missing, unknown, of a wrong shape or not finite.
@@ -337,13 +332,8 @@ def expected_shapes(source: Source) -> dict[str, tuple[int, ...]]:
 
 def infer_config(source: Source, image_size=None, num_channels: int | None = None) -> MixerConfig:
     """
-    Read the configuration off the tensors.
-
-    Args:
-        image_size (`int` or pair, *optional*):
-            The image size of the source, for grids that are not square.
-        num_channels (`int`, *optional*):
-            The number of channels of an Edifice checkpoint that has neither 3 nor 1.
+    Read the configuration off the tensors, with the image size of a grid that is not square, and with the number of
+    channels of an Edifice checkpoint that has neither 3 nor 1.
 
     Raises:
         `ValueError`: the tensors leave a size open, or contradict one that was given.
