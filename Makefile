@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test quality style clean
 
-# One thread: at this size more of them cost time.
+# The model is so small that a second thread costs time
 demo: $(VENV)/installed
 	rm -rf outputs/digits
-	OMP_NUM_THREADS=1 $(BIN)/python scripts/train.py --output_dir outputs/digits
+	OMP_NUM_THREADS=1 $(BIN)/hf-mixer train --recipe digits --output_dir outputs/digits
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/digits_demo.py outputs/digits
 
 test: $(VENV)/developed

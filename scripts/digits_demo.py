@@ -2,7 +2,7 @@
 """
 Classify the handwritten digits that were held back from training, and draw them.
 
-    python scripts/train.py --output_dir outputs/digits
+    hf-mixer train --output_dir outputs/digits
     python scripts/digits_demo.py outputs/digits
 
 Prints the accuracy of the saved folder in a `pipeline`, writes `predictions.png` into it, and fails under 97 %.
@@ -31,7 +31,7 @@ def save_contact_sheet(
     path: str | os.PathLike,
     images: Sequence[Image.Image],
     predictions: Sequence[str],
-    labels: Sequence[str] | None = None,
+    labels: Sequence[str],
     columns: int = 12,
 ) -> None:
     """
@@ -44,38 +44,38 @@ def save_contact_sheet(
             The images, of any size.
         predictions (`Sequence[str]`):
             The label predicted for each.
-        labels (`Sequence[str]`, *optional*):
-            The right labels, where they are known.
+        labels (`Sequence[str]`):
+            The right label of each.
         columns (`int`, *optional*, defaults to 12):
             Number of images side by side.
     """
     rows = math.ceil(len(images) / columns)
     figure = Figure(figsize=(columns, 1.25 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).flat
-    for index, axes in enumerate(grid):
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
         axes.set_axis_off()
-        if index < len(images):
-            label = predictions[index] if labels is None else labels[index]
-            right = predictions[index] == label
-            title = predictions[index] if right else f"{predictions[index]} (is {label})"
-            axes.imshow(images[index], cmap="gray")
-            axes.set_title(title, color="black" if right else "red", fontsize=9)
+    for axes, image, prediction, label in zip(grid, images, predictions, labels):
+        is_right = prediction == label
+        axes.imshow(image, cmap="gray")
+        title = prediction if is_right else f"{prediction} (is {label})"
+        axes.set_title(title, color="black" if is_right else "red", fontsize=9)
     figure.savefig(path, dpi=100)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="the output folder of scripts/train.py")
+    parser.add_argument("folder", type=Path, help="the output folder of hf-mixer train")
     folder = parser.parse_args().folder
     if not (folder / "config.json").is_file():
-        sys.exit(f"error: {folder} holds no model: run scripts/train.py --output_dir {folder} first")
+        sys.exit(f"error: {folder} holds no model: run hf-mixer train --output_dir {folder} first")
 
     test = load_digits_dataset()["test"]
     images, labels = list(test["image"]), [str(label) for label in test["label"]]
     classifier = pipeline("image-classification", str(folder))
     predictions = [result[0]["label"] for result in classifier(images, top_k=1, batch_size=64)]
 
-    accuracy = sum(map(str.__eq__, predictions, labels)) / len(labels)
+    num_right = sum(prediction == label for prediction, label in zip(predictions, labels))
+    accuracy = num_right / len(labels)
     sheet = folder / "predictions.png"
     save_contact_sheet(sheet, images, predictions, labels)
     print(f"{accuracy:.1%} of {len(labels)} held-back digits are right; see {sheet}")

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Make a complete Hub folder of a trained model in half precision, such as those in model_cards.
+Make a folder of a trained model in half precision, such as those in model_cards.
 
     python scripts/make_model_folder.py outputs/cifar10-nano model_cards/mixer-nano-cifar10 --dataset_name uoft-cs/cifar10
 
-The folder holds the weights in `--dtype`, the configuration, the image processor, the code, the record of the training and
-the card. What follows `--dataset_name` (or `--eval_dir`) goes to scripts/evaluate.py, which measures the weights as they
-are in the folder. On a folder that exists, everything is written anew.
+The folder holds the weights in `--dtype`, the configuration, the image processor, the record of the training, the pictures
+and the card, but no code, which `hf-mixer publish` adds. What follows `--dataset_name` (or `--eval_dir`) goes to
+`hf-mixer evaluate`, which measures the weights as they are in the folder. In a folder that exists, everything is written
+anew.
 """
 
 import argparse
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 from hf_mixer import load_checkpoint
+from hf_mixer.commands import evaluate
 from hf_mixer.publishing.card import create_card
 from hf_mixer.training.curves import CURVES_NAME
 from hf_mixer.training.record import RECORD_NAME
@@ -24,7 +24,7 @@ from hf_mixer.utils import one_line_errors
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", help="a trained model: the output folder of scripts/train.py")
+    parser.add_argument("source", type=Path, help="a trained model: the output folder of hf-mixer train")
     parser.add_argument("folder", type=Path, help="the folder to make")
     parser.add_argument(
         "--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16", help="type of the weights"
@@ -34,22 +34,24 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
 
 def main():
     arguments, evaluation_arguments = parse_arguments()
+    source, folder = arguments.source, arguments.folder
+    # Before anything is written, because it may refuse them
+    evaluation = evaluate.parse_arguments([str(folder), *evaluation_arguments])
     with one_line_errors():
-        model, image_processor = load_checkpoint(arguments.source, dtype=arguments.dtype)
-        model.save_pretrained(arguments.folder)
-        image_processor.save_pretrained(arguments.folder)
+        model, image_processor = load_checkpoint(str(source), dtype=arguments.dtype)
+        model.save_pretrained(folder)
+        image_processor.save_pretrained(folder)
+        for path in folder.glob("*_mixer.py"):
+            path.unlink()
         for name in (RECORD_NAME, CURVES_NAME):
-            path = Path(arguments.source) / name
-            if path.is_file() and path.resolve() != (arguments.folder / name).resolve():
-                shutil.copy(path, arguments.folder / name)
+            if (source / name).is_file() and source.resolve() != folder.resolve():
+                shutil.copy(source / name, folder / name)
     if evaluation_arguments:
-        command = [sys.executable, Path(__file__).parent / "evaluate.py", arguments.folder, *evaluation_arguments]
-        if subprocess.run(command).returncode:
-            sys.exit("error: the evaluation failed, see above; the card is not written")
+        evaluate.run(evaluation)
     with one_line_errors():
-        create_card(arguments.folder).save(arguments.folder / "README.md")
-    size = sum(path.stat().st_size for path in arguments.folder.glob("*.safetensors"))
-    print(f"{arguments.folder}: {size / 1e6:.2f} MB of weights in {arguments.dtype}")
+        create_card(folder).save(folder / "README.md")
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    print(f"{folder}: {size / 1e6:.2f} MB of weights in {arguments.dtype}")
 
 
 if __name__ == "__main__":

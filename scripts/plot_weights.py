@@ -28,12 +28,11 @@ def main():
     if arguments.layers < 1:
         parser.error(f"--layers has to be at least 1, got {arguments.layers}")
 
-    # That the classifier is left out is no news
+    # Otherwise transformers warns that the classifier is not loaded
     transformers.utils.logging.set_verbosity_error()
     with one_line_errors():
         output_dir = find_output_dir(arguments.model, arguments.output_dir)
-        model, _ = load_checkpoint(arguments.model, MixerModel)
-        model.float()
+        model, _ = load_checkpoint(arguments.model, MixerModel, dtype="float32")
         output_dir.mkdir(parents=True, exist_ok=True)
         token_mixing = [
             layer.token_mixing.fc1.weight.detach().unflatten(1, model.config.grid).numpy()

@@ -2,8 +2,8 @@
 """
 Classify images with a trained model.
 
-    python scripts/predict.py outputs/photos photo.jpg                # a table
-    python scripts/predict.py outputs/photos folder/ --json           # one line of JSON per image
+    hf-mixer predict outputs/photos photo.jpg                # a table
+    hf-mixer predict outputs/photos folder/ --json           # one line of JSON per image
 
 A folder stands for all images below it. An image that cannot be read is named on standard error, the others are still
 classified, and the exit code is 1.
@@ -13,13 +13,6 @@ import argparse
 import json
 import os
 import sys
-
-import torch
-from tqdm import tqdm
-
-from .. import load_checkpoint
-from ..data.images import find_images, open_image
-from ..utils import one_line_errors
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -38,6 +31,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def find_inputs(paths: list[str]) -> list[str]:
     """Replace every folder by the images in it."""
+    from ..data.images import find_images
+
     files = []
     for path in paths:
         found = [str(file) for file in find_images(path)] if os.path.isdir(path) else [path]
@@ -47,10 +42,12 @@ def find_inputs(paths: list[str]) -> list[str]:
     return files
 
 
-@torch.inference_mode()
-def classify(model, pixel_values: torch.Tensor, top_k: int) -> list[list[dict]]:
+def classify(model, pixel_values, top_k: int) -> list[list[dict]]:
     """Return the `top_k` labels of each image with their scores, the best first."""
-    logits = model(pixel_values.to(model.device)).logits.float()
+    import torch
+
+    with torch.inference_mode():
+        logits = model(pixel_values.to(model.device)).logits.float()
     multi_label = model.config.problem_type == "multi_label_classification"
     scores = logits.sigmoid() if multi_label else logits.softmax(dim=-1)
     best = scores.topk(min(top_k, scores.shape[-1]))
@@ -69,6 +66,13 @@ def print_result(path: str, predictions: list[dict], as_json: bool) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    import torch
+    from tqdm import tqdm
+
+    from ..checkpoints import load_checkpoint
+    from ..data.images import open_image
+    from ..utils import one_line_errors
+
     with one_line_errors():
         files = find_inputs(arguments.images)
         device = arguments.device or torch.accelerator.current_accelerator(check_available=True) or "cpu"

@@ -2,8 +2,8 @@
 """
 Train or fine-tune an MLP-Mixer on labelled images.
 
-    python scripts/train.py --output_dir outputs/digits                              # the embedded digits
-    python scripts/train.py --train_dir photos --variant S/16 --output_dir outputs/photos
+    hf-mixer train --output_dir outputs/digits                              # the embedded digits
+    hf-mixer train --train_dir photos --variant S/16 --output_dir outputs/photos
     accelerate launch scripts/train.py --dataset_name uoft-cs/cifar10 --variant cifar10 --output_dir outputs/cifar10
 
 The output folder holds the model, its image processor, its code, its labels and the metrics, ready for
@@ -12,76 +12,95 @@ The output folder holds the model, its image processor, its code, its labels and
 
 import logging
 import math
+import sys
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-
-import transformers
-from transformers import set_seed
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
-from transformers.utils import is_torchvision_available
-
-from .. import MixerConfig, MixerForImageClassification, MixerImageProcessor, MixerImageProcessorPil, load_checkpoint
-from ..data.datasets import load_image_dataset, prepare_image_dataset, prepare_streamed_dataset
-from ..data.images import ImageDataError, ImageTransform, collate_images
-from ..data.loaders import CachedImages, NamedRows, StreamedImages
-from ..publishing.card import create_card
-from ..training import MixerTrainer, MixerTrainingArguments, TrainingError
-from ..training.arguments import default_num_workers
-from ..training.checkpointing import find_last_checkpoint, is_complete_checkpoint
-from ..training.command_line import (
-    REGULARIZATION_FIELDS,
-    SHAPE_FIELDS,
-    DataTrainingArguments,
-    ModelArguments,
-    parse_arguments,
-)
-from ..training.curves import TrainingCurvesCallback
-from ..training.record import write_training_run
-from ..utils import end_together, one_line_errors
 
 
 RECIPES = Path(__file__).parent / "recipes"
 
 
-def check_output_dir(training_args: MixerTrainingArguments) -> str | None:
+def parse_arguments(arguments: list[str] | None = None) -> tuple:
+    """Return the command line, and its arguments on the model, the data and the training."""
+    from ..training.command_line import parse_training_arguments
+    from ..utils import one_line_errors
+
+    arguments = sys.argv[1:] if arguments is None else arguments
+    with one_line_errors():
+        return (arguments, *parse_training_arguments(RECIPES, __doc__, arguments))
+
+
+def check_output_dir(training_args) -> str | None:
     """Refuse to write over a model, and return the checkpoint to go on from, if any was asked for."""
+    from ..training.checkpointing import find_checkpoint_to_resume
+
     output_dir, resume = Path(training_args.output_dir), training_args.resume_from_checkpoint
     if resume is not None and str(resume).lower() in ("true", "1", "yes"):
-        resume = find_last_checkpoint(output_dir)
-        if resume is None:
-            raise ValueError(f"output_dir {output_dir} holds no complete checkpoint to resume from")
-    elif resume is not None and not is_complete_checkpoint(resume):
-        raise ValueError(f"{resume} is no complete checkpoint of a training run")
+        resume = True
+    resume = find_checkpoint_to_resume(output_dir, resume)
     if resume is None and output_dir.exists():
-        found = [
-            path.name
-            for pattern in ("config.json", "*.safetensors", "checkpoint-*")
-            for path in output_dir.glob(pattern)
-        ]
+        patterns = ("config.json", "*.safetensors", "checkpoint-*")
+        found = sorted(path.name for pattern in patterns for path in output_dir.glob(pattern))
         if found:
             raise ValueError(
-                f"output_dir {output_dir} already holds a model ({', '.join(sorted(found)[:3])}): choose another, "
-                "remove it, or go on with --resume_from_checkpoint true"
+                f"output_dir {output_dir} already holds a model ({', '.join(found[:3])}): choose another, remove it, or go "
+                "on with --resume_from_checkpoint true"
             )
     return resume
 
 
-def build_model(model_args: ModelArguments, labels: list[str]):
-    """Return the model and its image processor."""
+def load_data(model_args, data_args, seed: int):
+    """Return the splits `train` and `validation`, and the names of the labels."""
+    from ..data.datasets import load_image_dataset, prepare_image_dataset
+
+    dataset = load_image_dataset(
+        data_args.dataset_name,
+        data_args.dataset_config_name,
+        data_args.train_dir,
+        data_args.validation_dir,
+        streaming=data_args.streaming,
+        cache_dir=model_args.cache_dir,
+        token=model_args.token,
+    )
+    return prepare_image_dataset(
+        dataset,
+        image_column_name=data_args.image_column_name,
+        label_column_name=data_args.label_column_name,
+        train_val_split=data_args.train_val_split,
+        seed=seed,
+        eval_split=data_args.eval_split,
+        max_train_samples=data_args.max_train_samples,
+        max_eval_samples=data_args.max_eval_samples,
+    )
+
+
+def build_model(model_args, labels: list[str]):
+    """Return the model and its image processor: a pretrained one, or a variant from scratch."""
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
+    from transformers.utils import is_torchvision_available
+
+    from ..checkpoints import load_checkpoint
+    from ..configuration_mixer import MixerConfig, to_pair
+    from ..image_processing_mixer import MixerImageProcessor
+    from ..image_processing_pil_mixer import MixerImageProcessorPil
+    from ..modeling_mixer import MixerForImageClassification
+    from ..training.command_line import REGULARIZATION_FIELDS, SHAPE_FIELDS
+
     id2label = dict(enumerate(labels))
-    label2id = {label: index for index, label in id2label.items()}
-    overrides: dict[str, Any] = {
-        name: value[0] if isinstance(value, list) and len(value) == 1 else value
-        for name in SHAPE_FIELDS + REGULARIZATION_FIELDS
-        if (value := getattr(model_args, name)) is not None
-    }
+    overrides: dict[str, Any] = {}
+    for name in (*SHAPE_FIELDS, *REGULARIZATION_FIELDS):
+        value = getattr(model_args, name)
+        if value is not None:
+            overrides[name] = value[0] if isinstance(value, list) and len(value) == 1 else value
     hub_kwargs: dict[str, Any] = {"cache_dir": model_args.cache_dir, "token": model_args.token}
 
     if model_args.model_name_or_path is None:
+        label2id = {label: index for index, label in id2label.items()}
         config = MixerConfig.from_variant(model_args.variant, id2label=id2label, label2id=label2id, **overrides)
         model = MixerForImageClassification(config)
+        height, width = to_pair(config.image_size)
+        processor_class = MixerImageProcessor if is_torchvision_available() else MixerImageProcessorPil
+        image_processor = processor_class(size={"height": height, "width": width}, num_channels=config.num_channels)
     else:
         fixed = [name for name in SHAPE_FIELDS if name in overrides and name != "image_size"]
         if fixed:
@@ -94,68 +113,48 @@ def build_model(model_args: ModelArguments, labels: list[str]):
             **hub_kwargs,
             **overrides,
         )
-        if model_args.image_processor_name is None:
-            return model, image_processor
-
     if model_args.image_processor_name is not None:
-        return model, AutoImageProcessor.from_pretrained(model_args.image_processor_name, **hub_kwargs)
-    processor_class = MixerImageProcessor if is_torchvision_available() else MixerImageProcessorPil
-    height, width = model.mixer.embeddings.patch_embeddings.image_size
-    return model, processor_class(size={"height": height, "width": width}, num_channels=model.config.num_channels)
+        image_processor = AutoImageProcessor.from_pretrained(model_args.image_processor_name, **hub_kwargs)
+    return model, image_processor
 
 
-def compute_accuracy(prediction) -> dict[str, float]:
-    return {"accuracy": float(np.mean(prediction.predictions.argmax(axis=1) == prediction.label_ids))}
+def build_transforms(image_processor, random_resized_crop: bool, train_image_size: int | None) -> dict:
+    """Return, by split, what decodes and resizes the images. Pixels stay uint8 until they are on the device."""
+    from ..data.images import ImageTransform
 
-
-def load_data(model_args: ModelArguments, data_args: DataTrainingArguments, training_args: MixerTrainingArguments):
-    """Return the splits `train` and `validation`, and the names of the labels."""
-    dataset = load_image_dataset(
-        data_args.dataset_name,
-        data_args.dataset_config_name,
-        data_args.train_dir,
-        data_args.validation_dir,
-        streaming=data_args.streaming,
-        cache_dir=model_args.cache_dir,
-        token=model_args.token,
-    )
-    columns = (data_args.image_column_name, data_args.label_column_name)
-    seed, eval_split = training_args.seed, data_args.eval_split
-    if data_args.streaming:
-        dataset, labels = prepare_streamed_dataset(
-            dataset, *columns, seed=seed, eval_split=eval_split, max_train_samples=data_args.max_train_samples
-        )
-        if data_args.max_eval_samples is not None:
-            dataset["validation"] = dataset["validation"].take(data_args.max_eval_samples)
-        return dataset, labels
-    dataset, labels = prepare_image_dataset(dataset, *columns, data_args.train_val_split, seed, eval_split)
-    for split, limit in (("train", data_args.max_train_samples), ("validation", data_args.max_eval_samples)):
-        if limit is not None:
-            shuffled = dataset[split].shuffle(seed=seed)
-            dataset[split] = shuffled.select(range(min(limit, len(shuffled))))
-    return dataset, labels
-
-
-def build_transforms(image_processor, training_args: MixerTrainingArguments, train_image_size: int | None):
-    """Return what decodes and resizes the images of both splits. Pixels stay uint8 until they are on the device."""
     as_uint8 = {"do_rescale": False, "do_normalize": False}
     evaluation = ImageTransform(image_processor, **as_uint8)
-    if train_image_size is None and training_args.random_resized_crop:
-        train_image_size = round(max(evaluation_size(image_processor)) * 8 / 7)
+    if train_image_size is None and random_resized_crop:
+        size = image_processor.crop_size if image_processor.do_center_crop else image_processor.size
+        train_image_size = round(max(size["height"], size["width"]) * 8 / 7)
     if train_image_size is None:
-        return evaluation, evaluation
+        return {"train": evaluation, "validation": evaluation}
     square = {"height": train_image_size, "width": train_image_size}
     size = {"size": {"shortest_edge": train_image_size}, "do_center_crop": True, "crop_size": square}
-    return ImageTransform(image_processor, **as_uint8, **size), evaluation
+    return {"train": ImageTransform(image_processor, **as_uint8, **size), "validation": evaluation}
 
 
-def evaluation_size(image_processor) -> tuple[int, int]:
-    """Return the height and width of prepared images."""
-    size = image_processor.crop_size if image_processor.do_center_crop else image_processor.size
-    return size["height"], size["width"]
+def build_datasets(dataset, transforms: dict, training_args, streaming: bool) -> dict:
+    """Return, by split, the data as the trainer reads it: streamed, cached, or decoded while it trains."""
+    from ..data.loaders import CachedImages, NamedRows, StreamedImages
+    from ..training.arguments import default_num_workers
+
+    splits: dict[str, Any] = {}
+    for split, transform in transforms.items():
+        if streaming and split == "train":
+            process = (training_args.process_index, training_args.world_size)
+            splits[split] = StreamedImages(dataset[split], transform, *process)
+        elif streaming:
+            splits[split] = StreamedImages(dataset[split], transform, num_passes=1)
+        elif training_args.cache_images == "none":
+            splits[split] = NamedRows(dataset[split].with_transform(transform))
+        else:
+            device = training_args.device if training_args.cache_images == "device" else "cpu"
+            splits[split] = CachedImages(dataset[split], transform, device, default_num_workers())
+    return splits
 
 
-def set_stream_length(dataset, training_args: MixerTrainingArguments, max_train_samples: int | None) -> None:
+def set_stream_length(dataset, training_args, max_train_samples: int | None) -> None:
     """Turn epochs into steps, where the data set says how many images it streams."""
     splits = dataset["train"].info.splits or {}
     counts = [max_train_samples, splits["train"].num_examples if "train" in splits else None]
@@ -177,34 +176,24 @@ def set_stream_length(dataset, training_args: MixerTrainingArguments, max_train_
         setattr(training_args, f"{name}_steps", math.ceil(count / images_per_step))
 
 
-def prepare(arguments: list[str] | None):
-    """Everything before the first step, in which the user's input can still be refused."""
-    model_args, data_args, training_args = parse_arguments(RECIPES, __doc__, arguments)
+def compute_accuracy(prediction) -> dict[str, float]:
+    return {"accuracy": float((prediction.predictions.argmax(axis=1) == prediction.label_ids).mean())}
 
-    logging.basicConfig(format="%(message)s", level=logging.INFO if training_args.should_log else logging.WARNING)
-    transformers.utils.logging.set_verbosity(training_args.get_process_log_level())
 
-    checkpoint = check_output_dir(training_args) if training_args.do_train else None
-    set_seed(training_args.seed)
+def build_trainer(model_args, data_args, training_args):
+    """Return the trainer, and what the record of the run says of its data."""
+    from ..data.images import collate_images
+    from ..publishing.card import create_card
+    from ..training.curves import TrainingCurvesCallback
+    from ..training.trainer import MixerTrainer
+
     with training_args.main_process_first(desc="loading the data"):
-        dataset, labels = load_data(model_args, data_args, training_args)
+        dataset, labels = load_data(model_args, data_args, training_args.seed)
     model, image_processor = build_model(model_args, labels)
-
-    transforms = build_transforms(image_processor, training_args, data_args.train_image_size)
-    splits = dict(zip(("train", "validation"), transforms))
-    for split, transform in splits.items():
-        if data_args.streaming and split == "train":
-            set_stream_length(dataset, training_args, data_args.max_train_samples)
-            process = (training_args.process_index, training_args.world_size)
-            splits[split] = StreamedImages(dataset[split], transform, *process)
-        elif data_args.streaming:
-            splits[split] = StreamedImages(dataset[split], transform, num_passes=1)
-        elif training_args.cache_images == "none":
-            splits[split] = NamedRows(dataset[split].with_transform(transform))
-        else:
-            device = training_args.device if training_args.cache_images == "device" else "cpu"
-            splits[split] = CachedImages(dataset[split], transform, device, default_num_workers())
-
+    if data_args.streaming:
+        set_stream_length(dataset, training_args, data_args.max_train_samples)
+    transforms = build_transforms(image_processor, training_args.random_resized_crop, data_args.train_image_size)
+    splits = build_datasets(dataset, transforms, training_args, data_args.streaming)
     trainer = MixerTrainer(
         model=model,
         args=training_args,
@@ -217,25 +206,33 @@ def prepare(arguments: list[str] | None):
         write_card=create_card,
     )
     description = {
-        "dataset": {
-            "name": data_args.dataset_name or data_args.train_dir or "scikit-learn digits",
-            "config": data_args.dataset_config_name,
-            "train_split": "train",
-            "eval_split": data_args.eval_split or "validation",
-            "num_train_images": None if data_args.streaming else len(dataset["train"]),
-            "num_eval_images": None if data_args.streaming else len(dataset["validation"]),
-        },
-        "recipe": data_args.recipe,
-        "base_model": model_args.model_name_or_path,
+        "name": data_args.dataset_name or data_args.train_dir or "scikit-learn digits",
+        "config": data_args.dataset_config_name,
+        "train_split": "train",
+        "eval_split": data_args.eval_split or "validation",
+        "num_train_images": None if data_args.streaming else len(dataset["train"]),
+        "num_eval_images": None if data_args.streaming else len(dataset["validation"]),
     }
-    return trainer, checkpoint, description
+    return trainer, description
 
 
-def run(arguments: list[str] | None) -> None:
+def run(parsed: tuple) -> None:
+    import transformers
+
+    from ..data.images import ImageDataError
+    from ..training.checkpointing import TrainingError
+    from ..training.record import describe_command, write_training_run
+    from ..utils import end_together, one_line_errors
+
+    command_line, model_args, data_args, training_args = parsed
+    # Everything before the first step, in which the user's input can still be refused
     with one_line_errors():
-        trainer, checkpoint, description = prepare(arguments)
+        logging.basicConfig(format="%(message)s", level=logging.INFO if training_args.should_log else logging.WARNING)
+        transformers.utils.logging.set_verbosity(training_args.get_process_log_level())
+        checkpoint = check_output_dir(training_args) if training_args.do_train else None
+        transformers.set_seed(training_args.seed)
+        trainer, dataset = build_trainer(model_args, data_args, training_args)
 
-    training_args = trainer.args
     with one_line_errors((TrainingError, ImageDataError, OSError)):
         if training_args.do_train:
             result = trainer.train(resume_from_checkpoint=checkpoint)
@@ -244,7 +241,14 @@ def run(arguments: list[str] | None) -> None:
             trainer.save_metrics("train", result.metrics)
             trainer.save_state()
             if trainer.is_world_process_zero():
-                write_training_run(trainer, result.metrics, **description)
+                write_training_run(
+                    trainer,
+                    result.metrics,
+                    dataset,
+                    command=describe_command(command_line),
+                    recipe=data_args.recipe,
+                    base_model=model_args.model_name_or_path,
+                )
         if training_args.do_eval:
             metrics = trainer.evaluate()
             trainer.log_metrics("eval", metrics)
@@ -260,4 +264,4 @@ def run(arguments: list[str] | None) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    run(arguments)
+    run(parse_arguments(arguments))

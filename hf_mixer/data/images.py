@@ -42,7 +42,7 @@ def open_image(source: str | os.PathLike | bytes, name: str | None = None) -> Im
     try:
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
         image.load()
-    except Exception as error:  # Pillow's plugins raise whatever a broken file makes them stumble over
+    except Exception as error:  # a broken file makes Pillow's plugins raise errors of any type
         name = name or ("in memory" if isinstance(source, bytes) else str(source))
         raise ImageDataError(f"cannot read the image {name}: {error}") from error
     return image
@@ -86,10 +86,10 @@ class ImageTransform:
         self.kwargs = kwargs
 
     def __call__(self, batch: dict) -> dict:
-        images = [
-            open_image(image["bytes"], image["path"]) if image["bytes"] is not None else open_image(image["path"])
-            for image in batch["image"]
-        ]
+        images = []
+        for source in batch["image"]:
+            contents = source["path"] if source["bytes"] is None else source["bytes"]
+            images.append(open_image(contents, source["path"]))
         try:
             return {**self._prepare(images), "labels": batch["label"]}
         except ValueError:

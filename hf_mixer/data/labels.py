@@ -1,16 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The data that a model is evaluated on: which split, and how its labels correspond to those of the model."""
+"""The labels of a data set: their numbers, and how they correspond to those of a model."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from datasets import ClassLabel, Dataset, Value
+
+
+def encode_labels(dataset: Dataset, index: Mapping, feature: Any) -> Dataset:
+    """Replace every value of the column `label` by its entry in `index`, of the type `feature`."""
+    encoded = [index[label] for label in dataset["label"][:]]
+    return dataset.remove_columns("label").add_column("label", encoded, feature=feature)
+
+
+def use_model_labels(dataset: Dataset, model_labels: Sequence[str]) -> Dataset:
+    """Replace the labels of a data set by the indices of the same labels in a model; see `match_labels`."""
+    feature = dataset.features["label"]
+    names = feature.names if isinstance(feature, ClassLabel) else None
+    index = match_labels(dataset.unique("label"), model_labels, names)
+    return encode_labels(dataset, index, Value("int64"))
 
 
 def match_labels(
     labels: Iterable[int | str], model_labels: Sequence[str], names: Sequence[str] | None = None
 ) -> dict[int | str, int]:
     """
-    Find the labels of a data set among those of a model: by name, whatever the case, where both have names, else by
-    index.
+    Find the labels of a data set among those of a model: by name, ignoring case, where both have names, else by index.
 
     Args:
         labels (`Iterable[int | str]`):
@@ -39,12 +55,13 @@ def match_labels(
     else:
         by_index = all(isinstance(label, int) for label in labels) and not all(map(str.isdecimal, model_names))
 
-    result: dict[int | str, int]
-    if by_index:
-        result = {label: int(label) for label in labels if label in range(len(model_labels))}
-    else:
-        counts, positions = Counter(model_names), {name: index for index, name in enumerate(model_names)}
-        result = {label: positions[_fold(name)] for label, name in name_of.items() if counts[_fold(name)] == 1}
+    result: dict[int | str, int] = {}
+    counts = Counter(model_names)
+    for label, name in name_of.items():
+        if by_index and label in range(len(model_labels)):
+            result[label] = int(label)
+        elif not by_index and counts[_fold(name)] == 1:
+            result[label] = model_names.index(_fold(name))
     unmatched = [name_of[label] for label in labels if label not in result]
     if unmatched:
         raise ValueError(

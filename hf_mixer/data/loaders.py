@@ -2,14 +2,13 @@
 """How images reach the training loop fast: decoded once, or streamed."""
 
 import itertools
-import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import datasets
 import torch
 from datasets.distributed import split_dataset_by_node
-from torch.utils.data import BatchSampler, Dataset, IterableDataset, Sampler
+from torch.utils.data import Dataset, IterableDataset
 from tqdm import tqdm
 
 from .images import ImageDataError, ImageTransform
@@ -102,41 +101,6 @@ class CachedImages(Dataset):
     def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
         index = torch.tensor(indices).to(self.labels.device, non_blocking=True)
         return {"pixel_values": self.pixel_values[index], "labels": self.labels[index]}
-
-
-class ShardedBatchSampler(BatchSampler):
-    """
-    Batches for one of several processes, so that together they see what a single process with their total batch size
-    sees. The last images of a pass are shared out evenly, where Accelerate fills the batches up with others; only if
-    there are fewer of them than processes, some are used twice.
-
-    Args:
-        sampler (`torch.utils.data.Sampler`):
-            The order of the images, the same on every process.
-        batch_size (`int`):
-            The batch size of one process.
-        drop_last (`bool`):
-            Whether to leave out the last images, where they are fewer than a batch for every process.
-        process_index (`int`), num_processes (`int`):
-            This process, and how many there are.
-    """
-
-    def __init__(self, sampler: Sampler, batch_size: int, drop_last: bool, process_index: int, num_processes: int):
-        super().__init__(sampler, batch_size, drop_last)
-        self.process_index, self.num_processes = process_index, num_processes
-
-    def __len__(self) -> int:
-        total = self.batch_size * self.num_processes
-        count = len(self.sampler)  # type: ignore[arg-type]
-        return count // total if self.drop_last else math.ceil(count / total)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        total = self.batch_size * self.num_processes
-        for batch in BatchSampler(self.sampler, total, self.drop_last):
-            while len(batch) < self.num_processes:
-                batch += batch[: self.num_processes - len(batch)]
-            bounds = [len(batch) * process // self.num_processes for process in range(self.num_processes + 1)]
-            yield batch[bounds[self.process_index] : bounds[self.process_index + 1]]
 
 
 class StreamedImages(IterableDataset):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a classifier gets right: its predictions on a data set, and the figures that sum them up."""
+"""Running a classifier over a data set."""
 
 import time
 
@@ -49,25 +49,23 @@ def predict_dataset(
     """
     if len(dataset) == 0:
         raise ValueError("the data set holds no images")
-    loader = accelerator.prepare_data_loader(
-        DataLoader(
-            NamedRows(dataset),
-            batch_size=batch_size,
-            num_workers=num_workers,
-            collate_fn=collate_images,
-            pin_memory=accelerator.device.type == "cuda",
-        )
+    loader = DataLoader(
+        NamedRows(dataset),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=collate_images,
+        pin_memory=accelerator.device.type == "cuda",
     )
+    loader = accelerator.prepare_data_loader(loader)
     model = model.eval()
     if getattr(model, "hf_quantizer", None) is None:  # a quantized model stays where it was loaded
         model = model.to(accelerator.device)
     parts, done = [], 0
-    with tqdm(
-        total=len(dataset), desc="Evaluating", unit=" images", disable=not accelerator.is_main_process
-    ) as progress:
+    is_silent = not accelerator.is_main_process
+    with tqdm(total=len(dataset), desc="Evaluating", unit=" images", disable=is_silent) as progress:
         for batch in loader:
             scores = score_logits(model(batch["pixel_values"]).logits, batch["labels"])
-            # Accelerate fills the last round of batches up with images from the start; here they go again
+            # Accelerate fills the last round of batches with images from the start; this drops them again
             scores = {name: value.cpu().numpy() for name, value in accelerator.gather_for_metrics(scores).items()}
             if not scores["finite"].all():
                 raise ValueError(
@@ -109,35 +107,24 @@ def evaluate_model(
     scores = predict_dataset(model, dataset, accelerator, batch_size, num_workers)
     duration = time.perf_counter() - start
 
-    agreement = {}
-    if reference is not None:
-        others = predict_dataset(reference, dataset, accelerator, batch_size, num_workers)
-        agreement["agreement"] = float(np.mean(others["predictions"] == scores["predictions"]))
-
-    num_labels = model.config.num_labels
     labels, predictions = scores["labels"], scores["predictions"]
-    counts = np.bincount(labels, minlength=num_labels)
-    accuracies = per_class_accuracy(labels, predictions, num_labels)
-    matrix = None
-    if num_labels <= MAX_MATRIX_LABELS:
-        matrix = confusion_matrix(labels, predictions, labels=np.arange(num_labels)).tolist()
+    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     bins = calibration_bins(scores["confidences"], predictions == labels)
-    return {
+    results = {
         "top1": top_k_accuracy(scores["ranks"], 1),
-        "top5": top_k_accuracy(scores["ranks"], 5) if num_labels > 5 else None,
+        "top5": top_k_accuracy(scores["ranks"], 5) if len(names) > 5 else None,
         "loss": float(scores["losses"].mean(dtype=np.float64)),
         "ece": expected_calibration_error(bins),
         "ece_bins": len(bins),
-        "per_class": [
-            {
-                "label": model.config.id2label[index],
-                "num_images": int(counts[index]),
-                "accuracy": accuracies[index],
-            }
-            for index in range(num_labels)
-        ],
-        "confusion_matrix": matrix,
+        "per_class": per_class_accuracy(labels, predictions, names),
+        "confusion_matrix": None,
         "calibration": bins,
         "images_per_second": len(labels) / duration,
-        **agreement,
     }
+    if len(names) <= MAX_MATRIX_LABELS:
+        matrix = confusion_matrix(labels, predictions, labels=np.arange(len(names)))
+        results["confusion_matrix"] = matrix.tolist()
+    if reference is not None:
+        others = predict_dataset(reference, dataset, accelerator, batch_size, num_workers)
+        results["agreement"] = float(np.mean(others["predictions"] == predictions))
+    return results

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The figures that sum up what a classifier gets right."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -44,11 +46,17 @@ def top_k_accuracy(ranks: np.ndarray, k: int) -> float:
     return float(np.mean(ranks < k))
 
 
-def per_class_accuracy(labels: np.ndarray, predictions: np.ndarray, num_labels: int) -> list[float | None]:
-    """Return the share of every label's images that are classified right, `None` for a label without images."""
-    counts = np.bincount(labels, minlength=num_labels)
-    hits = np.bincount(labels[predictions == labels], minlength=num_labels)
-    return [float(hit / count) if count else None for hit, count in zip(hits, counts)]
+def per_class_accuracy(labels: np.ndarray, predictions: np.ndarray, names: Sequence[str]) -> list[dict]:
+    """
+    Return for the labels called `names` their `label`, `num_images`, and `accuracy`, the share of these images that are
+    classified right (`None` without images).
+    """
+    counts = np.bincount(labels, minlength=len(names))
+    hits = np.bincount(labels[predictions == labels], minlength=len(names))
+    return [
+        {"label": name, "num_images": int(count), "accuracy": float(hit / count) if count else None}
+        for name, hit, count in zip(names, hits, counts)
+    ]
 
 
 def calibration_bins(
@@ -76,16 +84,11 @@ def calibration_bins(
     result: list[dict[str, float] | None] = []
     for index in range(num_bins):
         inside = bins == index
-        count = int(inside.sum())
-        result.append(
-            {
-                "confidence": float(confidences[inside].mean()),
-                "accuracy": float(correct[inside].mean()),
-                "count": count,
-            }
-            if count
-            else None
-        )
+        if inside.any():
+            confidence, accuracy = float(confidences[inside].mean()), float(correct[inside].mean())
+            result.append({"confidence": confidence, "accuracy": accuracy, "count": int(inside.sum())})
+        else:
+            result.append(None)
     return result
 
 

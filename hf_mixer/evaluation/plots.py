@@ -11,9 +11,12 @@ from matplotlib.ticker import PercentFormatter
 
 
 DPI = 100
+# With more labels, the numbers of images and then the names would overlap
+MAX_LABELS_WITH_COUNTS = 20
+MAX_LABELS_WITH_NAMES = 60
 
 
-def save_confusion_matrix(path: str | os.PathLike, matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> None:
+def save_confusion_matrix(path: str | os.PathLike, matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> Figure:
     """
     Save a picture of a confusion matrix, coloured by the share of each true label's images; with up to 20 labels the
     numbers of images stand in the cells, with more than 60 the names are left out.
@@ -26,40 +29,43 @@ def save_confusion_matrix(path: str | os.PathLike, matrix: Sequence[Sequence[int
         labels (`Sequence[str]`):
             The names of the labels.
     """
-    draw_confusion_matrix(np.asarray(matrix), labels).savefig(path, dpi=DPI)
-
-
-def draw_confusion_matrix(matrix: np.ndarray, labels: Sequence[str]) -> Figure:
-    num_labels, total = len(labels), int(matrix.sum())
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    # At least one pixel for every cell
-    size = max(0.55 * min(num_labels, 20), 0.16 * min(num_labels, 60), num_labels / DPI, 4)
+    counts, num_labels = np.asarray(matrix), len(labels)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    # In inches: room for counts, for names, and at least one pixel for every cell
+    size = max(
+        0.55 * min(num_labels, MAX_LABELS_WITH_COUNTS),
+        0.16 * min(num_labels, MAX_LABELS_WITH_NAMES),
+        num_labels / DPI,
+        4,
+    )
     figure = Figure(figsize=(size + 2.5, size + 1.5), layout="constrained")
     axes = figure.subplots()
     # A root makes the few images off the diagonal visible
-    norm = PowerNorm(0.5 if num_labels <= 60 else 0.25, 0, 1)
+    norm = PowerNorm(0.5 if num_labels <= MAX_LABELS_WITH_NAMES else 0.25, 0, 1)
     image = axes.imshow(shares, cmap="Blues", norm=norm, interpolation="nearest")
     bar = figure.colorbar(image, ax=axes, shrink=0.8, format=PercentFormatter(1, decimals=0))
     bar.set_label("share of the true label's images")
-    if num_labels <= 60:
+    if num_labels <= MAX_LABELS_WITH_NAMES:
         names = [label if len(label) <= 20 else f"{label[:19]}\N{HORIZONTAL ELLIPSIS}" for label in labels]
-        fontsize = 10 if num_labels <= 20 else 7
-        fits = 0.1 * max(map(len, names)) < size / num_labels
-        # A label may hold dollar signs, which would start a formula
-        axes.set_xticks(range(num_labels), names, rotation=0 if fits else 90, fontsize=fontsize, parse_math=False)
+        fontsize = 10 if num_labels <= MAX_LABELS_WITH_COUNTS else 7
+        longest = max(len(name) for name in names)
+        rotation = 0 if 0.1 * longest < size / num_labels else 90
+        # `parse_math=False`, because the dollar signs of a label would start a formula
+        axes.set_xticks(range(num_labels), names, rotation=rotation, fontsize=fontsize, parse_math=False)
         axes.set_yticks(range(num_labels), names, fontsize=fontsize, parse_math=False)
-    if num_labels <= 20:
-        for (row, column), count in np.ndenumerate(matrix):
-            if count:
-                color = "white" if shares[row, column] > 0.4 else "black"
-                axes.text(column, row, f"{count}", ha="center", va="center", color=color, fontsize=8)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    axes.set_title(f"{np.trace(matrix) / max(total, 1):.1%} of {total:,} images right")
+    if num_labels <= MAX_LABELS_WITH_COUNTS:
+        for row, column in np.argwhere(counts):
+            color = "white" if shares[row, column] > 0.4 else "black"
+            axes.text(column, row, counts[row, column], ha="center", va="center", color=color, fontsize=8)
+    total = counts.sum()
+    axes.set(
+        xlabel="predicted", ylabel="true", title=f"{np.trace(counts) / max(total, 1):.1%} of {total:,} images right"
+    )
+    figure.savefig(path, dpi=DPI)
     return figure
 
 
-def save_calibration(path: str | os.PathLike, bins: Sequence[dict[str, float] | None], ece: float) -> None:
+def save_calibration(path: str | os.PathLike, bins: Sequence[dict[str, float] | None], ece: float) -> Figure:
     """
     Save a reliability diagram: how often predictions are right at each confidence, and how many have it.
 
@@ -71,22 +77,20 @@ def save_calibration(path: str | os.PathLike, bins: Sequence[dict[str, float] | 
         ece (`float`):
             The expected calibration error.
     """
-    draw_calibration(bins, ece).savefig(path, dpi=DPI)
-
-
-def draw_calibration(bins: Sequence[dict[str, float] | None], ece: float) -> Figure:
     width = 1 / len(bins)
-    filled = [(width * (index + 0.5), entry) for index, entry in enumerate(bins) if entry is not None]
-    centers = [center for center, _ in filled]
-    accuracies = np.array([entry["accuracy"] for _, entry in filled])
-    confidences = np.array([entry["confidence"] for _, entry in filled])
+    centers, filled = [], []
+    for index, entry in enumerate(bins):
+        if entry is not None:
+            centers.append(width * (index + 0.5))
+            filled.append(entry)
+    accuracies = np.array([entry["accuracy"] for entry in filled])
+    confidences = np.array([entry["confidence"] for entry in filled])
     figure = Figure(figsize=(5, 6), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     top.bar(centers, accuracies, width, color="#9ecae1", edgecolor="white", label="accuracy")
-    gaps = confidences - accuracies
     top.bar(
         centers,
-        np.abs(gaps),
+        np.abs(confidences - accuracies),
         width,
         bottom=np.minimum(accuracies, confidences),
         color="tab:red",
@@ -96,11 +100,11 @@ def draw_calibration(bins: Sequence[dict[str, float] | None], ece: float) -> Fig
         label="gap to the confidence",
     )
     top.plot([0, 1], [0, 1], "--", color="gray", label="perfect calibration")
-    top.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
+    top.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", title=f"Expected calibration error {ece:.2%}")
     top.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     top.legend(loc="upper left")
-    top.set_title(f"Expected calibration error {ece:.2%}")
-    bottom.bar(centers, [entry["count"] for _, entry in filled], width, color="tab:gray", edgecolor="white")
+    bottom.bar(centers, [entry["count"] for entry in filled], width, color="tab:gray", edgecolor="white")
     bottom.set(xlabel="confidence", ylabel="images")
     bottom.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    figure.savefig(path, dpi=DPI)
     return figure

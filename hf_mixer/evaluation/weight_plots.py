@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of results."""
+"""Pictures of what the layers of a Mixer have learned."""
 
 import math
 import os
@@ -8,11 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from .plots import DPI
 
-DPI = 100
 
-
-def save_filters(path: str | os.PathLike, filters: np.ndarray, count: int = 128) -> None:
+def save_filters(path: str | os.PathLike, filters: np.ndarray, count: int = 128) -> Figure:
     """
     Save a picture of patch-embedding filters, the largest by norm first, each scaled to the full range of colours.
 
@@ -24,22 +23,17 @@ def save_filters(path: str | os.PathLike, filters: np.ndarray, count: int = 128)
         count (`int`, *optional*, defaults to 128):
             How many to draw at most.
     """
-    draw_filters(np.asarray(filters), count).savefig(path, dpi=DPI)
-
-
-def draw_filters(filters: np.ndarray, count: int = 128) -> Figure:
-    chosen = filters[_largest(filters, count)]
-    if chosen.shape[1] == 3:
-        tiles = chosen.transpose(0, 2, 3, 1)
-    else:
-        tiles = chosen.mean(axis=1, keepdims=True).repeat(3, axis=1).transpose(0, 2, 3, 1)
+    tiles = filters[_largest(filters, count)]
+    if tiles.shape[1] != 3:
+        tiles = tiles.mean(axis=1, keepdims=True).repeat(3, axis=1)
+    tiles = tiles.transpose(0, 2, 3, 1)
     low, high = tiles.min(axis=(1, 2, 3), keepdims=True), tiles.max(axis=(1, 2, 3), keepdims=True)
     tiles = (tiles - low) / np.where(high > low, high - low, 1)
     title = f"Patch embedding: {len(tiles)} of {len(filters)} filters, largest norm first"
-    return _draw_tiles([tiles], [title], columns=16, background=1.0)
+    return _save_panels(path, [_lay_out(tiles, columns=16, background=1.0)], [title])
 
 
-def save_token_mixing(path: str | os.PathLike, weights: Sequence[np.ndarray], count: int = 96) -> None:
+def save_token_mixing(path: str | os.PathLike, weights: Sequence[np.ndarray], count: int = 96) -> Figure:
     """
     Save a picture of what the token-mixing MLPs look at, as in figure 5 of the [MLP-Mixer
     paper](https://huggingface.co/papers/2105.01601): each hidden unit is an image of its input weights on the grid of
@@ -54,18 +48,14 @@ def save_token_mixing(path: str | os.PathLike, weights: Sequence[np.ndarray], co
         count (`int`, *optional*, defaults to 96):
             How many units to draw per layer at most.
     """
-    draw_token_mixing([np.asarray(units) for units in weights], count).savefig(path, dpi=DPI)
-
-
-def draw_token_mixing(weights: Sequence[np.ndarray], count: int = 96) -> Figure:
-    tiles, titles = [], []
+    mosaics, titles = [], []
     for layer, units in enumerate(weights, start=1):
         chosen = units[_largest(units, count)]
         chosen = chosen[pair_units(chosen)]
         peak = np.abs(chosen).max(axis=(1, 2), keepdims=True)
-        tiles.append(chosen / np.where(peak > 0, peak, 1))
+        mosaics.append(_lay_out(chosen / np.where(peak > 0, peak, 1), columns=8, background=np.nan))
         titles.append(f"Layer {layer}: {len(chosen)} of {len(units)} units")
-    return _draw_tiles(tiles, titles, columns=8, background=np.nan)
+    return _save_panels(path, mosaics, titles)
 
 
 def pair_units(units: np.ndarray) -> list[int]:
@@ -98,25 +88,27 @@ def _largest(weights: np.ndarray, count: int) -> np.ndarray:
     return np.argsort(-norms, kind="stable")[:count]
 
 
-def _draw_tiles(panels: Sequence[np.ndarray], titles: Sequence[str], columns: int, background: float) -> Figure:
+def _lay_out(tiles: np.ndarray, columns: int, background: float) -> np.ndarray:
     """
-    Lay tiles of shape `(num_tiles, height, width)`, in [-1, 1], or `(num_tiles, height, width, 3)`, in [0, 1], out in
-    panels side by side, every weight a square of whole pixels.
+    Return one image of tiles of shape `(num_tiles, height, width)`, in [-1, 1], or `(num_tiles, height, width, 3)`, in
+    [0, 1], in which every weight is a square of whole pixels.
     """
-    gap, margin, header = 3, 12, 34
-    mosaics = []
-    for tiles in panels:
-        scale = max(1, 45 // max(tiles.shape[1:3]))
-        tiles = tiles.repeat(scale, axis=1).repeat(scale, axis=2)
-        height, width = tiles.shape[1:3]
-        rows = math.ceil(len(tiles) / columns)
-        shape = (rows * (height + gap) - gap, columns * (width + gap) - gap, *tiles.shape[3:])
-        mosaic = np.full(shape, background)
-        for index, tile in enumerate(tiles):
-            top, left = index // columns * (height + gap), index % columns * (width + gap)
-            mosaic[top : top + height, left : left + width] = tile
-        mosaics.append(mosaic)
+    gap = 3
+    scale = max(1, 45 // max(tiles.shape[1:3]))
+    tiles = tiles.repeat(scale, axis=1).repeat(scale, axis=2)
+    height, width = tiles.shape[1:3]
+    rows = math.ceil(len(tiles) / columns)
+    mosaic = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, *tiles.shape[3:]), background)
+    for index, tile in enumerate(tiles):
+        row, column = divmod(index, columns)
+        top, left = row * (height + gap), column * (width + gap)
+        mosaic[top : top + height, left : left + width] = tile
+    return mosaic
 
+
+def _save_panels(path: str | os.PathLike, mosaics: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
+    """Save images side by side, each under its title and with its pixels as they are."""
+    margin, header = 12, 34
     total_width = sum(mosaic.shape[1] for mosaic in mosaics) + margin * (len(mosaics) + 1)
     total_height = max(mosaic.shape[0] for mosaic in mosaics) + header + margin
     figure = Figure(figsize=(total_width / DPI, total_height / DPI), facecolor="white")
@@ -129,4 +121,5 @@ def _draw_tiles(panels: Sequence[np.ndarray], titles: Sequence[str], columns: in
         axes.set_axis_off()
         axes.set_title(title, fontsize=11)
         left += width + margin
+    figure.savefig(path, dpi=DPI)
     return figure

@@ -3,6 +3,7 @@
 
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -122,3 +123,7 @@ class MixerTrainingArguments(TrainingArguments):
             self.accelerator_config = {"non_blocking": True}
         self.bf16 = self.bf16 and not self.fp16
         super().__post_init__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the token out of `training_args.bin`, which may be published."""
+        return {**self.__dict__, "hub_token": None}

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """RandAugment, TrivialAugment and colour jitter on a batch, drawn anew for every sample."""
 
-from itertools import pairwise
-
 import numpy as np
 import torch
 from kornia import enhance
@@ -195,24 +193,36 @@ class AutoAugment:
         batch_size, _, height, width = images.shape
         operations, magnitudes = self.sample(batch_size, height, width, rng)
 
-        # Each layer sorts the samples by operation, so that those of one operation are a slice, whose ends the CPU knows.
+        # Before each step the samples are sorted by its operation, so that those of one operation are a slice, whose ends
+        # the CPU knows
         order = np.argsort(operations, axis=1, kind="stable")
-        position = np.argsort(order, axis=1)
-        operations, magnitudes = (np.take_along_axis(drawn, order, axis=1) for drawn in (operations, magnitudes))
-        moves = [order[0], *(before[after] for before, after in zip(position[:-1], order[1:])), position[-1]]
-        ends = [np.searchsorted(layer, np.arange(len(OPERATIONS) + 1)).tolist() for layer in operations]
+        operations = np.take_along_axis(operations, order, axis=1)
+        magnitudes = np.take_along_axis(magnitudes, order, axis=1)
+        # Where each sample lies in the order of each step
+        place = np.argsort(order, axis=1)
+        moves = [order[0]]
+        for step in range(1, self.num_ops):
+            moves.append(place[step - 1][order[step]])
+        moves.append(place[-1])
 
         *moves_on_device, move_back = to_device(np.stack(moves), images.device)
         matrices = to_device(affine_matrices(operations, magnitudes, height, width), images.device)
         magnitudes_on_device = to_device(magnitudes.astype(np.float32), images.device)
-        for layer, move in enumerate(moves_on_device):
-            images = images[move]
-            slices = dict(zip(OPERATIONS, (slice(start, end) for start, end in pairwise(ends[layer]))))
-            moved = slice(slices[GEOMETRIC[0]].start, slices[GEOMETRIC[-1]].stop)
-            if moved.start < moved.stop:
-                images[moved] = transform_affine(images[moved], matrices[layer, moved])
-            for name, operation in PHOTOMETRIC.items():
-                part = slices[name]
-                if part.start < part.stop:
-                    images[part] = to_uint8(operation(to_float(images[part]), magnitudes_on_device[layer, part]))
+        for step, move in enumerate(moves_on_device):
+            ends = np.searchsorted(operations[step], np.arange(len(OPERATIONS) + 1)).tolist()
+            images = self.apply(images[move], ends, matrices[step], magnitudes_on_device[step])
         return images[move_back]
+
+    def apply(
+        self, images: torch.Tensor, ends: list[int], matrices: torch.Tensor, magnitudes: torch.Tensor
+    ) -> torch.Tensor:
+        """Transform images that are sorted by their operation; those of operation `i` end before `ends[i + 1]`."""
+        slices = {name: slice(ends[index], ends[index + 1]) for index, name in enumerate(OPERATIONS)}
+        moved = slice(slices[GEOMETRIC[0]].start, slices[GEOMETRIC[-1]].stop)
+        if moved.start < moved.stop:
+            images[moved] = transform_affine(images[moved], matrices[moved])
+        for name, operation in PHOTOMETRIC.items():
+            part = slices[name]
+            if part.start < part.stop:
+                images[part] = to_uint8(operation(to_float(images[part]), magnitudes[part]))
+        return images

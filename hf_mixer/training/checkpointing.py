@@ -1,80 +1,211 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs that go wrong: what stops them, and what they leave behind."""
+"""
+Checkpoints that are complete or do not count, and what stops a run that goes wrong.
+
+A checkpoint is complete when its manifest is there, a file that is written last and holds the sizes of all others. A folder
+without it, as a killed run leaves it, is never resumed from, and the next run sets it aside.
+"""
 
 import json
 import logging
 import math
 import os
+import re
 import shutil
-import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 
-from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers import Trainer, TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..utils import read_json
 
 
 logger = logging.getLogger(__name__)
 
-# In the output folder. The underscore keeps them out of what `Trainer` pushes to the Hub.
+MANIFEST_NAME = "manifest.json"
+# In the output folder. The underscore keeps both out of what `Trainer` pushes to the Hub.
 STAGING_DIR = "_incomplete"
 DAMAGED_PREFIX = "_damaged-"
-# In a checkpoint: the sizes of its files in bytes, by their names
-MANIFEST_NAME = "manifest.json"
+CHECKPOINT_NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+# What writing raises: the libraries do not agree on `OSError`
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 
 
 class TrainingError(RuntimeError):
     """A run cannot go on; the message says why, what is kept and how to go on from there."""
 
 
+def write_manifest(folder: Path) -> None:
+    """Declare a checkpoint complete."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
+    (folder / MANIFEST_NAME).write_text(json.dumps(sizes, indent=2) + "\n")
+
+
 def is_complete_checkpoint(folder: str | os.PathLike) -> bool:
-    """Whether all files of a checkpoint are there to their end; without a manifest, as far as the files tell."""
-    folder = Path(folder)
+    """Whether a checkpoint has its manifest, and all files have the sizes that the manifest says."""
     try:
-        if (folder / MANIFEST_NAME).exists():
-            sizes = json.loads((folder / MANIFEST_NAME).read_text())
-            return all((folder / name).stat().st_size == size for name, size in sizes.items())
-        # The last file that `Trainer` writes
-        json.loads((folder / "trainer_state.json").read_text())
-        weights = list(folder.glob("*.safetensors"))
-        for path in weights:
-            with safe_open(path, "pt"):
-                pass
-        if not weights and not any(folder.glob("pytorch_model*")):
-            return False
-    except (OSError, ValueError, SafetensorError):
+        sizes = read_json(Path(folder) / MANIFEST_NAME)
+        return all((Path(folder) / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
         return False
-    return all(zipfile.is_zipfile(path) for pattern in ("*.pt", "*.pth") for path in folder.glob(pattern))
 
 
 def list_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
-    """Return the folders `checkpoint-{step}` in `output_dir` in the order of their steps."""
-    found = [path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir()]
-    found = [path for path in found if path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-").isdecimal()]
-    return sorted(found, key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    """Return the folders `checkpoint-{step}` in `output_dir` in the order of their steps, whatever is in them."""
+    steps = {}
+    for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        match = CHECKPOINT_NAME.fullmatch(path.name)
+        if match and path.is_dir():
+            steps[path] = int(match[1])
+    return sorted(steps, key=steps.__getitem__)
 
 
 def find_last_checkpoint(output_dir: str | os.PathLike) -> str | None:
-    """Return the last complete checkpoint in `output_dir`, where `Trainer` would take the last one."""
+    """Return the complete checkpoint in `output_dir` with the highest step, or `None`."""
     complete = [path for path in list_checkpoints(output_dir) if is_complete_checkpoint(path)]
     return str(complete[-1]) if complete else None
 
 
+def find_checkpoint_to_resume(output_dir: str | os.PathLike, resume_from_checkpoint: str | bool | None) -> str | None:
+    """
+    Return the checkpoint that `resume_from_checkpoint` names: a folder, or with `True` the last complete one.
+
+    Raises:
+        `ValueError`: there is none, or files of it are missing or cut off. A checkpoint without a manifest, as a plain
+            `Trainer` writes it, is accepted where it is named.
+    """
+    if resume_from_checkpoint is True:
+        last = find_last_checkpoint(output_dir)
+        if last is None:
+            raise ValueError(f"output_dir {output_dir} holds no complete checkpoint to resume from")
+        return last
+    if not resume_from_checkpoint:
+        return None
+    folder = Path(resume_from_checkpoint)
+    is_whole = is_complete_checkpoint(folder) if (folder / MANIFEST_NAME).exists() else is_state_of_trainer(folder)
+    if not is_whole:
+        raise ValueError(f"{folder} is no complete checkpoint of a training run")
+    return os.fspath(resume_from_checkpoint)
+
+
+def is_state_of_trainer(folder: Path) -> bool:
+    """Whether `folder` holds the file that `Trainer` writes last, to its end."""
+    try:
+        return bool(read_json(folder / TRAINER_STATE_NAME))
+    except (OSError, ValueError):
+        return False
+
+
+def set_incomplete_checkpoints_aside(output_dir: str | os.PathLike, keep: str | None = None) -> None:
+    """Rename the checkpoints in `output_dir` that are not complete, apart from `keep`, and remove half-written models."""
+    for path in list_checkpoints(output_dir):
+        if is_complete_checkpoint(path) or (keep is not None and path.resolve() == Path(keep).resolve()):
+            continue
+        aside = path.with_name(DAMAGED_PREFIX + path.name)
+        logger.warning(f"{path} lacks files, or parts of them, and is renamed to {aside.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(path, aside)
+    shutil.rmtree(Path(output_dir) / STAGING_DIR, ignore_errors=True)
+
+
+def describe_last_checkpoint(output_dir: str | os.PathLike) -> str:
+    """Return a sentence on the last complete checkpoint in `output_dir`."""
+    checkpoint = find_last_checkpoint(output_dir)
+    if checkpoint is None:
+        return "There is no checkpoint to go on from"
+    return f"The last good checkpoint is {checkpoint}: go on from it with --resume_from_checkpoint true"
+
+
+def describe_write_error(output_dir: Path, error: Exception) -> TrainingError:
+    """Say why nothing can be written to `output_dir`, and what is kept."""
+    is_full = output_dir.is_dir() and shutil.disk_usage(output_dir).free < 2**20
+    reason = f"the disk is full ({error})" if is_full else str(error)
+    return TrainingError(f"cannot write to {output_dir}: {reason}. {describe_last_checkpoint(output_dir)}")
+
+
+class CheckpointCallback(TrainerCallback):
+    """
+    Complete each checkpoint with its manifest, and then remove the oldest ones.
+
+    The age of checkpoints is known from the run itself: what it has written is newer than the checkpoint that it went on
+    from, and that one is newer than all others, whatever their numbers. Add it after the callbacks that write into
+    checkpoints.
+
+    Args:
+        save_total_limit (`int`, *optional*):
+            How many complete checkpoints to keep: the newest ones, and the best one where there is a best one.
+    """
+
+    def __init__(self, save_total_limit: int | None = None):
+        self.save_total_limit = save_total_limit
+        self.by_age: list[Path] = []
+        # The checkpoint that is being written
+        self.unfinished: Path | None = None
+        # What the optimizer's groups should start from, which a checkpoint overwrites
+        self.learning_rates: list[float] = []
+
+    def start(self, output_dir: str | os.PathLike, resumed: str | None) -> None:
+        """Take note of the checkpoints that are there before the run, the oldest first."""
+        found = [path.resolve() for path in list_checkpoints(output_dir)]
+        last = [Path(resumed).resolve()] if resumed else []
+        self.by_age = [path for path in found if path not in last] + [path for path in last if path in found]
+        self.unfinished = None
+
+    def on_train_begin(self, args, state, control, optimizer=None, lr_scheduler=None, **kwargs):
+        for group, rate in zip(optimizer.param_groups, self.learning_rates):
+            if rate and group["initial_lr"] != rate:
+                group["lr"] *= rate / group["initial_lr"]
+                group["initial_lr"] = rate
+        if hasattr(lr_scheduler, "base_lrs"):
+            lr_scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+
+    def on_save(self, args, state, control, **kwargs):
+        if self.unfinished is None:
+            return
+        checkpoint = self.unfinished
+        # Every process writes its own files
+        args.distributed_state.wait_for_everyone()
+        if args.should_save:
+            write_manifest(checkpoint)
+            self.by_age = [path for path in self.by_age if path != checkpoint.resolve()] + [checkpoint.resolve()]
+            self.remove_oldest(state.best_model_checkpoint)
+        self.unfinished = None
+
+    def remove_oldest(self, best: str | None) -> None:
+        """Remove checkpoints beyond the limit, the manifest first."""
+        if not self.save_total_limit or self.save_total_limit < 0:
+            return
+        needed = {self.by_age[-1]} | ({Path(best).resolve()} if best is not None else set())
+        removable = [path for path in self.by_age if path not in needed]
+        for path in removable[: max(0, len(self.by_age) - max(self.save_total_limit, len(needed)))]:
+            (path / MANIFEST_NAME).unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True)
+            self.by_age.remove(path)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        # As `Trainer` does: of the best one and the last one, only the best one is needed from now on
+        best = state.best_model_checkpoint
+        if args.should_save and best is not None and self.save_total_limit == 1:
+            for path in self.by_age:
+                if path != Path(best).resolve():
+                    shutil.rmtree(path, ignore_errors=True)
+
+
 class SafeCheckpointTrainer(Trainer):
     """
-    [`~transformers.Trainer`] whose checkpoints get their names only when they are written to their end, and never with
-    weights that are not finite.
+    [`~transformers.Trainer`] that goes on from complete checkpoints only, and never saves weights that are not finite.
 
-    Files are written to the folder `_incomplete` in the output folder and renamed from there. A run that is killed, or
-    whose disk is full, leaves nothing that could be taken for a checkpoint, nor counted by `save_total_limit`. A
-    checkpoint that is damaged all the same is set aside as `_damaged-checkpoint-{step}`. Final weights are replaced file
-    by file in the same way, and written as one model also where FSDP has sharded them.
+    A run that is killed, or whose disk is full, leaves its last complete checkpoint. What it has written of the next one is
+    not counted by `save_total_limit`, and set aside as `_damaged-checkpoint-{step}` when the next run starts. Final weights
+    are written to a folder of their own first and then replaced file by file, and written as one model also where FSDP has
+    sharded them.
 
     Resuming with another `learning_rate` than the checkpoint's goes on with the new one.
 
@@ -82,164 +213,100 @@ class SafeCheckpointTrainer(Trainer):
         [`TrainingError`]: a checkpoint cannot be written, or the weights are not finite.
     """
 
-    _staging: Path | None = None
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.checkpoints = CheckpointCallback(self.args.save_total_limit)
+        self.finished_step = 0
 
     def train(self, resume_from_checkpoint=None, **kwargs):
-        if self.args.should_save:
-            self._set_damaged_checkpoints_aside()
+        args, output_dir = self.args, Path(self.args.output_dir)
+        checkpoint = find_checkpoint_to_resume(output_dir, resume_from_checkpoint)
+        if args.should_save:
+            set_incomplete_checkpoints_aside(output_dir, keep=checkpoint)
         self.accelerator.wait_for_everyone()
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = find_last_checkpoint(self.args.output_dir)
-            if resume_from_checkpoint is None:
-                raise ValueError(f"output_dir {self.args.output_dir} holds no complete checkpoint to resume from")
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        state_file = Path(checkpoint or "", TRAINER_STATE_NAME)
+        self.finished_step = TrainerState.load_from_json(str(state_file)).global_step if checkpoint else 0
+        # Last, so that a checkpoint is complete when all others have written what belongs into it
+        self.pop_callback(self.checkpoints)
+        self.add_callback(self.checkpoints)
+        self.checkpoints.start(output_dir, checkpoint)
+        # `Trainer` would judge the age of checkpoints by the clock of the file system
+        limit, args.save_total_limit = args.save_total_limit, None
+        try:
+            return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        except WRITE_ERRORS as error:
+            unfinished = self.checkpoints.unfinished
+            if unfinished is None or isinstance(error, TrainingError):
+                raise
+            if args.should_save:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            raise describe_write_error(output_dir, error) from error
+        finally:
+            args.save_total_limit = limit
 
-    def _set_damaged_checkpoints_aside(self):
-        for path in list_checkpoints(self.args.output_dir):
-            if not is_complete_checkpoint(path):
-                aside = path.with_name(DAMAGED_PREFIX + path.name)
-                logger.warning(f"{path} lacks files, or parts of them, and is renamed to {aside.name}")
-                shutil.rmtree(aside, ignore_errors=True)
-                os.replace(path, aside)
-        shutil.rmtree(Path(self.args.output_dir) / STAGING_DIR, ignore_errors=True)
+    def set_initial_training_values(self, args, dataloader):
+        num_train_epochs, *others, max_steps = super().set_initial_training_values(args, dataloader)
+        if self.finished_step >= max_steps:
+            # `Trainer` would start another epoch, and take one step before it looks at `max_steps`
+            num_train_epochs = 0
+        return num_train_epochs, *others, max_steps
 
-    def _run_epoch(self, **kwargs):
-        # A stream has no last epoch, after which a finished run would stop
-        if self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
-        else:
-            super()._run_epoch(**kwargs)
-
-    def _load_optimizer_and_scheduler(self, checkpoint):
-        wanted = [group.get("initial_lr") for group in self.optimizer.param_groups]
-        super()._load_optimizer_and_scheduler(checkpoint)
-        for group, rate in zip(self.optimizer.param_groups, wanted):
-            if rate and group.get("initial_lr") and group["initial_lr"] != rate:
-                group["lr"] *= rate / group["initial_lr"]
-                group["initial_lr"] = rate
-        if hasattr(self.lr_scheduler, "base_lrs"):
-            self.lr_scheduler.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
+    def create_scheduler(self, num_training_steps, **kwargs):
+        scheduler = super().create_scheduler(num_training_steps, **kwargs)
+        self.checkpoints.learning_rates = [group.get("initial_lr") for group in self.optimizer.param_groups]
+        return scheduler
 
     def save_model(self, output_dir=None, _internal_call=False):
+        folder = Path(output_dir or self.args.output_dir)
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters()):
+            raise TrainingError(
+                f"the weights are not finite after step {self.state.global_step}. "
+                f"{describe_last_checkpoint(self.args.output_dir)}"
+            )
+        if _internal_call and CHECKPOINT_NAME.fullmatch(folder.name):
+            # The checkpoint of an earlier run may be there; while it is written over, it is not complete
+            self.checkpoints.unfinished = folder
+            if self.args.should_save:
+                (folder / MANIFEST_NAME).unlink(missing_ok=True)
+            self.accelerator.wait_for_everyone()
+            self.write_model(folder)
+            return
+
+        staging = folder / STAGING_DIR
+        try:
+            if self.args.should_save:
+                shutil.rmtree(staging, ignore_errors=True)
+            self.write_model(staging)
+            if self.args.should_save:
+                for path in staging.iterdir():
+                    os.replace(path, folder / path.name)
+                staging.rmdir()
+        except WRITE_ERRORS as error:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise describe_write_error(folder, error) from error
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def write_model(self, folder: Path) -> None:
+        """Write the model, its image processor and the arguments into a folder; all processes take part."""
         if not self.is_fsdp_enabled:
-            super().save_model(output_dir, _internal_call)
+            super().save_model(str(folder), _internal_call=True)
             return
         # `Trainer` writes the shards of some processes alone, or nothing
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         state_dict = get_model_state_dict(self.model, options=options)
         if self.args.should_save:
             # The class that FSDP makes would be saved along, with its code in torch in place of the model's
-            model, model_class = self.model, plain_class(self.model)
             with torch.device("meta"):
-                self.model = model_class(model.config)
-            try:
-                self._save(output_dir, state_dict)
-            finally:
-                self.model = model
-        if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
-
-    def _get_output_dir(self, trial):
-        return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
-
-    @contextmanager
-    def _stage(self, output_dir: Path) -> Iterator[Path]:
-        """Write to a folder of its own, which is removed if that fails."""
-        self._staging = output_dir / STAGING_DIR
-        if self.args.should_save:
-            shutil.rmtree(self._staging, ignore_errors=True)
-        try:
-            yield self._staging
-        except (OSError, RuntimeError, SafetensorError) as error:
-            # The libraries that write do not all say so
-            is_full = shutil.disk_usage(output_dir).free < 2**20 if output_dir.is_dir() else False
-            shutil.rmtree(self._staging, ignore_errors=True)
-            if isinstance(error, TrainingError):
-                raise
-            reason = f"the disk is full ({error})" if is_full else str(error)
-            raise TrainingError(f"cannot write to {output_dir}: {reason}. {what_is_kept(output_dir)}") from error
-        finally:
-            self._staging = None
-
-    def _save_checkpoint(self, model, trial):
-        run_dir = Path(self._get_output_dir(trial))
-        checkpoint = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters()):
-            raise TrainingError(
-                f"the weights are not finite after step {self.state.global_step}. {what_is_kept(run_dir)}"
-            )
-        with self._stage(run_dir) as staging:
-            self.accelerator.wait_for_everyone()
-            super()._save_checkpoint(model, trial)
-            staged = staging / checkpoint.name
-            self.complete_checkpoint(staged)
-            if self.state.best_global_step is not None:
-                best = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
-                if best == checkpoint or best.is_dir():
-                    self.state.best_model_checkpoint = str(best)
-            if self.args.should_save:
-                self.state.save_to_json(str(staged / "trainer_state.json"))
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                sizes = {
-                    str(path.relative_to(staged)): path.stat().st_size for path in staged.rglob("*") if path.is_file()
-                }
-                (staged / MANIFEST_NAME).write_text(json.dumps(sizes, indent=2) + "\n")
-                if checkpoint.exists():
-                    os.replace(checkpoint, staging / "replaced")
-                os.replace(staged, checkpoint)
-                shutil.rmtree(staging)
-            self.accelerator.wait_for_everyone()
-
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(checkpoint))
-        if self.args.should_save:
-            rotate_checkpoints(
-                output_dir=str(run_dir),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,  # a run that went on from an older checkpoint writes smaller numbers
-            )
-
-    def complete_checkpoint(self, folder: Path) -> None:
-        """Write what belongs into a checkpoint besides what `Trainer` writes. Nothing by default."""
-
-    def _push_from_checkpoint(self, checkpoint_folder):
-        if self._staging is None:
-            super()._push_from_checkpoint(checkpoint_folder)
-
-    def _save(self, output_dir=None, state_dict=None):
-        # The arguments are saved as well, and may be published
-        token, self.args.hub_token = self.args.hub_token, None
-        try:
-            self._save_safely(output_dir, state_dict)
-        finally:
-            self.args.hub_token = token
-
-    def _save_safely(self, output_dir, state_dict):
-        if self._staging is not None:
-            super()._save(output_dir, state_dict)
-            return
-        output_dir = Path(output_dir or self.args.output_dir)
-        with self._stage(output_dir) as staging:
-            super()._save(str(staging), state_dict)
-            if self.args.should_save:
-                for path in staging.iterdir():
-                    os.replace(path, output_dir / path.name)
-                staging.rmdir()
+                model = plain_class(self.model)(self.model.config)
+            model.save_pretrained(folder, state_dict=state_dict)
+            self.processing_class.save_pretrained(folder)
+            torch.save(self.args, folder / TRAINING_ARGS_NAME)
 
 
 def plain_class(model: torch.nn.Module) -> type:
     """Return the class that a model had before FSDP gave it another one."""
     return next(base for base in type(model).__mro__ if not issubclass(base, FSDPModule))
-
-
-def what_is_kept(output_dir: str | os.PathLike) -> str:
-    """Return a sentence on the last good checkpoint in `output_dir`."""
-    checkpoint = find_last_checkpoint(output_dir)
-    if checkpoint is None:
-        return "There is no checkpoint to go on from"
-    return f"The last good checkpoint is {checkpoint}: go on from it with --resume_from_checkpoint true"
 
 
 class FiniteLossCallback(TrainerCallback):
@@ -276,5 +343,5 @@ class FiniteLossCallback(TrainerCallback):
         if (asked or self.first_bad_step.device.type == "cpu") and torch.isfinite(self.first_bad_step):
             raise TrainingError(
                 f"the loss is not finite at step {int(self.first_bad_step)}: lower --learning_rate, clip gradients "
-                f"(--max_grad_norm), or train in float32 or bfloat16. {what_is_kept(args.output_dir)}"
+                f"(--max_grad_norm), or train in float32 or bfloat16. {describe_last_checkpoint(args.output_dir)}"
             )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line of `scripts/train.py`, and recipes that set its defaults."""
+"""The command line of `hf-mixer train`, and recipes that set its defaults."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,7 +64,7 @@ class DataTrainingArguments:
     )
     recipe: str | None = field(
         default=None,
-        metadata={"help": "Name in scripts/recipes, or path, of a YAML file with defaults for these arguments."},
+        metadata={"help": "Name of a recipe, or path of a YAML file, with defaults for these arguments."},
     )
 
 
@@ -107,8 +107,8 @@ class ModelArguments:
     )
 
 
-def parse_arguments(
-    recipes: Path, description: str | None = None
+def parse_training_arguments(
+    recipes: Path, description: str | None = None, arguments: list[str] | None = None
 ) -> tuple[ModelArguments, DataTrainingArguments, MixerTrainingArguments]:
     """
     Read the command line, on top of the recipe that it names.
@@ -118,13 +118,15 @@ def parse_arguments(
             The folder with the recipes, YAML files with arguments and their values.
         description (`str`, *optional*):
             What `--help` says first.
+        arguments (`list[str]`, *optional*):
+            The command line. By default that of the program.
 
     Raises:
         `ValueError`: the recipe does not exist, cannot be read or sets arguments that do not exist.
     """
     parser = HfArgumentParser((ModelArguments, DataTrainingArguments, MixerTrainingArguments), description=description)
     parser.set_defaults(eval_strategy="epoch")
-    known, _ = parser.parse_known_args()
+    known, _ = parser.parse_known_args(arguments)
     if not known.do_train and not known.do_eval:
         parser.set_defaults(do_train=True, do_eval=True)
     has_data = any(getattr(known, name) is not None for name in DATA_SOURCE_FIELDS)
@@ -143,7 +145,7 @@ def parse_arguments(
             # The model was chosen, and only the data and its training come from the digits
             defaults = {name: value for name, value in defaults.items() if name not in SHAPE_FIELDS}
         parser.set_defaults(**defaults)
-    return parser.parse_args_into_dataclasses()
+    return parser.parse_args_into_dataclasses(arguments)
 
 
 def read_recipe(recipe: str, recipes: Path) -> dict[str, Any]:

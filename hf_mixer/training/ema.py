@@ -44,7 +44,9 @@ class EmaCallback(TrainerCallback):
             raise ValueError(f"ema_decay has to be in (0, 1), got {decay}")
         self.decay = decay
         self.checkpoint = checkpoint
+        self.average: AveragedModel | None = None
         self.is_swapped = False
+        self.saved_step = 0
 
     def _update(self, averaged, current, num_averaged):
         torch._foreach_lerp_(averaged, current, 1 - self.current_decay)
@@ -54,7 +56,7 @@ class EmaCallback(TrainerCallback):
             raise ValueError(
                 "ema_decay does not work with weights that FSDP has sharded: train with DDP, or without EMA"
             )
-        self.model, self.is_swapped = model, False
+        self.model, self.is_swapped, self.saved_step = model, False, 0
         self.average = AveragedModel(model, multi_avg_fn=self._update, use_buffers=False)
         self.average.requires_grad_(False)
         # The first update of `AveragedModel` would copy; the average starts at the initial weights already
@@ -76,13 +78,15 @@ class EmaCallback(TrainerCallback):
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Have the average in the model."""
-        was_swapped = self.is_swapped
+        """Have the average in the model, where a training has begun."""
+        was_swapped = self.is_swapped or self.average is None
         if not was_swapped:
             self._swap()
-        yield
-        if not was_swapped:
-            self._swap()
+        try:
+            yield
+        finally:
+            if not was_swapped:
+                self._swap()
 
     @torch.no_grad()
     def _swap(self):
@@ -111,12 +115,14 @@ class EmaCallback(TrainerCallback):
     def on_epoch_end(self, args, state, control, **kwargs):
         self._swap_in_if_needed(control)
 
-    def save_trained_weights(self, folder: str | os.PathLike) -> None:
-        """Write the weights that are being trained, which are not the ones in the model while it is saved."""
-        weights = {name: tensor.contiguous() for name, tensor in self.average.module.state_dict().items()}
-        save_file(weights, Path(folder) / TRAINED_WEIGHTS_NAME, metadata={"format": "pt"})
-
     def on_save(self, args, state, control, **kwargs):
         folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        if args.should_save and folder.is_dir() and not (folder / TRAINED_WEIGHTS_NAME).exists():
-            self.save_trained_weights(folder)
+        if args.should_save and folder.is_dir() and self.saved_step != state.global_step:
+            self.save_trained_weights(folder, state.global_step)
+
+    def save_trained_weights(self, folder: str | os.PathLike, step: int) -> None:
+        """Write the weights that are being trained into the checkpoint of a step, whose model is the average."""
+        trained = self.average.module if self.is_swapped else self.model
+        weights = {name: tensor.contiguous() for name, tensor in trained.state_dict().items()}
+        save_file(weights, Path(folder) / TRAINED_WEIGHTS_NAME, metadata={"format": "pt"})
+        self.saved_step = step

@@ -2,21 +2,16 @@
 """What a training run leaves behind for its readers: a record of how it was made, and its curves."""
 
 import json
-import logging
-import re
 import shlex
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, TrainingArguments
 
-from ..utils import describe_hardware, library_versions
+from ..utils import describe_hardware, hide_tokens, library_versions
 from .arguments import MixerTrainingArguments
 
-
-logger = logging.getLogger(__name__)
 
 RECORD_NAME = "training_run.json"
 # Arguments of `TrainingArguments` that belong to the recipe of a model, beside those of `MixerTrainingArguments`
@@ -41,21 +36,11 @@ HYPERPARAMETERS = (
     "fp16",
     "torch_compile",
 )
-# The second one also shortened, as the parser takes it; the first one cannot be, because of --token_mlp_dim
-SECRETS = re.compile("--token|--hub_t(o|ok|oke|oken)?")
 
 
-def command_line() -> str:
-    """Return the command that started this program, without the values of tokens."""
-    words = ["python", *sys.argv]
-    for index, word in enumerate(words):
-        name, is_assignment, _ = word.partition("=")
-        is_secret = SECRETS.fullmatch(name) is not None
-        if is_secret and is_assignment:
-            words[index] = f"{name}=***"
-        elif is_secret and index + 1 < len(words):
-            words[index + 1] = "***"
-    return shlex.join(words)
+def describe_command(arguments: list[str]) -> str:
+    """Return the command line of a run, without the values of tokens."""
+    return hide_tokens(f"hf-mixer train {shlex.join(arguments)}")
 
 
 def hyperparameters(args: TrainingArguments) -> dict[str, Any]:
@@ -71,7 +56,12 @@ def hyperparameters(args: TrainingArguments) -> dict[str, Any]:
 
 
 def write_training_run(
-    trainer: Trainer, metrics: dict[str, float], dataset: dict[str, Any], recipe: str | None, base_model: str | None
+    trainer: Trainer,
+    metrics: dict[str, float],
+    dataset: dict[str, Any],
+    command: str | None = None,
+    recipe: str | None = None,
+    base_model: str | None = None,
 ) -> None:
     """
     Write `training_run.json` into the output folder: what was trained, on what, how, and how fast.
@@ -83,12 +73,12 @@ def write_training_run(
             The metrics that `trainer.train` returned.
         dataset (`dict`):
             `name`, `config`, `train_split`, `eval_split`, `num_train_images` and `num_eval_images`.
-        recipe (`str`, *optional*), base_model (`str`, *optional*):
-            The recipe and the pretrained model that the run started from.
+        command (`str`, *optional*), recipe (`str`, *optional*), base_model (`str`, *optional*):
+            The command line, the recipe and the pretrained model that the run started from.
     """
     args: MixerTrainingArguments = trainer.args
     record = {
-        "command": command_line(),
+        "command": command,
         "recipe": recipe,
         "base_model": base_model,
         "dataset": dataset,

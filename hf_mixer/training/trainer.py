@@ -4,20 +4,18 @@
 import inspect
 import os
 from contextlib import nullcontext
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate.data_loader import DataLoaderShard, SeedableRandomSampler
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from ..data.images import ImageDataError
-from ..data.loaders import ShardedBatchSampler
+from ..data.loaders import StreamedImages
 from .arguments import MixerTrainingArguments
 from .augmentation import BatchAugmentation, normalize_pixels
-from .checkpointing import FiniteLossCallback, SafeCheckpointTrainer, TrainingError, what_is_kept
+from .checkpointing import FiniteLossCallback, SafeCheckpointTrainer, TrainingError, describe_last_checkpoint
 from .ema import EmaCallback
 from .losses import ClassificationLoss
 from .optimization import parameter_groups
@@ -30,12 +28,13 @@ def step_seed(*numbers: int) -> int:
 
 class MixerTrainer(SafeCheckpointTrainer):
     """
-    [`~transformers.Trainer`] with [`MixerTrainingArguments`]: batches are augmented on the device inside the step,
+    [`~transformers.Trainer`] with [`MixerTrainingArguments`]: batches are augmented on the device in `compute_loss`,
     evaluation and saved models use the average of the weights, learning rates fall off towards the input, and
-    checkpoints are written whole or not at all.
+    checkpoints are complete or do not count.
 
-    Several processes see together what one process with their total batch size sees, to the last image of a pass. A
-    `train_dataset` that streams has to share itself out, as [`~hf_mixer.data_loading.StreamedImages`] does.
+    Accelerate shares the batches out among several processes: together they see the images that one process with their
+    total batch size sees, but for the last batch of a pass, which it fills up with images from the start of that pass. A
+    stream has to share itself out, as [`~hf_mixer.data.loaders.StreamedImages`] does.
 
     The data sets give `pixel_values` as uint8 of shape `(num_channels, height, width)` and integer `labels`. Pixels that
     are not uint8 are taken as they are: prepared, and not to be augmented.
@@ -58,7 +57,7 @@ class MixerTrainer(SafeCheckpointTrainer):
 
     Raises:
         `ValueError`: an argument is out of range; the message names it.
-        [`~hf_mixer.training.stability.TrainingError`]: the loss is not finite, or a checkpoint cannot be written.
+        [`~hf_mixer.training.checkpointing.TrainingError`]: the loss is not finite, or a checkpoint cannot be written.
 
     Example:
 
@@ -81,14 +80,16 @@ class MixerTrainer(SafeCheckpointTrainer):
         }
         config = self.model.config
         self.generator = torch.Generator()
-        # The arguments have the same names on both sides
-        names = inspect.signature(BatchAugmentation).parameters.keys() & {field.name for field in fields(args)}
+        settings = {}
+        for name in inspect.signature(BatchAugmentation).parameters:
+            if hasattr(args, name):
+                settings[name] = getattr(args, name)
         self.augmentation = BatchAugmentation(
             config.image_size,
             **self.normalization,
             num_labels=config.num_labels,
             generator=self.generator,
-            **{name: getattr(args, name) for name in names},
+            **settings,
         )
         self.finite_loss = FiniteLossCallback()
         self.add_callback(self.finite_loss)
@@ -100,55 +101,47 @@ class MixerTrainer(SafeCheckpointTrainer):
         if self.ema is not None:
             self.add_callback(self.ema)
         self.write_card = write_card
-        self._batch_in_step = (-1, 0)
+        self.batch_in_step = (-1, 0)
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         if self.ema is not None:
-            named = isinstance(resume_from_checkpoint, str | os.PathLike)
-            self.ema.checkpoint = os.fspath(resume_from_checkpoint) if named else None
+            is_named = isinstance(resume_from_checkpoint, str | os.PathLike)
+            self.ema.checkpoint = os.fspath(resume_from_checkpoint) if is_named else None
         try:
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         except ImageDataError as error:
             # Out of a worker, the message is a traceback that ends with the error itself
             message = str(error).strip().splitlines()[-1].removeprefix(f"{ImageDataError.__module__}.ImageDataError: ")
-            raise TrainingError(f"{message}. {what_is_kept(self.args.output_dir)}") from error
+            raise TrainingError(f"{message}. {describe_last_checkpoint(self.args.output_dir)}") from error
 
     def get_train_dataloader(self):
-        if self.train_dataset is None:
-            raise ValueError("training needs a train_dataset")
         args = self.args
-        loading: dict[str, Any] = {
-            "collate_fn": self.data_collator,
-            "num_workers": args.dataloader_num_workers,
-            "pin_memory": args.dataloader_pin_memory,
-            "persistent_workers": args.dataloader_persistent_workers,
-            "prefetch_factor": args.dataloader_prefetch_factor,
-            # For the same reason as in `evaluation_loop`
-            "generator": torch.Generator(),
-        }
-        # The data is shared out among the processes here, and not by `Accelerator.prepare`
-        if isinstance(self.train_dataset, IterableDataset):
-            return DataLoader(self.train_dataset, batch_size=self._train_batch_size, **loading)
-        seed = args.seed if args.data_seed is None else args.data_seed
-        sampler = SeedableRandomSampler(self.train_dataset, generator=torch.Generator(), data_seed=seed)
-        process = (args.process_index, args.world_size)
-        batches = ShardedBatchSampler(sampler, self._train_batch_size, args.dataloader_drop_last, *process)
-        if len(batches) == 0:
+        if isinstance(self.train_dataset, StreamedImages):
+            # It shares itself out among the processes, and Accelerate would do it again
+            return DataLoader(
+                self.train_dataset,
+                batch_size=args.train_batch_size,
+                collate_fn=self.data_collator,
+                num_workers=args.dataloader_num_workers,
+                pin_memory=args.dataloader_pin_memory,
+                persistent_workers=args.dataloader_persistent_workers,
+                prefetch_factor=args.dataloader_prefetch_factor,
+                generator=torch.Generator(),
+            )
+        loader = super().get_train_dataloader()
+        if len(loader) == 0:
             raise ValueError(
-                f"{len(self.train_dataset)} images are fewer than one batch of {self._train_batch_size} on each of "
+                f"{len(self.train_dataset)} images are fewer than one batch of {args.train_batch_size} on each of "
                 f"{args.world_size} processes: lower per_device_train_batch_size, or go without dataloader_drop_last"
             )
-        return DataLoaderShard(
-            self.train_dataset,
-            device=args.device,
-            batch_sampler=batches,
-            _non_blocking=args.dataloader_pin_memory,
-            **loading,
-        )
+        # The seed of the workers is drawn from here, and not from the global generator: a run that is resumed starts them
+        # at another time
+        loader.base_dataloader.generator = torch.Generator()
+        return loader
 
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
-        # The loader draws from the global generator when it starts its workers, which are started anew after a resume
-        with torch.random.fork_rng(devices=[]):
+        # The workers of evaluation draw their seed from the global generator, also when they are started after a resume
+        with torch.random.fork_rng(devices=[]), self.average_weights():
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         name = f"{metric_key_prefix}_loss"
         if name in output.metrics and output.predictions is not None and output.label_ids is not None:
@@ -166,27 +159,13 @@ class MixerTrainer(SafeCheckpointTrainer):
             self.optimizer = optimizer_class(groups, **kwargs)
         return self.optimizer
 
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        inputs = super()._prepare_inputs(inputs)
-        if inputs["pixel_values"].dtype != torch.uint8:
-            return inputs
-        if self.model.training:
-            self.generator.manual_seed(step_seed(self.args.seed, *self._place()))
-            return self.augmentation(inputs)
-        return {**inputs, "pixel_values": normalize_pixels(inputs["pixel_values"], **self.normalization)}
-
-    def _place(self) -> tuple[int, int, int]:
-        """Return the process, the step and the number of the batch within the step, for one batch after the other."""
-        step, batch = self._batch_in_step
-        batch = batch + 1 if step == self.state.global_step else 0
-        self._batch_in_step = (self.state.global_step, batch)
-        return self.args.process_index, self.state.global_step, batch
-
-    def _save_checkpoint(self, model, trial):
-        with self.ema.swapped_in() if self.ema is not None else nullcontext():
-            super()._save_checkpoint(model, trial)
-
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if inputs["pixel_values"].dtype == torch.uint8:
+            if model.training:
+                self.generator.manual_seed(step_seed(self.args.seed, *self.next_batch()))
+                inputs = self.augmentation(inputs)
+            else:
+                inputs = {**inputs, "pixel_values": normalize_pixels(inputs["pixel_values"], **self.normalization)}
         if num_items_in_batch is not None and inputs["labels"].is_floating_point():
             # Counted before the labels were mixed
             num_items_in_batch = num_items_in_batch * inputs["labels"].shape[-1]
@@ -195,9 +174,25 @@ class MixerTrainer(SafeCheckpointTrainer):
             self.finite_loss.watch(result[0] if return_outputs else result)
         return result
 
-    def complete_checkpoint(self, folder):
-        if self.ema is not None and self.args.should_save:
-            self.ema.save_trained_weights(folder)
+    def next_batch(self) -> tuple[int, int, int]:
+        """Return the process, the step and the number of the batch within the step, for one batch after the other."""
+        step, batch = self.batch_in_step
+        batch = batch + 1 if step == self.state.global_step else 0
+        self.batch_in_step = (self.state.global_step, batch)
+        return self.args.process_index, self.state.global_step, batch
+
+    def average_weights(self):
+        """Have the average of the weights in the model, where there is one."""
+        return self.ema.swapped_in() if self.ema is not None else nullcontext()
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        with self.average_weights():
+            super().save_model(output_dir, _internal_call)
+
+    def write_model(self, folder):
+        super().write_model(folder)
+        if self.ema is not None and self.args.should_save and folder == self.checkpoints.unfinished:
+            self.ema.save_trained_weights(folder, self.state.global_step)
 
     def create_model_card(self, **kwargs):
         if not self.is_world_process_zero():

@@ -7,14 +7,15 @@ from pathlib import Path
 import torch
 
 from hf_mixer.data.images import collate_images
-from hf_mixer.data.loaders import StreamedImages
+from hf_mixer.data.loaders import CachedImages, StreamedImages
 from hf_mixer.utils import end_together
 from tests.helpers import NUM_EVAL_IMAGES, losses_of, make_images, make_trainer, make_transform
 
 
 def run_as_one_of_several(output_dir: Path) -> None:
     """What the test of two processes launches; the main process writes down what all of them saw."""
-    trainer = make_trainer(output_dir / "halves", per_device_train_batch_size=4)
+    images = CachedImages(make_images(40), make_transform())
+    trainer = make_trainer(output_dir / "halves", train_dataset=images, per_device_train_batch_size=4)
     trainer.train()
     trainer.save_model()
     metrics = trainer.evaluate()

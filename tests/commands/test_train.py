@@ -1,11 +1,12 @@
-"""The scripts, run as users run them."""
+"""`hf-mixer train`, as users run it."""
 
 import json
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
-from PIL import Image
 
+from hf_mixer.commands.train import main, set_stream_length
+from hf_mixer.training import MixerTrainingArguments
 from tests.helpers import FIXTURES, make_folder, run
 
 
@@ -21,8 +22,7 @@ def photos(tmp_path_factory):
 def trained(photos, tmp_path_factory):
     folder = tmp_path_factory.mktemp("outputs") / "photos"
     arguments = ["--learning_rate", "3e-3", "--logging_steps", "4", "--per_device_train_batch_size", "8"]
-    result = run("train.py", "--train_dir", photos, "--output_dir", folder, *TINY, *arguments)
-    assert result.returncode == 0, result.stderr
+    main(["--train_dir", str(photos), "--output_dir", str(folder), *TINY, *arguments])
     return folder
 
 
@@ -43,60 +43,28 @@ def test_training_learns_and_saves_everything(trained):
     assert json.loads((trained / "preprocessor_config.json").read_text())["size"] == {"height": 16, "width": 16}
 
 
-def test_predict_prints_tables_and_json_and_names_what_it_cannot_read(trained, photos, tmp_path):
-    result = run("predict.py", trained, photos / "dog", "--json", "--top_k", "1")
-    assert result.returncode == 0, result.stderr
-    lines = [json.loads(line) for line in result.stdout.splitlines()]
-    assert len(lines) == 20
-    assert {line["predictions"][0]["label"] for line in lines} == {"dog"}
-
-    broken = tmp_path / "broken.png"
-    broken.write_bytes(b"not an image")
-    odd = tmp_path / "odd.tiff"
-    Image.fromarray(np.full((4, 4), -5, np.float32)).save(odd)
-    result = run("predict.py", trained, photos / "cat" / "0.jpg", broken, odd)
-    assert result.returncode == 1
-    assert "cannot read the image" in result.stderr
-    assert str(broken) in result.stderr
-    assert f"error: {odd}: Expected a floating-point image" in result.stderr
-    assert result.stdout.count("\n") == 1
-    assert "cat" in result.stdout.split("%")[1]
-
-
 def test_fine_tuning_needs_leave_for_a_new_head(trained, tmp_path, error_of):
     photos = make_folder(tmp_path / "more", classes=("ant", "bee", "cow"))
-    arguments = [
-        "--train_dir",
-        photos,
-        "--output_dir",
-        tmp_path / "out",
-        "--model_name_or_path",
-        trained,
-        "--max_steps",
-        "1",
-    ]
+    arguments = ["--train_dir", photos, "--output_dir", tmp_path / "out", "--model_name_or_path", trained]
+    arguments = [*map(str, arguments), "--max_steps", "1"]
     assert "ignore_mismatched_sizes" in error_of("train.py", *arguments)
     assert not (tmp_path / "out").exists()
 
-    assert run("train.py", *arguments, "--ignore_mismatched_sizes").returncode == 0
+    main([*arguments, "--ignore_mismatched_sizes"])
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert list(config["id2label"].values()) == ["ant", "bee", "cow"]
     assert config["hidden_size"] == 32
 
 
 def test_fine_tuning_takes_foreign_checkpoints_at_another_resolution(photos, tmp_path):
-    arguments = [
-        "--model_name_or_path",
-        FIXTURES / "timm/b16_tiny_cls",
-        "--image_size",
-        64,
-        "--ignore_mismatched_sizes",
-    ]
-    result = run("train.py", "--train_dir", photos, "--output_dir", tmp_path, *arguments, "--max_steps", 1)
-    assert result.returncode == 0, result.stderr
-    config = json.loads((tmp_path / "config.json").read_text())
+    model = ["--model_name_or_path", str(FIXTURES / "timm/b16_tiny_cls"), "--ignore_mismatched_sizes"]
+    output_dir = tmp_path / "out"
+    main(
+        ["--train_dir", str(photos), "--output_dir", str(output_dir), *model, "--image_size", "64", "--max_steps", "1"]
+    )
+    config = json.loads((output_dir / "config.json").read_text())
     assert (config["image_size"], config["token_mlp_dim"], config["hidden_size"]) == (64, 48, 24)
-    processor = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    processor = json.loads((output_dir / "preprocessor_config.json").read_text())
     assert (processor["size"], processor["crop_size"]) == ({"shortest_edge": 72}, {"height": 64, "width": 64})
 
 
@@ -132,16 +100,25 @@ def test_two_processes_under_accelerate(tmp_path):
     assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())["global_step"] == 3 * 12
 
 
-def test_digits_demo_refuses_an_empty_folder(tmp_path, error_of):
-    assert "holds no model" in error_of("digits_demo.py", tmp_path)
-
-
-def test_contact_sheet_is_a_picture(tmp_path):
-    from hf_mixer.evaluation.plots import save_contact_sheet
-
-    images = [Image.new("L", (8, 8), shade) for shade in range(0, 250, 50)]
-    save_contact_sheet(tmp_path / "sheet.png", images, list("abcde"), list("abcdx"), columns=3)
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (300, 250)
-        red = sum(pixel[0] > 200 and pixel[1] < 100 for pixel in sheet.convert("RGB").get_flattened_data())
-        assert red > 10
+@pytest.mark.parametrize(
+    ("num_examples", "arguments", "expected"),
+    [
+        (1000, dict(num_train_epochs=3, save_strategy="epoch"), (47, "steps", 16)),
+        (1000, dict(max_steps=5, save_strategy="epoch"), (5, "steps", 16)),
+        (None, dict(max_steps=5, save_strategy="steps", save_steps=2), (5, "steps", 2)),
+        (None, dict(max_steps=5, save_strategy="epoch"), "give --save_strategy steps --save_steps N"),
+        (None, dict(save_strategy="no"), "give --max_steps"),
+    ],
+)
+def test_epochs_of_a_stream_are_steps(num_examples, arguments, expected, tmp_path):
+    splits = {"train": SimpleNamespace(num_examples=num_examples)} if num_examples else None
+    dataset = {"train": SimpleNamespace(info=SimpleNamespace(splits=splits))}
+    args = MixerTrainingArguments(
+        str(tmp_path), per_device_train_batch_size=16, gradient_accumulation_steps=4, report_to="none", **arguments
+    )
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            set_stream_length(dataset, args, None)
+    else:
+        set_stream_length(dataset, args, None)
+        assert (args.max_steps, args.save_strategy, args.save_steps) == expected

@@ -1,0 +1,73 @@
+"""The scripts that are no commands."""
+
+import json
+import runpy
+import sys
+
+import pytest
+from PIL import Image
+
+from hf_mixer.checkpoints import load_checkpoint
+from tests.helpers import FIXTURES, ROOT, make_folder, save_classifier
+
+
+@pytest.fixture
+def run_script(monkeypatch):
+    """Run a script in this process, which saves the imports."""
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "source", ["timm/b16_tiny_cls", "edifice/pooled_rgb/params.safetensors", "flax/c_nohead_none/linen.npz"]
+)
+def test_plot_weights_draws_any_source(source, tmp_path, run_script):
+    run_script("plot_weights.py", FIXTURES / source, "--output_dir", tmp_path)
+    for name in ("token_mixing.png", "patch_embedding.png"):
+        with Image.open(tmp_path / name) as image:
+            assert min(image.size) > 60
+
+
+def test_a_model_folder_holds_weights_settings_card_and_pictures_but_no_code(tmp_path, run_script):
+    source = save_classifier(tmp_path / "trained", ["cat", "dog"])
+    (source / "training_curves.png").write_bytes(b"picture")
+    photos = make_folder(tmp_path / "photos")
+    run_script("make_model_folder.py", source, tmp_path / "model", "--eval_dir", photos)
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [
+        "README.md",
+        "calibration.png",
+        "config.json",
+        "confusion_matrix.png",
+        "evaluation.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "training_curves.png",
+    ]
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["dtype"] == "bfloat16"
+    model, _ = load_checkpoint(tmp_path / "model")
+    assert next(model.parameters()).element_size() == 2
+
+    with pytest.raises(SystemExit, match="error: the folder nowhere does not exist"):
+        run_script("make_model_folder.py", source, tmp_path / "unfinished", "--eval_dir", "nowhere")
+    assert not (tmp_path / "unfinished" / "README.md").exists()
+
+
+def test_digits_demo_refuses_an_empty_folder(tmp_path, error_of):
+    assert "holds no model" in error_of("digits_demo.py", tmp_path)
+
+
+def test_contact_sheet_marks_wrong_predictions(tmp_path):
+    save_contact_sheet = runpy.run_path(str(ROOT / "scripts" / "digits_demo.py"))["save_contact_sheet"]
+    images = [Image.new("L", (8, 8), shade) for shade in range(0, 250, 50)]
+    red = []
+    for labels in ("abcde", "abcdx"):
+        save_contact_sheet(tmp_path / "sheet.png", images, list("abcde"), list(labels), columns=3)
+        with Image.open(tmp_path / "sheet.png") as sheet:
+            assert sheet.size == (300, 250)
+            red.append(sum(pixel[0] > 200 and pixel[1] < 100 for pixel in sheet.convert("RGB").get_flattened_data()))
+    assert red[0] == 0
+    assert red[1] > 10

@@ -1,0 +1,270 @@
+"""Runs that are killed, that go wrong and that go on."""
+
+import errno
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+import torch.distributed.fsdp
+from safetensors.torch import load_file
+
+from transformers import TrainerCallback
+
+from hf_mixer import MixerForImageClassification
+from hf_mixer.data.loaders import StreamedImages
+from hf_mixer.training import TrainingError, checkpointing
+from hf_mixer.training.checkpointing import (
+    find_checkpoint_to_resume,
+    find_last_checkpoint,
+    is_complete_checkpoint,
+)
+from tests.helpers import AUGMENTED, losses_of, make_images, make_trainer, make_transform
+
+
+# 6 steps in each of 4 epochs; a worker process and evaluations in between must not matter
+RUN = {
+    **AUGMENTED,
+    "dropout": 0.1,
+    "save_strategy": "steps",
+    "save_steps": 5,
+    "eval_strategy": "epoch",
+    "cache_images": "none",
+    "dataloader_num_workers": 1,
+}
+
+
+def kill(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KillAtStep(TrainerCallback):
+    """Kill the process before a step, in the middle of an epoch."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            kill()
+
+
+def train_until_killed(output_dir, at_step=None, before_file=None, resume=None):
+    """Train in a process of its own, which is killed before a step, or before it writes a file of a checkpoint."""
+
+    def train():
+        save, complete = torch.save, checkpointing.write_manifest
+
+        def save_or_kill(obj, path, *args, **kwargs):
+            kill() if str(path).endswith(str(before_file)) else save(obj, path, *args, **kwargs)
+
+        def complete_or_kill(folder):
+            kill() if f"{folder.name}/manifest.json" == before_file else complete(folder)
+
+        torch.save, checkpointing.write_manifest = save_or_kill, complete_or_kill
+        trainer = make_trainer(output_dir, callbacks=[KillAtStep(at_step)], **RUN, save_total_limit=2)
+        trainer.train(resume_from_checkpoint=resume)
+
+    process = multiprocessing.get_context("fork").Process(target=train)
+    process.start()
+    process.join()  # with a timeout, it would wait for the workers of the loader as well
+    assert process.exitcode == -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    output_dir = tmp_path_factory.mktemp("uninterrupted")
+    trainer = make_trainer(output_dir, **RUN)
+    trainer.train()
+    trainer.save_model()
+    return trainer, output_dir
+
+
+def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(uninterrupted, tmp_path):
+    expected, expected_dir = uninterrupted
+    train_until_killed(tmp_path, at_step=8)
+    assert find_last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-5")
+    # In the middle of a checkpoint, then with all its files there but the manifest
+    for before_file in ("checkpoint-15/optimizer.pt", "checkpoint-15/manifest.json"):
+        train_until_killed(tmp_path, before_file=before_file, resume=True)
+        assert (tmp_path / "checkpoint-15").is_dir()
+        assert find_last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+
+    trainer = make_trainer(tmp_path, **RUN, save_total_limit=2)
+    trainer.train(resume_from_checkpoint=True)
+    trainer.save_model()
+    assert losses_of(trainer.state.log_history) == losses_of(expected.state.log_history)
+    for name in ("model.safetensors", "checkpoint-20/model.safetensors", "checkpoint-20/trained_weights.safetensors"):
+        ours, theirs = load_file(tmp_path / name), load_file(expected_dir / name)
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    # The half-written one was not counted, and is there for whoever wants to look at it
+    folders = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
+    assert folders == ["_damaged-checkpoint-15", "checkpoint-20", "checkpoint-24"]
+
+
+@pytest.mark.parametrize(
+    "name", ["trainer_state.json", "optimizer.pt", "trained_weights.safetensors", "manifest.json"]
+)
+def test_a_checkpoint_with_a_file_cut_off_or_missing_is_not_complete(name, uninterrupted, tmp_path):
+    _, output_dir = uninterrupted
+    for step in (10, 20):
+        shutil.copytree(output_dir / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
+    broken = tmp_path / "checkpoint-20"
+    assert is_complete_checkpoint(broken)
+    (broken / name).write_bytes((broken / name).read_bytes()[:100])
+    assert not is_complete_checkpoint(broken)
+    (broken / name).unlink()
+    assert not is_complete_checkpoint(broken)
+    assert find_checkpoint_to_resume(tmp_path, True) == str(tmp_path / "checkpoint-10")
+
+
+def test_a_checkpoint_of_a_plain_trainer_is_resumed_from_where_it_is_named(uninterrupted, tmp_path):
+    _, output_dir = uninterrupted
+    plain = tmp_path / "checkpoint-20"
+    shutil.copytree(output_dir / "checkpoint-20", plain)
+    (plain / "manifest.json").unlink()
+    with pytest.raises(ValueError, match="holds no complete checkpoint to resume from"):
+        make_trainer(tmp_path, **RUN).train(resume_from_checkpoint=True)
+    trainer = make_trainer(tmp_path, **RUN)
+    trainer.train(resume_from_checkpoint=str(plain))
+    assert trainer.state.global_step == 24
+    (plain / "trainer_state.json").unlink()
+    with pytest.raises(ValueError, match="is no complete checkpoint of a training run"):
+        find_checkpoint_to_resume(tmp_path, str(plain))
+
+
+def test_a_run_that_has_only_its_end_left_ends_the_same(uninterrupted, tmp_path):
+    _, output_dir = uninterrupted
+    shutil.copytree(output_dir / "checkpoint-24", tmp_path / "checkpoint-24")
+    trainer = make_trainer(tmp_path, **RUN)
+    trainer.train(resume_from_checkpoint=True)
+    trainer.save_model()
+    assert trainer.state.global_step == 24
+    ours, theirs = load_file(tmp_path / "model.safetensors"), load_file(output_dir / "model.safetensors")
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_a_stream_that_has_come_to_its_end_goes_no_further(tmp_path):
+    def train(resume=None):
+        stream = make_images(40).to_iterable_dataset().shuffle(seed=0, buffer_size=8)
+        arguments = {**RUN, "eval_strategy": "no", "max_steps": 5}
+        trainer = make_trainer(tmp_path, train_dataset=StreamedImages(stream, make_transform()), **arguments)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer.state.global_step, trainer.model.state_dict()
+
+    (first, weights), (second, again) = train(), train(resume=True)
+    assert first == second == 5
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
+def test_going_on_from_an_older_checkpoint_keeps_what_is_new(uninterrupted, tmp_path):
+    _, output_dir = uninterrupted
+    for step in (5, 15, 20):
+        shutil.copytree(output_dir / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
+    trainer = make_trainer(tmp_path, **RUN, save_total_limit=2, max_steps=12)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-12"]
+
+
+def test_another_learning_rate_holds_after_resuming(uninterrupted, tmp_path):
+    _, output_dir = uninterrupted
+
+    def rates(**arguments):
+        trainer = make_trainer(tmp_path, **{**RUN, "save_strategy": "no", **arguments})
+        trainer.train(resume_from_checkpoint=str(output_dir / "checkpoint-20"))
+        return [entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry][-3:]
+
+    assert rates(learning_rate=1e-4) == pytest.approx([rate / 100 for rate in rates()])
+
+
+def test_the_best_model_is_kept_and_loaded_with_its_average(tmp_path):
+    scores = iter([0.3, 0.9, 0.5, 0.4])
+    trainer = make_trainer(
+        tmp_path,
+        **AUGMENTED,
+        save_strategy="epoch",
+        eval_strategy="epoch",
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="score",
+        greater_is_better=True,
+    )
+    trainer.compute_metrics = lambda prediction: {"score": next(scores)}
+    trainer.train()
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-12")
+    state = json.loads((tmp_path / "checkpoint-12" / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == str(tmp_path / "checkpoint-12")
+    best = load_file(tmp_path / "checkpoint-12" / "model.safetensors")
+    assert all(torch.equal(best[name], tensor) for name, tensor in trainer.model.state_dict().items())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(tmp_path):
+    class Overflow(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 7:
+                model.classifier.weight.data.fill_(float("nan"))
+
+    trainer = make_trainer(tmp_path, callbacks=[Overflow()], save_strategy="steps", save_steps=4, logging_steps=3)
+    with pytest.raises(TrainingError, match=r"not finite at step 8.*checkpoint-4: go on .*--resume_from_checkpoint"):
+        trainer.train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    class Overflow(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 4:
+                model.classifier.weight.data.fill_(float("inf"))
+
+    trainer = make_trainer(tmp_path, callbacks=[Overflow()], save_strategy="steps", save_steps=2, save_total_limit=1)
+    with pytest.raises(TrainingError, match=r"weights are not finite after step 4.*checkpoint-2"):
+        trainer.train()
+    assert is_complete_checkpoint(tmp_path / "checkpoint-2")
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=4, save_total_limit=1)
+    save = torch.save
+
+    def full(obj, path, *args, **kwargs):
+        if trainer.state.global_step == 8:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        save(obj, path, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(TrainingError, match=r"No space left on device.*last good checkpoint is .*checkpoint-4"):
+        trainer.train()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
+    assert is_complete_checkpoint(tmp_path / "checkpoint-4")
+
+    # Nor does a final model that cannot be written harm the one that is there
+    monkeypatch.undo()
+    trainer.save_model()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(TrainingError, match="No space left on device"):
+        trainer.save_model()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_weights_that_fsdp_has_sharded_are_saved_as_a_model(tmp_path):
+    trainer = make_trainer(tmp_path)
+    expected = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+        torch.distributed.fsdp.fully_shard(trainer.model, mesh=mesh)
+        trainer.is_fsdp_enabled = True
+        trainer.save_model()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert {"modeling_mixer.py", "resizing_mixer.py", "preprocessor_config.json"} <= {
+        path.name for path in tmp_path.iterdir()
+    }
+    assert not list(tmp_path.glob("_fsdp*"))
+    saved = MixerForImageClassification.from_pretrained(tmp_path)
+    assert saved.config.architectures == ["MixerForImageClassification"]
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in saved.state_dict().items())
