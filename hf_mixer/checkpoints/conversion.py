@@ -236,6 +236,7 @@ def timm_settings(config: MixerConfig, processor) -> dict:
     sizes = (config.patch_size, config.hidden_size)
     known = (name for name in TIMM_VARIANTS if sizes == (VARIANTS[name]["patch_size"], VARIANTS[name]["hidden_size"]))
     variant = next(known, "B/16")
+    model_args, variant_args = timm_model_args(config), timm_model_args(MixerConfig.from_variant(variant))
     crop_pct = 1.0
     if processor.do_center_crop and "shortest_edge" in processor.size:
         crop_pct = height / processor.size["shortest_edge"]
@@ -247,16 +248,8 @@ def timm_settings(config: MixerConfig, processor) -> dict:
         "num_classes": config.num_labels,
         "num_features": config.hidden_size,
         "global_pool": "avg",
-        "model_args": {
-            "img_size": height if height == width else [height, width],
-            "patch_size": config.patch_size,
-            "in_chans": config.num_channels,
-            "embed_dim": config.hidden_size,
-            "num_blocks": config.num_hidden_layers,
-            "mlp_ratio": [
-                timm_ratio(dim, config.hidden_size) for dim in (config.token_mlp_dim, config.channel_mlp_dim)
-            ],
-        },
+        # timm refuses arguments that repeat the variant's own
+        "model_args": {name: value for name, value in model_args.items() if value != variant_args[name]},
         "label_names": list(config.id2label.values()),
         "pretrained_cfg": {
             "input_size": [config.num_channels, height, width],
@@ -270,6 +263,19 @@ def timm_settings(config: MixerConfig, processor) -> dict:
             "first_conv": "stem.proj",
             "classifier": "head",
         },
+    }
+
+
+def timm_model_args(config: MixerConfig) -> dict:
+    """Return the arguments of timm's `MlpMixer`."""
+    height, width = to_pair(config.image_size)
+    return {
+        "img_size": height if height == width else [height, width],
+        "patch_size": config.patch_size,
+        "in_chans": config.num_channels,
+        "embed_dim": config.hidden_size,
+        "num_blocks": config.num_hidden_layers,
+        "mlp_ratio": [timm_ratio(dim, config.hidden_size) for dim in (config.token_mlp_dim, config.channel_mlp_dim)],
     }
 
 

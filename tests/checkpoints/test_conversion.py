@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hf_mixer import load_checkpoint
+from hf_mixer import MixerConfig, MixerImageProcessorPil, load_checkpoint
 from hf_mixer.checkpoints import conversion, convert_checkpoint, export_checkpoint
 from tests.helpers import FIXTURES, GOOGLE_RECTANGLE, GOOGLE_SQUARE, TIMM_TINY, read_io, read_npz
 
@@ -70,6 +70,16 @@ def test_exported_timm_folder_loads_again(tmp_path):
     assert processor.size["shortest_edge"] == 36
     pixel_values, expected = read_io(TIMM_TINY)
     torch.testing.assert_close(model(pixel_values).logits, expected, rtol=0, atol=5e-6)
+
+
+def test_timm_is_told_only_what_differs_from_its_variant():
+    processor = MixerImageProcessorPil()
+    settings = conversion.timm_settings(MixerConfig.from_variant("S/16", num_labels=3), processor)
+    assert (settings["architecture"], settings["model_args"], settings["num_classes"]) == ("mixer_s16_224", {}, 3)
+    config = MixerConfig.from_variant("L/16", image_size=448, token_mlp_dim=2048, num_labels=0)
+    settings = conversion.timm_settings(config, processor)
+    assert settings["architecture"] == "mixer_l16_224"
+    assert settings["model_args"] == {"img_size": 448, "mlp_ratio": [2.0, 4.0]}
 
 
 def test_straight_resizes_survive_the_way_through_timm(tmp_path):
