@@ -38,7 +38,7 @@ image_processor_classes = {"pil": MixerImageProcessorPil}
 if is_torchvision_available():
     image_processor_classes["torchvision"] = MixerImageProcessor
 AutoImageProcessor.register(MixerConfig, image_processor_classes=image_processor_classes, exist_ok=True)
-# Where `Trainer` looks up the task for its own card
+# `Trainer` looks the task of its own card up in this table of names, and drops all results of a card without a task.
 MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.setdefault(MixerConfig.model_type, MixerForImageClassification.__name__)
 
 

@@ -95,8 +95,17 @@ def activation(value: Any):
 @auto_docstring(
     custom_intro="""
     Configuration of an MLP-Mixer, as proposed in [MLP-Mixer: An all-MLP Architecture for
-    Vision](https://huggingface.co/papers/2105.01601). The defaults are those of `Edifice.Vision.MLPMixer`, whose option
-    names `num_layers`, `in_channels`, `dropout` and `num_classes` work as aliases (`num_classes=None`: no classifier).
+    Vision](https://huggingface.co/papers/2105.01601). The defaults are those of `Edifice.Vision.MLPMixer`:
+
+    | Edifice | here |
+    |---|---|
+    | `image_size`, `patch_size`, `hidden_size`, `token_mlp_dim`, `channel_mlp_dim` | the same |
+    | `num_layers` | `num_hidden_layers`, alias `num_layers` |
+    | `in_channels` | `num_channels`, alias `in_channels` |
+    | `dropout` | `hidden_dropout_prob`, alias `dropout` |
+    | `num_classes`, by default none | `num_labels`, by default 2, alias `num_classes`; `None` or 0: no classifier |
+    | `MLPMixer.build(options)` | `MixerForImageClassification(MixerConfig(**options))` |
+    | `MLPMixer.output_size(options)` | `MixerConfig(**options).output_size` |
 
     A wrong type or a value out of range raises `StrictDataclassFieldValidationError`, which names the field; a patch size
     that does not divide the image size raises `StrictDataclassClassValidationError`; labels, stages or aliases that
@@ -190,9 +199,9 @@ class MixerConfig(BackboneConfigMixin, PreTrainedConfig):
         if "pretrained_cfg" in kwargs:
             raise ValueError(
                 f"This is a checkpoint of timm ({kwargs.get('architecture')}): load it with `hf_mixer.load_checkpoint(...)` "
-                "or convert it with scripts/convert.py."
+                "or convert it with `hf-mixer convert`."
             )
-        # The aliases first: what follows depends on the values, and `@strict` checks fields only by their own names.
+        # Aliases come first: the names of the stages depend on their values, and `@strict` checks no alias.
         for alias in self.attribute_map.keys() & kwargs.keys():
             field, value = self.attribute_map[alias], kwargs.pop(alias)
             if getattr(self, field) not in (value, self.__dataclass_fields__[field].default):
@@ -226,7 +235,7 @@ class MixerConfig(BackboneConfigMixin, PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def __setattr__(self, key, value):
-        # `@strict` looks validators up by the name it is given; hand aliases back to it under the field's own name.
+        # `@strict` finds the validators of a field by its own name only.
         if key in self.attribute_map:
             setattr(self, self.attribute_map[key], value)
             return
@@ -235,7 +244,7 @@ class MixerConfig(BackboneConfigMixin, PreTrainedConfig):
             chosen = []
         super().__setattr__(key, value)
         if chosen is not None:
-            # The last stage by default, whatever the depth; a stage that is gone raises an error
+            # The default, the last stage, follows the depth. A chosen stage that no longer exists raises an error.
             self.set_output_features_output_indices(out_features=chosen or None, out_indices=None)
 
     @classmethod
@@ -269,6 +278,11 @@ class MixerConfig(BackboneConfigMixin, PreTrainedConfig):
     @num_classes.setter
     def num_classes(self, num_classes: int | None):
         self.num_labels = num_classes or 0
+
+    @property
+    def output_size(self) -> int:
+        """`int`: Width of the logits of [`MixerForImageClassification`]: `num_labels`, or `hidden_size` without any."""
+        return self.num_labels or self.hidden_size
 
     @property
     def stage_names(self) -> list[str]:

@@ -25,8 +25,8 @@ from transformers.utils import auto_docstring
 
 
 if TYPE_CHECKING:
-    # Saving one processor copies the files that it imports from: this line makes the two travel together.
-    pass
+    # A saved processor takes along the files that its own file imports from. This import adds the other processor's.
+    from .image_processing_mixer import MixerImageProcessor  # noqa: F401
 
 
 class MixerImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
@@ -49,7 +49,7 @@ def convert_pil_image(image: Image.Image, num_channels: int) -> Image.Image:
     try:
         image = ImageOps.exif_transpose(image)
     except SyntaxError:
-        # Metadata that cannot be read says nothing of the orientation
+        # The metadata cannot be read. The image is taken as it lies.
         pass
     if image.mode.startswith("I"):
         # Pillow opens 16-bit files as "I;16" or, in some formats, as "I" with the same range.
@@ -122,6 +122,7 @@ class MixerImageConversion:
         if len(image) == num_channels:
             return image
         if len(image) == 1:
+            # The one channel, repeated
             return image[[0] * num_channels]
         if len(image) == 3 and num_channels == 1:
             red, green, blue = image[:, None] * 1.0
@@ -130,14 +131,14 @@ class MixerImageConversion:
 
     @staticmethod
     def _round_like(image, original):
-        """Give `image` the type of `original`, which asks for rounding where that holds integers."""
+        """Convert `image` to the type of `original`. It is rounded first where that is a type of integers."""
         image = image if "float" in str(original.dtype) else image.round()
         return image.astype(original.dtype) if isinstance(image, np.ndarray) else image.to(original.dtype)
 
     def _standardize_kwargs(self, num_channels=None, do_convert_rgb=None, **kwargs):
         kwargs = super()._standardize_kwargs(**kwargs)
         if do_convert_rgb:
-            # One value for all channels serves any number of them
+            # A value that is the same for all channels fits any number of them.
             for name in ("image_mean", "image_std"):
                 if kwargs[name] is not None and len(set(np.atleast_1d(kwargs[name]))) == 1:
                     kwargs[name] = (float(np.atleast_1d(kwargs[name])[0]),) * num_channels
@@ -146,7 +147,7 @@ class MixerImageConversion:
     def center_crop(self, image, size, **kwargs):
         """
         Crop the center of an image of shape `(..., height, width)`. Where an odd number of pixels is left over, the offset
-        is rounded as torchvision's `CenterCrop` does, so that images come out as timm's evaluation transform makes them.
+        is rounded as in torchvision's `CenterCrop`, so that the result is that of timm's evaluation transform.
         """
         height, width = image.shape[-2:]
         if not size.height or not size.width or size.height > height or size.width > width:

@@ -271,7 +271,7 @@ class MixerForMaskedImageModeling(MixerPreTrainedModel):
         if new_size == old_size or self.encoder_stride != old_size:
             return super().resize_patch_size(patch_size)
 
-        # Checked before anything changes
+        # Refuse before anything changes
         check_plain("decoder", self.decoder, nn.Linear)
         super().resize_patch_size(patch_size)
         replace_weights(self.decoder, resize_patch_decoder(weights_of(self.decoder), old_size, new_size))

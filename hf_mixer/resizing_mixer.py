@@ -95,7 +95,7 @@ def interpolation_matrix(old: int, new: int, mode: str = "bilinear") -> torch.Te
             A mode of `torch.nn.functional.interpolate`, used with `align_corners=False`, and with antialiasing where
             the axis shrinks.
     """
-    # Two axes of which only the first changes: antialiasing of an image one pixel wide goes wrong in torch 2.13.
+    # The second axis keeps its length: torch 2.13 antialiases an image that is one pixel wide wrongly.
     identity = torch.eye(old, dtype=torch.float64)[None, None]
     return nn.functional.interpolate(identity, (new, old), mode=mode, align_corners=False, antialias=new < old)[0, 0]
 
@@ -175,7 +175,7 @@ def tile_token_mixing(
     (height, width), (new_height, new_width) = grid, new_grid
     num_rows, num_columns = new_height // height, new_width // width
     num_blocks = num_rows * num_columns
-    # Where each token of the large grid stands when the tokens are sorted by sub-image
+    # For each token of the large grid, its position among the tokens sorted by sub-image
     positions = torch.arange(new_height * new_width).view(num_rows, num_columns, height, width)
     positions = positions.transpose(1, 2).flatten()
     return {
@@ -233,7 +233,7 @@ def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:
 def replace_weights(module: nn.Module, weights: dict[str, torch.Tensor]):
     """
     Give `module` parameters of other shapes, with the device, the data type and `requires_grad` of the present ones.
-    What linear and convolutional layers say about their sizes follows.
+    Linear and convolutional layers record their new sizes.
 
     Args:
         module (`nn.Module`):
@@ -254,7 +254,7 @@ def replace_weights(module: nn.Module, weights: dict[str, torch.Tensor]):
 
 
 class MixerResizingMixin:
-    """Gives every model class the calls that fit it to another image size or patch size."""
+    """Adds to every model class the methods that fit it to another image size or patch size."""
 
     config: Any
     base_model: Any

@@ -27,10 +27,30 @@ def test_variants_have_the_parameters_of_the_paper(variant, num_parameters, num_
     assert config.num_patches == num_patches
 
 
-def test_edifice_cifar10_variant():
-    config = MixerConfig.from_variant("cifar10")
+# What `Edifice.Vision.MLPMixer.build/1` takes, `output_size/1` of it, and the parameters of what it builds
+EDIFICE_DEFAULTS = dict(image_size=224, patch_size=16, in_channels=3, hidden_size=512, num_layers=8)
+EDIFICE_DEFAULTS |= dict(token_mlp_dim=256, channel_mlp_dim=2048, dropout=0.0, num_classes=None)
+EDIFICE_CIFAR10 = dict(image_size=32, patch_size=4, in_channels=3, hidden_size=256, num_layers=8)
+EDIFICE_CIFAR10 |= dict(token_mlp_dim=128, channel_mlp_dim=1024, num_classes=10)
+
+
+@pytest.mark.parametrize(
+    ("options", "same", "output_size", "num_parameters"),
+    [
+        (EDIFICE_DEFAULTS, MixerConfig(num_labels=0), 512, 18_015_264),
+        (EDIFICE_CIFAR10, MixerConfig.from_variant("cifar10"), 10, 4_360_970),
+    ],
+)
+def test_edifice_examples_build_from_their_own_options(options, same, output_size, num_parameters):
+    config = MixerConfig(**options)
+    assert config.to_dict() == same.to_dict()
+    assert {name: getattr(config, name) for name in options} == options
+    assert config.output_size == output_size
     with torch.device("meta"):
-        assert MixerForImageClassification(config).num_parameters() == 4_360_970
+        model = MixerForImageClassification(config)
+        pixel_values = torch.empty(2, 3, config.image_size, config.image_size)
+    assert model.num_parameters() == num_parameters
+    assert model(pixel_values).logits.shape == (2, output_size)
 
 
 def test_variant_overrides_and_aliases():
@@ -39,13 +59,6 @@ def test_variant_overrides_and_aliases():
     assert MixerConfig.from_variant("cifar10", id2label={0: "cat", 1: "dog"}).num_labels == 2
     with pytest.raises(ValueError, match=r"Unknown variant 'B/8', expected one of S/32, .*H/14"):
         MixerConfig.from_variant("B/8")
-
-
-def test_defaults_are_those_of_edifice():
-    config = MixerConfig()
-    assert (config.image_size, config.patch_size, config.in_channels) == (224, 16, 3)
-    assert (config.hidden_size, config.num_layers, config.token_mlp_dim, config.channel_mlp_dim) == (512, 8, 256, 2048)
-    assert config.dropout == 0.0
 
 
 def test_aliases_construct_read_and_round_trip(tmp_path):

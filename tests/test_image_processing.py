@@ -67,48 +67,30 @@ def test_center_crop_rounds_as_torchvision_does(processor_class, length, offset)
     assert actual.tolist() == list(range(offset, offset + 28))
 
 
+MODES = {
+    "grey": (Image.new("L", (2, 2), 100), [100, 100, 100]),
+    "bilevel": (Image.new("1", (2, 2), 1), [255, 255, 255]),
+    "transparent grey": (Image.new("LA", (2, 2), (0, 0)), [255, 255, 255]),
+    "transparent": (Image.new("RGBA", (2, 2), (200, 100, 0, 0)), [255, 255, 255]),
+    "opaque": (Image.new("RGBA", (2, 2), (200, 100, 0, 255)), [200, 100, 0]),
+    "cmyk": (Image.new("CMYK", (2, 2), (0, 255, 255, 0)), [255, 0, 0]),
+    "palette": (Image.new("RGB", (2, 2), (10, 200, 30)).convert("P", palette=Image.Palette.ADAPTIVE), [10, 200, 30]),
+    "16 bits": (Image.fromarray(np.full((2, 2), 100 * 257, np.uint16)), [100, 100, 100]),
+    "16 in 32 bits": (Image.fromarray(np.full((2, 2), 100 * 257, np.int32)), [100, 100, 100]),
+    "8 in 32 bits": (Image.fromarray(np.full((2, 2), 100, np.int32)), [100, 100, 100]),
+    "float": (Image.fromarray(np.full((2, 2), 1.0, np.float32)), [255, 255, 255]),
+    "grey array": (np.full((2, 2, 1), 100, np.uint8), [100, 100, 100]),
+    "16-bit array": (np.full((2, 2, 3), 100 * 257, np.uint16), [100, 100, 100]),
+    "transparent array": (np.tile(np.array([200, 100, 0, 0], np.uint8), (2, 2, 1)), [255, 255, 255]),
+    "grey tensor": (torch.full((1, 2, 2), 100, dtype=torch.uint8), [100, 100, 100]),
+}
+
+
 @pytest.mark.parametrize("processor_class", PROCESSORS)
-@pytest.mark.parametrize(
-    ("image", "expected"),
-    [
-        (Image.new("L", (2, 2), 100), [100, 100, 100]),
-        (Image.new("1", (2, 2), 1), [255, 255, 255]),
-        (Image.new("LA", (2, 2), (0, 0)), [255, 255, 255]),
-        (Image.new("RGBA", (2, 2), (200, 100, 0, 0)), [255, 255, 255]),
-        (Image.new("RGBA", (2, 2), (200, 100, 0, 255)), [200, 100, 0]),
-        (Image.new("CMYK", (2, 2), (0, 255, 255, 0)), [255, 0, 0]),
-        (Image.new("RGB", (2, 2), (10, 200, 30)).convert("P", palette=Image.Palette.ADAPTIVE), [10, 200, 30]),
-        (Image.fromarray(np.full((2, 2), 100 * 257, np.uint16)), [100, 100, 100]),
-        (Image.fromarray(np.full((2, 2), 100 * 257, np.int32)), [100, 100, 100]),
-        (Image.fromarray(np.full((2, 2), 100, np.int32)), [100, 100, 100]),
-        (Image.fromarray(np.full((2, 2), 1.0, np.float32)), [255, 255, 255]),
-        (np.full((2, 2, 1), 100, np.uint8), [100, 100, 100]),
-        (np.full((2, 2, 3), 100 * 257, np.uint16), [100, 100, 100]),
-        (np.tile(np.array([200, 100, 0, 0], np.uint8), (2, 2, 1)), [255, 255, 255]),
-        (torch.full((1, 2, 2), 100, dtype=torch.uint8), [100, 100, 100]),
-    ],
-    ids=[
-        "grey",
-        "bilevel",
-        "transparent-grey",
-        "transparent",
-        "opaque",
-        "cmyk",
-        "palette",
-        "16-bit",
-        "32-bit-holding-16",
-        "32-bit-holding-8",
-        "float",
-        "array-1",
-        "array-16-bit",
-        "array-rgba",
-        "tensor-1",
-    ],
-)
-def test_any_mode_becomes_rgb(processor_class, image, expected):
-    kwargs = {} if isinstance(image, Image.Image | torch.Tensor) else {"input_data_format": "channels_last"}
-    processor = processor_class(do_resize=False, do_normalize=False, do_rescale=False)
-    actual = processor(image, return_tensors="pt", **kwargs).pixel_values[0]
+@pytest.mark.parametrize("mode", MODES)
+def test_any_mode_becomes_rgb(processor_class, mode):
+    image, expected = MODES[mode]
+    actual = pixels(processor_class, image, "channels_last" if isinstance(image, np.ndarray) else None)
     assert actual.shape == (3, 2, 2)
     assert actual[:, 0, 0].tolist() == expected
 

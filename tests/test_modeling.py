@@ -233,14 +233,6 @@ def test_gradient_checkpointing_changes_nothing():
         assert torch.equal(first, second)
 
 
-def test_shards_save_and_load_on_a_device_map(tmp_path):
-    model = MixerForImageClassification(tiny_config()).eval()
-    model.save_pretrained(tmp_path, max_shard_size="5KB")
-    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
-    loaded = MixerForImageClassification.from_pretrained(tmp_path, device_map={"": "cpu"}).eval()
-    assert torch.equal(loaded(images()).logits, model(images()).logits)
-
-
 def test_saved_names_are_plain_linears(tmp_path):
     """Quantizers, LoRA and tensor-parallel plans find ordinary `nn.Linear` modules with weights of `(out, in)`."""
     model = MixerForImageClassification(tiny_config())
@@ -266,11 +258,3 @@ def test_classes_load_from_each_others_folders(tmp_path):
     tokens = model.mixer(images()).last_hidden_state
     assert torch.equal(base(images()).last_hidden_state, tokens)
     assert torch.equal(backbone(images()).feature_maps[0].flatten(2).transpose(1, 2), tokens)
-
-
-def test_truncated_weights_are_refused(tmp_path):
-    MixerForImageClassification(tiny_config()).save_pretrained(tmp_path)
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(Exception, match="(?i)incomplete|truncated|header|buffer"):
-        MixerForImageClassification.from_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""A folder that we saved serves strangers without hf_mixer, users of hf_mixer, and both in one process."""
+"""A folder that we saved serves those without hf_mixer, users of hf_mixer, and both in one process."""
 
 import json
 import os
@@ -31,7 +31,43 @@ CODE = {
     "image_processing_pil_mixer.py",
 }
 CONFIG = dict(image_size=16, patch_size=4, hidden_size=16, num_hidden_layers=2, token_mlp_dim=8, channel_mlp_dim=32)
-LOGITS = "print(classifier.model(torch.ones(1, 3, 16, 16)).logits.tolist()[0])"
+START = """
+import json, sys
+import torch
+
+def classify(folder, **kwargs):
+    from transformers import pipeline
+    classifier = pipeline("image-classification", folder, **kwargs)
+    logits = classifier.model(torch.ones(1, 3, 16, 16)).logits.tolist()
+    print(json.dumps([logits, classifier(image), type(classifier.model).__module__.partition(".")[0]]))
+    return classifier
+"""
+WITHOUT_PACKAGE = """
+sys.modules["hf_mixer"] = None
+classifier = classify(folder, trust_remote_code=True)
+classifier.save_pretrained(again)
+classify(again, trust_remote_code=True)
+print("end of the quiet part", file=sys.stderr)
+
+import transformers
+for name in ("AutoModel", "AutoModelForImageClassification", "AutoModelForMaskedImageModeling"):
+    print(json.dumps(type(getattr(transformers, name).from_pretrained(folder, trust_remote_code=True)).__name__))
+backbone = transformers.AutoBackbone.from_config(classifier.model.config, trust_remote_code=True)
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True, backend="pil")
+print(json.dumps([type(backbone).__name__, type(processor).__name__]))
+
+# Importing the package after its remote code, and twice, is harmless
+del sys.modules["hf_mixer"]
+import hf_mixer, importlib
+importlib.reload(hf_mixer)
+classify(folder)
+"""
+WITH_PACKAGE = """
+import hf_mixer
+classify(folder)
+classify(folder, trust_remote_code=True)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -44,34 +80,22 @@ def folder(tmp_path_factory):
     return folder
 
 
-def run(code: str, folder: Path, without_package: bool = False) -> tuple[list, str]:
-    """Run `code` in a fresh process and return what it printed, each line read as JSON, and its log."""
-    block = "import sys; sys.modules['hf_mixer'] = None\n" if without_package else ""
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "HF_HOME": str(folder.parent / "home"),
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    }
-    script = block + f"import torch\nfolder, image = {str(folder)!r}, {str(folder.parent / 'red.png')!r}\n" + code
-    result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL
-    )
+def run(code: str, folder: Path) -> tuple[list, list[str]]:
+    """Run `code` in a fresh process and return what it printed, each line read as JSON, and the lines of its log."""
+    paths = {"folder": folder, "again": folder.parent / "again", "image": folder.parent / "red.png"}
+    assignments = "".join(f"{name} = {str(path)!r}\n" for name, path in paths.items())
+    environment = {**os.environ, "HF_HOME": str(folder.parent / "home"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    command = [sys.executable, "-c", assignments + START + code]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL)
     assert result.returncode == 0, result.stderr
-    return [json.loads(line) for line in result.stdout.splitlines()], result.stderr
-
-
-def log_lines(log: str) -> list[str]:
-    """What was logged, without progress bars and what torchao, where it is installed, says without a GPU."""
+    # Without progress bars, and without what torchao, where it is installed, says on machines without a GPU
     others = ("%|", "torchao", "torch/utils/_pytree.py")
-    return [
-        line
-        for line in log.replace("\r", "\n").splitlines()
-        if line.strip() and not any(other in line for other in others)
-    ]
+    log = result.stderr.replace("\r", "\n").splitlines()
+    log = [line for line in log if line.strip() and not any(other in line for other in others)]
+    return [json.loads(line) for line in result.stdout.splitlines()], log
 
 
-def test_folder_holds_the_packages_code(folder):
+def assert_same_code(folder):
     assert {path.name for path in folder.glob("*.py")} == CODE
     for name in CODE:
         assert (folder / name).read_bytes() == (PACKAGE / name).read_bytes()
@@ -91,73 +115,23 @@ def test_auto_map_names_every_class_whichever_was_saved(model_class, tmp_path):
     }
 
 
-def test_three_routes_give_equal_logits_and_log_nothing(folder):
-    pipeline = "from transformers import pipeline\nclassifier = pipeline('image-classification', folder{})\n"
-    report = (
-        LOGITS
-        + "\nimport json\nprint(json.dumps(classifier(image)))\nprint(json.dumps(type(classifier.model).__module__))"
-    )
-    routes = {
-        "package": run("import hf_mixer\n" + pipeline.format("") + report, folder),
-        "remote": run(pipeline.format(", trust_remote_code=True") + report, folder, without_package=True),
-        "both": run("import hf_mixer\n" + pipeline.format(", trust_remote_code=True") + report, folder),
-    }
-    for printed, log in routes.values():
-        assert log_lines(log) == []
-        assert printed[:2] == routes["package"][0][:2]
-    assert routes["package"][0][2] == routes["both"][0][2] == "hf_mixer.modeling_mixer"
-    assert routes["remote"][0][2].startswith("transformers_modules.")
+def test_a_folder_serves_with_and_without_the_package(folder):
+    assert_same_code(folder)
+    (first, again, *classes, imported_after), remote_log = run(WITHOUT_PACKAGE, folder)
+    (package, both), package_log = run(WITH_PACKAGE, folder)
 
-
-def test_a_stranger_loads_every_class_from_one_folder(folder):
-    code = """
-import json
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForMaskedImageModeling
-from transformers import AutoBackbone
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
-for auto_class in (AutoModel, AutoModelForImageClassification, AutoModelForMaskedImageModeling):
-    print(json.dumps(type(auto_class.from_pretrained(folder, trust_remote_code=True)).__name__))
-config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-print(json.dumps(type(AutoBackbone.from_config(config, trust_remote_code=True)).__name__))
-processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True, backend="pil")
-print(json.dumps(type(processor).__name__))
-"""
-    printed, _ = run(code, folder, without_package=True)
-    assert printed == [
+    # Equal logits and predictions on every way, and nothing logged
+    assert first[:2] == again[:2] == imported_after[:2] == package[:2] == both[:2]
+    assert remote_log[0] == "end of the quiet part"
+    assert package_log == []
+    assert first[2] == again[2] == "transformers_modules"
+    # The registered class goes first
+    assert package[2] == both[2] == imported_after[2] == "hf_mixer"
+    assert classes == [
         "MixerModel",
         "MixerForImageClassification",
         "MixerForMaskedImageModeling",
-        "MixerBackbone",
-        "MixerImageProcessorPil",
+        ["MixerBackbone", "MixerImageProcessorPil"],
     ]
-
-
-def test_a_stranger_saves_a_folder_that_serves_the_next_stranger(folder, tmp_path):
-    code = f"""
-from transformers import pipeline
-classifier = pipeline("image-classification", folder, trust_remote_code=True)
-classifier.save_pretrained({str(tmp_path / "again")!r})
-{LOGITS}
-"""
-    first, _ = run(code, folder, without_package=True)
-    assert {path.name for path in (tmp_path / "again").glob("*.py")} == CODE
-    for name in CODE:
-        assert (tmp_path / "again" / name).read_bytes() == (PACKAGE / name).read_bytes()
-    second, _ = run(
-        f"from transformers import pipeline\nclassifier = pipeline('image-classification', {str(tmp_path / 'again')!r}, trust_remote_code=True)\n{LOGITS}",
-        folder,
-        without_package=True,
-    )
-    assert first == second
-
-
-def test_importing_twice_and_after_the_remote_code_is_harmless(folder):
-    code = f"""
-from transformers import pipeline
-pipeline("image-classification", folder, trust_remote_code=True)
-import hf_mixer, importlib
-importlib.reload(hf_mixer)
-classifier = pipeline("image-classification", folder)
-{LOGITS}
-"""
-    run(code, folder)
+    # What was saved without the package holds the same code
+    assert_same_code(folder.parent / "again")

@@ -5,7 +5,6 @@ import copy
 import json
 import logging
 import math
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,42 +20,34 @@ from transformers.image_utils import PILImageResampling
 
 from ..configuration_mixer import VARIANTS, MixerConfig, to_pair
 from ..modeling_mixer import MixerForImageClassification
-from .layouts import GOOGLE, LAYOUTS, TIMM, Layout
-from .loading import build_image_processor, build_model, load_checkpoint
+from .layouts import EDIFICE, GOOGLE, LAYOUTS, TIMM, Layout
+from .loading import build_from_source, build_image_processor, is_own_folder, load_checkpoint, set_labels
 from .reference import deterministic_image, reference_forward
-from .sources import Source, find_checkpoint, read_settings, read_source
+from .sources import Source, find_checkpoint, read_source
 
 
 logger = logging.getLogger(__name__)
 
 TOLERANCE = 1e-5
 TIMM_VARIANTS = ("S/32", "S/16", "B/32", "B/16", "L/32", "L/16")
-LICENSES = {"google": "apache-2.0", "timm": "apache-2.0"}
-ORIGINS = {
-    "google": "Google's MLP-Mixer (https://github.com/google-research/vision_transformer)",
-    "timm": "timm (https://github.com/huggingface/pytorch-image-models)",
-    "edifice": "Edifice (https://hex.pm/packages/edifice)",
-}
+
+
+def check_destination(path: Path) -> None:
+    """Refuse to write over a file or over a folder that is not empty."""
+    if path.is_file() or (path.exists() and any(path.iterdir())):
+        raise ValueError(f"{path} already exists: choose another destination or remove it")
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """
-    Yield a folder to write into, which becomes `folder` when all went well and vanishes otherwise.
-
-    Raises:
-        `ValueError`: `folder` exists and is not empty.
-    """
-    if folder.exists() and (folder.is_file() or any(folder.iterdir())):
-        raise ValueError(f"{folder} already exists: choose another destination or remove it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-        written = Path(temporary) / folder.name
-        written.mkdir()
-        yield written
-        if folder.exists():
-            folder.rmdir()
-        shutil.move(written, folder)
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yield where to write a file or folder, which becomes `path` when all went well and vanishes otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as temporary:
+        unfinished = Path(temporary) / path.name
+        yield unfinished
+        if path.is_dir():
+            path.rmdir()
+        unfinished.replace(path)
 
 
 def verify_conversion(source: Source, model: MixerForImageClassification) -> float:
@@ -75,7 +66,7 @@ def verify_conversion(source: Source, model: MixerForImageClassification) -> flo
     with torch.no_grad():
         actual = double(torch.from_numpy(image)[None]).logits[0].numpy()
     difference = float(np.abs(actual - expected).max())
-    # The negation also catches a difference that is no number
+    # Written as a negation, which refuses NaN too
     if not difference <= TOLERANCE:
         raise ValueError(f"the converted model differs from {source.path} by {difference:.1e}, more than {TOLERANCE}")
     return difference
@@ -116,38 +107,35 @@ def convert_checkpoint(
     Raises:
         `ValueError`: the source is damaged or no Mixer, or the converted model differs. Nothing is written then.
     """
+    check_destination(Path(destination))
     source, difference = str(source), None
     path = find_checkpoint(source, revision)
-    if read_settings(path).get("model_type") == MixerConfig.model_type:
+    if is_own_folder(path):
         if image_size is not None or num_channels is not None:
             raise ValueError(f"{source} is a folder of this package, which says its own image size and channels")
         model, processor = load_checkpoint(str(path), allow_nan=allow_nan)
-        layout, settings = None, {}
+        origin, license_name = "a model of this package", None
     else:
         checkpoint = read_source(path, allow_nan)
-        model = build_model(checkpoint, source_image_size=image_size, num_channels=num_channels)
+        model = build_from_source(checkpoint, source_image_size=image_size, num_channels=num_channels)
         processor = build_image_processor(checkpoint, model.config)
-        layout, settings = checkpoint.layout, checkpoint.settings
+        origin = checkpoint.layout.origin
+        license_name = checkpoint.pretrained_cfg.get("license") or checkpoint.layout.license
         if not allow_nan:
             difference = verify_conversion(checkpoint, model)
     if labels is not None:
         if len(labels) != model.config.num_labels:
             raise ValueError(f"{len(labels)} label names for a model of {model.config.num_labels} labels")
-        model.config.id2label = dict(enumerate(labels))
-        model.config.label2id = {label: index for index, label in enumerate(labels)}
-    with new_folder(Path(destination)) as folder:
+        set_labels(model.config, labels)
+    with written_whole(Path(destination)) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
-        write_card(folder, source, layout, settings, model.config)
+        write_card(folder, source, origin, license_name, model.config)
     return difference
 
 
-def write_card(folder: Path, source: str, layout: Layout | None, settings: dict, config: MixerConfig) -> None:
+def write_card(folder: Path, source: str, origin: str, license_name: str | None, config: MixerConfig) -> None:
     """Write a model card that names the source and its licence."""
-    origin = "a model of this package" if layout is None else ORIGINS[layout.name]
-    license_name = (settings.get("pretrained_cfg") or {}).get("license") or (
-        LICENSES.get(layout.name) if layout else None
-    )
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-classification" if config.num_labels else "image-feature-extraction",
@@ -156,6 +144,7 @@ def write_card(folder: Path, source: str, layout: Layout | None, settings: dict,
         base_model=source if source.count("/") == 1 and not Path(source).exists() else None,
     )
     name = Path(source).name
+    license_text = f"License of the weights: {license_name}." if license_name else "The source states no license."
     text = f"""---
 {data.to_yaml()}
 ---
@@ -165,15 +154,15 @@ def write_card(folder: Path, source: str, layout: Layout | None, settings: dict,
 An MLP-Mixer with {config.num_hidden_layers} layers of width {config.hidden_size}, for images of
 {"x".join(map(str, to_pair(config.image_size)))} pixels in patches of {"x".join(map(str, to_pair(config.patch_size)))}.
 
-Converted from `{name}`, {origin}. {f"License of the weights: {license_name}." if license_name else "The source states no license."}
+Converted from `{name}`, {origin}, with `hf-mixer convert`. {license_text}
 
 ```python
 from transformers import pipeline
 
-classifier = pipeline("{data.pipeline_tag}", "FOLDER_OR_REPOSITORY", trust_remote_code=True)
+classifier = pipeline("{data.pipeline_tag}", "{folder.name}", trust_remote_code=True)
 ```
 """
-    ModelCard(text.replace("FOLDER_OR_REPOSITORY", folder.name)).save(folder / "README.md")
+    ModelCard(text).save(folder / "README.md")
 
 
 def export_checkpoint(source: str, destination: str, to: str, **kwargs) -> None:
@@ -193,51 +182,47 @@ def export_checkpoint(source: str, destination: str, to: str, **kwargs) -> None:
     Raises:
         `ValueError`: the destination exists or has the wrong suffix, or the layout cannot express the model.
     """
+    if to not in LAYOUTS:
+        raise ValueError(f"Unknown layout {to!r}, expected one of {', '.join(LAYOUTS)}")
     layout, path = LAYOUTS[to], Path(destination)
-    suffix = {"google": ".npz", "edifice": ".safetensors", "timm": ""}[to]
-    if path.suffix != suffix and suffix:
-        raise ValueError(f"the destination of {to} is a {suffix} file, got {path}")
-    if path.is_file() or (suffix and path.exists()):
-        raise ValueError(f"{path} already exists: choose another destination or remove it")
+    if layout.suffix and path.suffix != layout.suffix:
+        raise ValueError(f"the destination of {to} is a {layout.suffix} file, got {path}")
+    check_destination(path)
     model, processor = load_checkpoint(source, **kwargs)
     config = model.config
-    if config.hidden_act not in (GOOGLE.hidden_act, TIMM.hidden_act):
-        raise ValueError(f"{to} has no models with hidden_act={config.hidden_act!r}")
-    if (config.hidden_act, config.layer_norm_eps) != (layout.hidden_act, layout.layer_norm_eps):
-        logger.warning(
-            f"{to} computes with hidden_act={layout.hidden_act} and layer_norm_eps={layout.layer_norm_eps}, this model "
-            f"with {config.hidden_act} and {config.layer_norm_eps}: the outputs will differ a little"
-        )
-    patch_height, patch_width = to_pair(config.patch_size)
-    if to == "edifice" and (patch_height != patch_width or config.grid[0] != config.grid[1]):
-        raise ValueError(
-            f"Edifice has square images and patches only, not {config.image_size} and {config.patch_size}"
-        )
+    check_expressible(config, layout)
 
     state = model.state_dict()
     tensors = {
-        theirs: layout.export_tensor(
-            ours, state[("" if ours.startswith("classifier") else "mixer.") + ours]
-        ).contiguous()
+        theirs: layout.export_tensor(ours, state[ours]).contiguous()
         for ours, theirs in layout.keys(config.num_hidden_layers, config.num_labels > 0)
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if layout is TIMM:
-        with new_folder(path) as folder:
-            save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-            (folder / "config.json").write_text(json.dumps(timm_settings(config, processor), indent=2) + "\n")
-        return
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with written_whole(path) as unfinished:
         if layout is GOOGLE:
             arrays: dict[str, Any] = {key: to_numpy(tensor) for key, tensor in tensors.items()}
-            with open(temporary, "wb") as file:
-                np.savez(file, **arrays)
+            np.savez(unfinished, **arrays)
+        elif layout is EDIFICE:
+            save_file(tensors, unfinished)
         else:
-            save_file(tensors, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            unfinished.mkdir()
+            save_file(tensors, unfinished / "model.safetensors", metadata={"format": "pt"})
+            (unfinished / "config.json").write_text(json.dumps(timm_settings(config, processor), indent=2) + "\n")
+
+
+def check_expressible(config: MixerConfig, layout: Layout) -> None:
+    """Refuse a model that the other implementation cannot have, and warn of one that it computes differently."""
+    if config.hidden_act not in (GOOGLE.hidden_act, TIMM.hidden_act):
+        raise ValueError(f"{layout.name} has no models with hidden_act={config.hidden_act!r}")
+    if (config.hidden_act, config.layer_norm_eps) != (layout.hidden_act, layout.layer_norm_eps):
+        logger.warning(
+            f"{layout.name} computes with hidden_act={layout.hidden_act} and layer_norm_eps={layout.layer_norm_eps}, this "
+            f"model with {config.hidden_act} and {config.layer_norm_eps}: the outputs will differ a little"
+        )
+    (patch_height, patch_width), (rows, columns) = to_pair(config.patch_size), config.grid
+    if layout is EDIFICE and (patch_height != patch_width or rows != columns):
+        raise ValueError(
+            f"Edifice has square images and patches only, not {config.image_size} and {config.patch_size}"
+        )
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
@@ -248,44 +233,23 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
 def timm_settings(config: MixerConfig, processor) -> dict:
     """Return the `config.json` of a timm repository for our configuration and image processor."""
     height, width = to_pair(config.image_size)
-    # The variants that timm has; `model_args` says where the model differs
-    sizes = {name: (VARIANTS[name]["patch_size"], VARIANTS[name]["hidden_size"]) for name in TIMM_VARIANTS}
-    name = next((name for name, size in sizes.items() if size == (config.patch_size, config.hidden_size)), "B/16")
-    variant = MixerConfig.from_variant(name)
-
-    def mlp_ratio(mlp_dim: int) -> float:
-        ratio = mlp_dim / config.hidden_size
-        # timm multiplies and rounds down
-        return ratio if int(ratio * config.hidden_size) == mlp_dim else math.nextafter(ratio, math.inf)
-
+    sizes = (config.patch_size, config.hidden_size)
+    known = (name for name in TIMM_VARIANTS if sizes == (VARIANTS[name]["patch_size"], VARIANTS[name]["hidden_size"]))
+    variant = next(known, "B/16")
+    model_args, variant_args = timm_model_args(config), timm_model_args(MixerConfig.from_variant(variant))
     crop_pct = 1.0
     if processor.do_center_crop and "shortest_edge" in processor.size:
         crop_pct = height / processor.size["shortest_edge"]
-        # timm divides and rounds down; do not lose a pixel to rounding
+        # timm divides by it and rounds down, which must not lose a pixel
         if math.floor(height / crop_pct) < processor.size["shortest_edge"]:
             crop_pct = math.nextafter(crop_pct, 0)
-    args = {
-        "img_size": height if height == width else [height, width],
-        "patch_size": config.patch_size,
-        "in_chans": config.num_channels,
-        "embed_dim": config.hidden_size,
-        "num_blocks": config.num_hidden_layers,
-        "mlp_ratio": [mlp_ratio(config.token_mlp_dim), mlp_ratio(config.channel_mlp_dim)],
-    }
-    defaults = {
-        "img_size": 224,
-        "patch_size": variant.patch_size,
-        "in_chans": 3,
-        "embed_dim": variant.hidden_size,
-        "num_blocks": variant.num_hidden_layers,
-        "mlp_ratio": [0.5, 4.0],
-    }
     return {
-        "architecture": f"mixer_{name.replace('/', '').lower()}_224",
+        "architecture": f"mixer_{variant.replace('/', '').lower()}_224",
         "num_classes": config.num_labels,
         "num_features": config.hidden_size,
         "global_pool": "avg",
-        "model_args": {key: value for key, value in args.items() if value != defaults[key]},
+        # timm refuses arguments that repeat the variant's own
+        "model_args": {name: value for name, value in model_args.items() if value != variant_args[name]},
         "label_names": list(config.id2label.values()),
         "pretrained_cfg": {
             "input_size": [config.num_channels, height, width],
@@ -300,3 +264,22 @@ def timm_settings(config: MixerConfig, processor) -> dict:
             "classifier": "head",
         },
     }
+
+
+def timm_model_args(config: MixerConfig) -> dict:
+    """Return the arguments of timm's `MlpMixer`."""
+    height, width = to_pair(config.image_size)
+    return {
+        "img_size": height if height == width else [height, width],
+        "patch_size": config.patch_size,
+        "in_chans": config.num_channels,
+        "embed_dim": config.hidden_size,
+        "num_blocks": config.num_hidden_layers,
+        "mlp_ratio": [timm_ratio(dim, config.hidden_size) for dim in (config.token_mlp_dim, config.channel_mlp_dim)],
+    }
+
+
+def timm_ratio(mlp_dim: int, hidden_size: int) -> float:
+    """Return the ratio that timm multiplies by `hidden_size`, and rounds down, to get `mlp_dim`."""
+    ratio = mlp_dim / hidden_size
+    return ratio if int(ratio * hidden_size) == mlp_dim else math.nextafter(ratio, math.inf)

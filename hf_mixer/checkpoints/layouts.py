@@ -12,38 +12,31 @@ from dataclasses import dataclass
 import torch
 
 
-STEM = "embeddings.patch_embeddings.projection"
+STEM = "mixer.embeddings.patch_embeddings.projection"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """
-    The layout of one implementation's checkpoints.
-
-    Args:
-        name (`str`):
-            How users call it.
-        modules (`dict[str, str]`):
-            Our module names, without the prefix `mixer.`, and theirs; `{}` stands for the number of the layer.
-        separator (`str`):
-            What stands between a module and its parameter.
-        linear_names (`tuple[str, str]`), norm_names (`tuple[str, str]`):
-            What they call `weight` and `bias` of linear layers (and the stem) and of LayerNorms.
-        stem (`str`):
-            Axes of the patch embedding: `"OIHW"`, `"HWIO"`, or `"(IHW)O"`, a matrix.
-        transposed (`bool`):
-            Whether the other kernels are `(in, out)` instead of torch's `(out, in)`.
-        hidden_act (`str`), layer_norm_eps (`float`):
-            What the implementation computes with.
-    """
+    """The layout of one implementation's checkpoints."""
 
     name: str
+    # For model cards; where the weights come from may state another license
+    origin: str
+    license: str | None
+    # The suffix of the file that holds the weights, "" for a folder
+    suffix: str
+    # The modules of `MixerForImageClassification` and theirs; `{}` stands for the number of the layer
     modules: dict[str, str]
+    # What stands between a module and its parameter
     separator: str
+    # What they call `weight` and `bias` of linear layers, the stem included, and of LayerNorms
     linear_names: tuple[str, str]
     norm_names: tuple[str, str]
+    # Axes of the patch embedding: "OIHW", "HWIO", or "(IHW)O", a matrix
     stem: str
+    # Whether the other kernels are `(in, out)` instead of torch's `(out, in)`
     transposed: bool
+    # What the implementation computes with
     hidden_act: str
     layer_norm_eps: float
 
@@ -80,18 +73,21 @@ class Layout:
         return tensor.T if self.transposed and tensor.ndim == 2 else tensor
 
 
-# https://github.com/google-research/vision_transformer, vit_jax/models_mixer.py
+# vit_jax/models_mixer.py
 GOOGLE = Layout(
     name="google",
+    origin="Google's MLP-Mixer (https://github.com/google-research/vision_transformer)",
+    license="apache-2.0",
+    suffix=".npz",
     modules={
         STEM: "stem",
-        "layers.{}.token_norm": "MixerBlock_{}/LayerNorm_0",
-        "layers.{}.token_mixing.fc1": "MixerBlock_{}/token_mixing/Dense_0",
-        "layers.{}.token_mixing.fc2": "MixerBlock_{}/token_mixing/Dense_1",
-        "layers.{}.channel_norm": "MixerBlock_{}/LayerNorm_1",
-        "layers.{}.channel_mixing.fc1": "MixerBlock_{}/channel_mixing/Dense_0",
-        "layers.{}.channel_mixing.fc2": "MixerBlock_{}/channel_mixing/Dense_1",
-        "norm": "pre_head_layer_norm",
+        "mixer.layers.{}.token_norm": "MixerBlock_{}/LayerNorm_0",
+        "mixer.layers.{}.token_mixing.fc1": "MixerBlock_{}/token_mixing/Dense_0",
+        "mixer.layers.{}.token_mixing.fc2": "MixerBlock_{}/token_mixing/Dense_1",
+        "mixer.layers.{}.channel_norm": "MixerBlock_{}/LayerNorm_1",
+        "mixer.layers.{}.channel_mixing.fc1": "MixerBlock_{}/channel_mixing/Dense_0",
+        "mixer.layers.{}.channel_mixing.fc2": "MixerBlock_{}/channel_mixing/Dense_1",
+        "mixer.norm": "pre_head_layer_norm",
         "classifier": "head",
     },
     separator="/",
@@ -103,18 +99,21 @@ GOOGLE = Layout(
     layer_norm_eps=1e-6,
 )
 
-# https://github.com/huggingface/pytorch-image-models, timm/models/mlp_mixer.py
+# timm/models/mlp_mixer.py
 TIMM = Layout(
     name="timm",
+    origin="timm (https://github.com/huggingface/pytorch-image-models)",
+    license="apache-2.0",
+    suffix="",
     modules={
         STEM: "stem.proj",
-        "layers.{}.token_norm": "blocks.{}.norm1",
-        "layers.{}.token_mixing.fc1": "blocks.{}.mlp_tokens.fc1",
-        "layers.{}.token_mixing.fc2": "blocks.{}.mlp_tokens.fc2",
-        "layers.{}.channel_norm": "blocks.{}.norm2",
-        "layers.{}.channel_mixing.fc1": "blocks.{}.mlp_channels.fc1",
-        "layers.{}.channel_mixing.fc2": "blocks.{}.mlp_channels.fc2",
-        "norm": "norm",
+        "mixer.layers.{}.token_norm": "blocks.{}.norm1",
+        "mixer.layers.{}.token_mixing.fc1": "blocks.{}.mlp_tokens.fc1",
+        "mixer.layers.{}.token_mixing.fc2": "blocks.{}.mlp_tokens.fc2",
+        "mixer.layers.{}.channel_norm": "blocks.{}.norm2",
+        "mixer.layers.{}.channel_mixing.fc1": "blocks.{}.mlp_channels.fc1",
+        "mixer.layers.{}.channel_mixing.fc2": "blocks.{}.mlp_channels.fc2",
+        "mixer.norm": "norm",
         "classifier": "head",
     },
     separator=".",
@@ -129,15 +128,18 @@ TIMM = Layout(
 # Edifice.Checkpoint.export_safetensors of an Edifice.Vision.MLPMixer
 EDIFICE = Layout(
     name="edifice",
+    origin="Edifice (https://hex.pm/packages/edifice)",
+    license=None,
+    suffix=".safetensors",
     modules={
         STEM: "patch_embed_proj",
-        "layers.{}.token_norm": "mixer_{}_token_norm",
-        "layers.{}.token_mixing.fc1": "mixer_{}_token_fc1",
-        "layers.{}.token_mixing.fc2": "mixer_{}_token_fc2",
-        "layers.{}.channel_norm": "mixer_{}_channel_norm",
-        "layers.{}.channel_mixing.fc1": "mixer_{}_channel_fc1",
-        "layers.{}.channel_mixing.fc2": "mixer_{}_channel_fc2",
-        "norm": "final_norm",
+        "mixer.layers.{}.token_norm": "mixer_{}_token_norm",
+        "mixer.layers.{}.token_mixing.fc1": "mixer_{}_token_fc1",
+        "mixer.layers.{}.token_mixing.fc2": "mixer_{}_token_fc2",
+        "mixer.layers.{}.channel_norm": "mixer_{}_channel_norm",
+        "mixer.layers.{}.channel_mixing.fc1": "mixer_{}_channel_fc1",
+        "mixer.layers.{}.channel_mixing.fc2": "mixer_{}_channel_fc2",
+        "mixer.norm": "final_norm",
         "classifier": "classifier",
     },
     separator=".",

@@ -2,13 +2,12 @@
 """Loading a Mixer from any source: our own folders, timm's and Google's checkpoints, Edifice's."""
 
 import functools
-import logging
 import math
 from pathlib import Path
 
 import torch
 
-from transformers.image_utils import PILImageResampling
+from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import is_torchvision_available
 
@@ -16,25 +15,23 @@ from ..configuration_mixer import MixerConfig, to_pair
 from ..image_processing_mixer import MixerImageProcessor
 from ..image_processing_pil_mixer import MixerImageProcessorPil
 from ..modeling_mixer import MixerForImageClassification, MixerModel, MixerPreTrainedModel
-from .layouts import GOOGLE, STEM, TIMM
+from .layouts import GOOGLE, TIMM
 from .sources import Source, find_checkpoint, infer_config, read_settings, read_source
 
 
-logger = logging.getLogger(__name__)
-
-# What the weights decide
-SHAPE_FIELDS = {
+# The fields of `MixerConfig` that pretrained weights decide, and that training from scratch chooses
+SHAPE_FIELDS = (
     "image_size",
     "patch_size",
     "num_channels",
-    "in_channels",
     "hidden_size",
     "num_hidden_layers",
-    "num_layers",
     "token_mlp_dim",
     "channel_mlp_dim",
-    "num_classes",
-}
+    "hidden_act",
+)
+# What a model class adds to the network itself: a checkpoint of another class has no weights for it.
+ADDED_MODULES = ("classifier.", "decoder.", "mask_token")
 # The 1,000 classes of ILSVRC 2012 in the usual order: WordNet identifier and lemmas.
 IMAGENET_LABELS = Path(__file__).parent / "imagenet1k_labels.txt"
 
@@ -92,7 +89,6 @@ def load_checkpoint(
     Raises:
         `ValueError`: the source does not exist, is damaged, or is no MLP-Mixer.
     """
-    hub_kwargs = {"cache_dir": cache_dir, "token": token}
     if id2label is not None:
         if sorted(id2label) != list(range(len(id2label))) or num_labels not in (None, len(id2label)):
             raise ValueError(
@@ -101,29 +97,19 @@ def load_checkpoint(
         config_overrides |= {"id2label": id2label, "label2id": {name: index for index, name in id2label.items()}}
         num_labels = len(id2label)
 
-    path = find_checkpoint(source, revision, **hub_kwargs)
-    if read_settings(path).get("model_type") == MixerConfig.model_type:
-        folder = path if path.is_dir() else path.parent
-        if num_labels is not None:
-            config_overrides |= {"num_labels": num_labels, "ignore_mismatched_sizes": ignore_mismatched_sizes}
-        model, info = model_class.from_pretrained(
-            folder, dtype=dtype or "auto", output_loading_info=True, **config_overrides
+    path = find_checkpoint(source, revision, cache_dir=cache_dir, token=token)
+    if is_own_folder(path):
+        model, processor = load_own_folder(
+            path, model_class, num_labels, ignore_mismatched_sizes, dtype, allow_nan, config_overrides
         )
-        check_loaded(str(path), model, info, allow_nan)
-        if num_labels is None and "classifier.weight" in info["missing_keys"]:
-            raise ValueError(
-                f"{source} holds no classifier: pass `num_labels` to start one, 0 for none, or another `model_class`"
-            )
-        processor = AutoImageProcessor.from_pretrained(folder)
     else:
         checkpoint = read_source(path, allow_nan)
-        head_size = source_num_labels(checkpoint)
-        if not ignore_mismatched_sizes and num_labels not in (None, head_size):
+        if not ignore_mismatched_sizes and num_labels not in (None, checkpoint.num_labels):
             raise ValueError(
-                f"The classifier of {source} has {head_size} labels, not {num_labels}: pass `ignore_mismatched_sizes=True` "
-                "to start a new one"
+                f"The classifier of {source} has {checkpoint.num_labels} labels, not {num_labels}: pass "
+                "`ignore_mismatched_sizes=True` to start a new one"
             )
-        model = build_model(
+        model = build_from_source(
             checkpoint, model_class, num_labels, dtype, source_image_size, num_channels, config_overrides
         )
         processor = build_image_processor(checkpoint, model.config)
@@ -133,20 +119,41 @@ def load_checkpoint(
     return model.eval(), processor
 
 
-def check_loaded(path: str, model: MixerPreTrainedModel, info: dict, allow_nan: bool) -> None:
-    """Refuse a folder of ours whose weights are incomplete or not finite; what another class adds on top may be new."""
-    missing = sorted(
-        key for key in info["missing_keys"] if ".layers." in f".{key}" or ".norm." in f".{key}" or STEM in key
+def is_own_folder(path: Path) -> bool:
+    """Whether `path` is a folder that this package saved, or the weights in one."""
+    return read_settings(path).get("model_type") == MixerConfig.model_type
+
+
+def load_own_folder(
+    path: Path,
+    model_class: type[MixerPreTrainedModel],
+    num_labels: int | None,
+    ignore_mismatched_sizes: bool,
+    dtype: torch.dtype | str | None,
+    allow_nan: bool,
+    config_overrides: dict,
+) -> tuple[MixerPreTrainedModel, MixerImageProcessorPil | MixerImageProcessor]:
+    """Load from a folder that this package saved; for the arguments see `load_checkpoint`."""
+    folder = path if path.is_dir() else path.parent
+    if num_labels is not None:
+        config_overrides |= {"num_labels": num_labels, "ignore_mismatched_sizes": ignore_mismatched_sizes}
+    model, info = model_class.from_pretrained(
+        folder, dtype=dtype or "auto", output_loading_info=True, **config_overrides
     )
+    missing = sorted(key for key in info["missing_keys"] if not any(name in key for name in ADDED_MODULES))
     if missing:
         raise ValueError(f"{path} misses {len(missing)} tensors, such as {missing[0]!r}")
-    if not allow_nan:
-        for key, tensor in model.state_dict().items():
-            if not tensor.isfinite().all():
-                raise ValueError(f"{path}: {key!r} holds values that are not finite; pass allow_nan to accept them")
+    for key, tensor in model.state_dict().items():
+        if not allow_nan and not tensor.isfinite().all():
+            raise ValueError(f"{path}: {key!r} holds values that are not finite; pass allow_nan to accept them")
+    if num_labels is None and "classifier.weight" in info["missing_keys"]:
+        raise ValueError(
+            f"{path} holds no classifier: pass `num_labels` to start one, 0 for none, or another `model_class`"
+        )
+    return model, AutoImageProcessor.from_pretrained(folder)
 
 
-def build_model(
+def build_from_source(
     source: Source,
     model_class: type[MixerPreTrainedModel] = MixerForImageClassification,
     num_labels: int | None = None,
@@ -157,45 +164,47 @@ def build_model(
 ) -> MixerPreTrainedModel:
     """Build a model with the weights of `source`; for the arguments see `load_checkpoint`."""
     config = infer_config(source, source_image_size, num_channels)
-    # Files may mix types; none of them may lose precision
-    widest_dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in source.tensors.values()))
     patch_size = to_pair(config.patch_size)
-    state = {
-        ("" if ours.startswith("classifier") else "mixer.") + ours: source.layout.import_tensor(
-            ours, source.tensors[theirs], config.num_channels, patch_size
-        ).contiguous()
-        for ours, theirs in source.layout.keys(source.num_layers, source.has_head)
-    }
-    labels = read_labels(source, config.num_labels)
+    state = {}
+    for ours, theirs in source.layout.keys(source.num_layers, source.has_head):
+        tensor = source.layout.import_tensor(ours, source.tensors[theirs], config.num_channels, patch_size)
+        state[ours] = tensor.contiguous()
+
+    labels = read_labels(source)
     if labels is not None:
-        config.id2label = dict(enumerate(labels))
-        config.label2id = {label: index for index, label in enumerate(labels)}
+        set_labels(config, labels)
+    # Another activation function fits the same weights
+    fixed = {*SHAPE_FIELDS, "num_classes"} - {"hidden_act"}
     for name, value in (config_overrides or {}).items():
-        if name in SHAPE_FIELDS or not hasattr(config, name):
+        if MixerConfig.attribute_map.get(name, name) in fixed or not hasattr(config, name):
             raise ValueError(f"`{name}` cannot be set for a pretrained model")
         setattr(config, name, value)
     if num_labels is not None and num_labels != config.num_labels:
         config.num_labels = num_labels
-    if config.num_labels != source_num_labels(source) or not issubclass(model_class, MixerForImageClassification):
+
+    if config.num_labels != source.num_labels or not issubclass(model_class, MixerForImageClassification):
         # A new classifier, or none
-        state.pop("classifier.weight", None)
-        state.pop("classifier.bias", None)
+        state = {key: tensor for key, tensor in state.items() if not key.startswith("classifier.")}
     if issubclass(model_class, MixerModel):
         state = {key.removeprefix("mixer."): tensor for key, tensor in state.items()}
+    # Files may mix types; none of them may lose precision
+    widest_dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in source.tensors.values()))
     return model_class.from_pretrained(None, config=config, state_dict=state, dtype=dtype or widest_dtype)
 
 
-def source_num_labels(source: Source) -> int:
-    return source.tensors[source.key("classifier.bias")].numel() if source.has_head else 0
+def set_labels(config: MixerConfig, labels: list[str]) -> None:
+    """Name the labels of a configuration, from 0 on."""
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: index for index, label in enumerate(labels)}
 
 
-def read_labels(source: Source, num_labels: int) -> list[str] | None:
+def read_labels(source: Source) -> list[str] | None:
     """Return the label names that come with the source, or those of ImageNet-1k where it has that many."""
-    names = source.settings.get("label_names") or (source.settings.get("pretrained_cfg") or {}).get("label_names")
-    if isinstance(names, list) and len(names) == num_labels:
+    names = source.settings.get("label_names") or source.pretrained_cfg.get("label_names")
+    if isinstance(names, list) and len(names) == source.num_labels:
         descriptions = source.settings.get("label_descriptions") or {}
         return [str(descriptions.get(name, name)) for name in names]
-    if num_labels == 1000 and source.layout in (GOOGLE, TIMM):
+    if source.num_labels == 1000 and source.layout in (GOOGLE, TIMM):
         return [line.split("\t")[1] for line in IMAGENET_LABELS.read_text(encoding="utf-8").splitlines()]
     return None
 
@@ -205,7 +214,7 @@ def build_image_processor(source: Source, config: MixerConfig) -> MixerImageProc
     height, width = to_pair(config.image_size)
     settings = {"size": {"height": height, "width": width}, "num_channels": config.num_channels}
     if source.layout is TIMM:
-        pretrained = source.settings.get("pretrained_cfg") or {}
+        pretrained = source.pretrained_cfg
         scale = pretrained.get("crop_pct") or 0.875
         if not isinstance(scale, int | float) or not 0 < scale <= 1:
             raise ValueError(f"{source.path}: crop_pct is {scale!r}, expected a number in (0, 1]")
@@ -229,19 +238,13 @@ def build_image_processor(source: Source, config: MixerConfig) -> MixerImageProc
 
 def resize_processor(processor, old: tuple[int, int], new: tuple[int, int]) -> None:
     """Scale the sizes of an image processor from images of `old` to images of `new` height and width."""
-    size = dict(processor.size)
-    if "shortest_edge" in size and new[0] * old[1] == new[1] * old[0]:
-        scaled = {"shortest_edge": size["shortest_edge"] * new[0] // old[0]}
-    elif "shortest_edge" in size:
-        margin = size["shortest_edge"] / min(old)
-        scaled = {"height": math.floor(new[0] * margin), "width": math.floor(new[1] * margin)}
+    size = processor.size
+    if size.shortest_edge is None:
+        processor.size = SizeDict(height=size.height * new[0] // old[0], width=size.width * new[1] // old[1])
+    elif new[0] * old[1] == new[1] * old[0]:
+        processor.size = SizeDict(shortest_edge=size.shortest_edge * new[0] // old[0])
     else:
-        scaled = {"height": size["height"] * new[0] // old[0], "width": size["width"] * new[1] // old[1]}
-    sizes = {"size": scaled}
+        margin = size.shortest_edge / min(old)
+        processor.size = SizeDict(height=math.floor(new[0] * margin), width=math.floor(new[1] * margin))
     if processor.do_center_crop:
-        sizes["crop_size"] = {"height": new[0], "width": new[1]}
-    for name, value in processor._standardize_kwargs(
-        **{**{key: getattr(processor, key, None) for key in processor._valid_kwargs_names}, **sizes}
-    ).items():
-        if name in sizes:
-            setattr(processor, name, value)
+        processor.crop_size = SizeDict(height=new[0], width=new[1])

@@ -27,18 +27,8 @@ def deterministic_image(config: MixerConfig) -> np.ndarray:
 
 def reference_forward(source: Source, image: np.ndarray, patch_size: tuple[int, int]) -> np.ndarray:
     """
-    Compute what the source computes.
-
-    Args:
-        source (`Source`):
-            The checkpoint.
-        image (`np.ndarray` of shape `(num_channels, height, width)`):
-            The image, normalized.
-        patch_size (`tuple[int, int]`):
-            Height and width of a patch.
-
-    Returns:
-        `np.ndarray`: the logits, or the features of a source without a classifier.
+    Compute what the source computes for a normalized image of shape `(num_channels, height, width)`: the logits, or the
+    features of a source without a classifier.
     """
     layout = source.layout
 
@@ -66,9 +56,9 @@ def reference_forward(source: Source, image: np.ndarray, patch_size: tuple[int, 
     x = x + _array(source, f"{STEM}.bias")
 
     for index in range(source.num_layers):
-        x = x + mlp(f"layers.{index}.token_mixing", norm(f"layers.{index}.token_norm", x).T).T
-        x = x + mlp(f"layers.{index}.channel_mixing", norm(f"layers.{index}.channel_norm", x))
-    features = norm("norm", x).mean(0)
+        x = x + mlp(f"mixer.layers.{index}.token_mixing", norm(f"mixer.layers.{index}.token_norm", x).T).T
+        x = x + mlp(f"mixer.layers.{index}.channel_mixing", norm(f"mixer.layers.{index}.channel_norm", x))
+    features = norm("mixer.norm", x).mean(0)
     return linear("classifier", features) if source.has_head else features
 
 

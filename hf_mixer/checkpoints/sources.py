@@ -6,7 +6,6 @@ A file or folder becomes a `Source`: its layout and the tensors under that layou
 shapes and finite. Nothing is ever unpickled.
 """
 
-import json
 import logging
 import math
 import re
@@ -21,7 +20,8 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
-from ..configuration_mixer import MixerConfig
+from ..configuration_mixer import MixerConfig, to_pair
+from ..utils import read_json
 from .layouts import EDIFICE, GOOGLE, STEM, TIMM, Layout
 
 
@@ -29,38 +29,23 @@ logger = logging.getLogger(__name__)
 
 # Where the weights lie in the files that Google's training code writes
 GOOGLE_PREFIXES = ("", "params/", "opt/target/")
-PRE_LINEN_MODULES = {
-    "embedding": "stem",
-    "Mixer/encoder_norm": "pre_head_layer_norm",
-    "head": "head",
-}
+PRE_LINEN_MODULES = {"embedding": "stem", "Mixer/encoder_norm": "pre_head_layer_norm", "head": "head"}
+PRE_LINEN_NORM = re.compile(r"Mixer/encoderblock_(\d+)/LayerNorm_(\d+)/(scale|bias)")
+PRE_LINEN_MLP = re.compile(r"(Mixer/encoderblock_(\d+)/(token|channel)_mixing_phase_0)/(kernel|bias)([12])")
 # Random keys of an Edifice training state
 EDIFICE_RANDOM_KEY = re.compile(r"mixer_\d+_(token|channel)_drop[12]\.key")
 
 
 @dataclass
 class Source:
-    """
-    A checkpoint of another implementation.
-
-    Args:
-        path (`str`):
-            Where it was read from.
-        layout (`Layout`):
-            How its keys and tensors are laid out.
-        tensors (`dict[str, torch.Tensor]`):
-            The weights under the layout's own keys.
-        settings (`dict`):
-            The `config.json` of a timm checkpoint, otherwise empty.
-        dropped (`list[str]`):
-            Keys of the file that are no weights.
-    """
+    """A checkpoint of another implementation."""
 
     path: str
     layout: Layout
+    # The weights under the layout's own keys
     tensors: dict[str, torch.Tensor]
+    # The `config.json` beside them, where there is one
     settings: dict = field(default_factory=dict)
-    dropped: list[str] = field(default_factory=list)
 
     def key(self, ours: str) -> str:
         """Return the layout's name of our parameter `ours`."""
@@ -73,13 +58,36 @@ class Source:
     @cached_property
     def num_layers(self) -> int:
         """Number of layers that the tensors' names count."""
-        pattern = re.escape(self.layout.modules["layers.{}.token_mixing.fc1"]).replace(r"\{\}", r"(\d+)")
+        pattern = re.escape(self.layout.modules["mixer.layers.{}.token_mixing.fc1"]).replace(r"\{\}", r"(\d+)")
         return len({match[1] for key in self.tensors if (match := re.match(pattern, key))})
 
     @property
     def has_head(self) -> bool:
         """Whether there is a classifier."""
         return self.key("classifier.weight") in self.tensors
+
+    @property
+    def num_labels(self) -> int:
+        """Number of labels, 0 without a classifier."""
+        return self.linear_sizes("classifier")[0] if self.has_head else 0
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of a token."""
+        return self.tensors[self.key("mixer.norm.weight")].numel()
+
+    @property
+    def pretrained_cfg(self) -> dict:
+        """What the settings of a timm checkpoint say about images and labels."""
+        return self.settings.get("pretrained_cfg") or {}
+
+    def linear_sizes(self, ours: str) -> tuple[int, int]:
+        """Return the number of outputs and of inputs of our linear layer `ours`."""
+        key = self.key(f"{ours}.weight")
+        shape = tuple(self.tensors[key].shape)
+        if len(shape) != 2:
+            raise ValueError(f"{self.path}: {key!r} has {len(shape)} axes, expected 2")
+        return (shape[1], shape[0]) if self.layout.transposed else (shape[0], shape[1])
 
 
 def find_checkpoint(source: str, revision: str | None = None, **hub_kwargs) -> Path:
@@ -100,28 +108,16 @@ def find_checkpoint(source: str, revision: str | None = None, **hub_kwargs) -> P
 
 def read_settings(path: Path) -> dict:
     """Return the `config.json` of a folder, or of the folder that a `model.safetensors` lies in."""
-    folder = path if path.is_dir() else path.parent
-    config = folder / "config.json"
+    config = (path if path.is_dir() else path.parent) / "config.json"
     if not config.is_file() or (path.is_file() and path.name != "model.safetensors"):
         return {}
-    try:
-        settings = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{config} is not valid JSON: {error}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{config} holds no settings, but {type(settings).__name__}")
-    return settings
+    return read_json(config)
 
 
 def read_source(path: Path, allow_nan: bool = False) -> Source:
     """
-    Read a checkpoint of Google, timm or Edifice.
-
-    Args:
-        path (`Path`):
-            A `.npz` or `.safetensors` file, or a folder with one.
-        allow_nan (`bool`, *optional*, defaults to `False`):
-            Whether to accept weights that are not finite.
+    Read a checkpoint of Google, timm or Edifice: a `.npz` or `.safetensors` file, or a folder with one. `allow_nan` accepts
+    weights that are not finite.
 
     Raises:
         `ValueError`: the file is damaged, is no Mixer, or a tensor is missing, unknown, of a wrong shape or not finite.
@@ -133,33 +129,39 @@ def read_source(path: Path, allow_nan: bool = False) -> Source:
     if settings and architecture is None:
         raise ValueError(f"{path} holds a model of type {settings.get('model_type')!r}, not an MLP-Mixer")
 
-    file = path
-    if path.is_dir():
-        names = ["model.safetensors"] if (path / "model.safetensors").is_file() else ["*.safetensors", "*.npz"]
-        files = [file for name in names for file in path.glob(name)]
-        if len(files) != 1:
-            raise ValueError(f"expected one .safetensors or .npz file in {path}, found {len(files)}")
-        file = files[0]
+    file = find_weights(path) if path.is_dir() else path
     if file.suffix == ".npz":
-        source = Source(str(path), GOOGLE, *read_google(file))
+        layout = GOOGLE
+        tensors, dropped = read_google(file)
     elif file.suffix == ".safetensors":
         tensors = read_safetensors(file)
         dropped = [key for key in tensors if EDIFICE_RANDOM_KEY.fullmatch(key)]
-        weights = {key: tensor for key, tensor in tensors.items() if key not in dropped}
-        layout = next((layout for layout in (TIMM, EDIFICE) if stem_key(layout) in weights), None)
-        if layout is None:
+        tensors = {key: tensor for key, tensor in tensors.items() if key not in dropped}
+        if stem_key(TIMM) in tensors:
+            layout = TIMM
+        elif stem_key(EDIFICE) in tensors:
+            layout = EDIFICE
+        else:
             raise ValueError(
                 f"{file} is not an MLP-Mixer of timm or Edifice: no tensor {stem_key(TIMM)!r} or {stem_key(EDIFICE)!r}"
             )
-        source = Source(str(path), layout, weights, settings, dropped)
     else:
         raise ValueError(f"{file} is no checkpoint: expected a .npz or .safetensors file")
-    if source.dropped:
-        logger.warning(
-            f"{path}: left out {len(source.dropped)} tensors that are no weights, such as {source.dropped[0]!r}"
-        )
+    if dropped:
+        logger.warning(f"{path}: left out {len(dropped)} tensors that are no weights, such as {dropped[0]!r}")
+    source = Source(str(path), layout, tensors, settings)
     check_tensors(source, allow_nan)
     return source
+
+
+def find_weights(folder: Path) -> Path:
+    """Return the `model.safetensors` of a folder, or the only file that can hold weights."""
+    if (folder / "model.safetensors").is_file():
+        return folder / "model.safetensors"
+    files = [*folder.glob("*.safetensors"), *folder.glob("*.npz")]
+    if len(files) != 1:
+        raise ValueError(f"expected one .safetensors or .npz file in {folder}, found {len(files)}")
+    return files[0]
 
 
 def stem_key(layout: Layout) -> str:
@@ -174,8 +176,13 @@ def read_safetensors(file: Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"{file} is not a complete safetensors file: {error}") from error
 
 
-def read_google(file: Path) -> tuple[dict[str, torch.Tensor], dict, list[str]]:
-    """Read a `.npz` of Google's, whatever its prefix, its type and its age, under the keys of the bare linen layout."""
+def read_google(file: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """
+    Read a `.npz` of Google's, of either layout, with any prefix and type.
+
+    Returns:
+        `tuple`: the tensors under the keys of the linen layout without a prefix, and the keys of what are no weights.
+    """
     try:
         with zipfile.ZipFile(file) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
@@ -197,7 +204,7 @@ def read_google(file: Path) -> tuple[dict[str, torch.Tensor], dict, list[str]]:
         bfloat16 = array.dtype == np.dtype("V2")
         tensor = torch.from_numpy(array.view(np.int16) if bfloat16 else array)
         tensors[name] = tensor.view(torch.bfloat16) if bfloat16 else tensor
-    return tensors, {}, dropped
+    return tensors, dropped
 
 
 def read_array(archive: zipfile.ZipFile, file: Path, name: str) -> np.ndarray:
@@ -209,7 +216,7 @@ def read_array(archive: zipfile.ZipFile, file: Path, name: str) -> np.ndarray:
             read_header = (
                 np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             )
-            shape, fortran_order, dtype = read_header(stream)
+            shape, _, dtype = read_header(stream)
         except ValueError as error:
             raise ValueError(f"{file}: {name!r} is not an array: {error}") from error
         if dtype.hasobject:
@@ -219,10 +226,9 @@ def read_array(archive: zipfile.ZipFile, file: Path, name: str) -> np.ndarray:
         size = math.prod(shape) * dtype.itemsize
         if size != member.file_size - stream.tell() or size > 64 * file.stat().st_size + 2**24:
             raise ValueError(f"{file}: {name!r} should hold {size} bytes for its shape {shape}, the archive disagrees")
-        data = stream.read()
-    array = np.frombuffer(bytearray(data), dtype)
-    array = array if dtype.isnative else array.astype(dtype.newbyteorder("="))
-    return array.reshape(shape[::-1]).T if fortran_order else array.reshape(shape)
+    with archive.open(member) as stream:
+        array = np.lib.format.read_array(stream, allow_pickle=False)
+    return array if dtype.isnative else array.astype(dtype.newbyteorder("="))
 
 
 def from_pre_linen(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -230,36 +236,42 @@ def from_pre_linen(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     Rename the keys of Google's older layout. Its LayerNorms are numbered in the order of use, not from 0 in every block,
     and its mixing kernels may have axes of length one.
     """
-    norms: dict[str, list[int]] = {}
+    norms: dict[str, set[int]] = {}
     for key in arrays:
-        if match := re.match(r"Mixer/encoderblock_(\d+)/LayerNorm_(\d+)/scale", key):
-            norms.setdefault(match[1], []).append(int(match[2]))
+        if match := PRE_LINEN_NORM.fullmatch(key):
+            norms.setdefault(match[1], set()).add(int(match[2]))
     renamed = {}
     for key, array in arrays.items():
         module, _, name = key.rpartition("/")
         if module in PRE_LINEN_MODULES:
-            renamed[f"{PRE_LINEN_MODULES[module]}/{name}"] = array
-        elif match := re.fullmatch(r"Mixer/encoderblock_(\d+)/LayerNorm_(\d+)", module):
-            if int(match[2]) not in norms.get(match[1], ()):
-                raise ValueError(f"{key!r} has no scale beside it")
-            number = sorted(norms[match[1]]).index(int(match[2]))
-            renamed[f"MixerBlock_{match[1]}/LayerNorm_{number}/{name}"] = array
-        elif (match := re.fullmatch(r"Mixer/encoderblock_(\d+)/(token|channel)_mixing_phase_0", module)) and (
-            leaf := re.fullmatch(r"(kernel|bias)([12])", name)
-        ):
-            if not {f"{module}/bias1", f"{module}/bias2"} <= arrays.keys():
-                raise ValueError(f"{module!r} has no bias1 or bias2")
-            fan_out, fan_in = (
-                arrays[f"{module}/bias{number}"].size for number in ((1, 2) if leaf[2] == "1" else (2, 1))
-            )
-            shape = (fan_in, fan_out) if leaf[1] == "kernel" else (fan_out,)
-            if array.size != math.prod(shape):
-                raise ValueError(f"{key!r} has the shape {array.shape}, expected {shape} and axes of length one")
-            target = f"MixerBlock_{match[1]}/{match[2]}_mixing/Dense_{int(leaf[2]) - 1}/{leaf[1]}"
-            renamed[target] = array.reshape(shape)
-        else:
-            renamed[key] = array
+            key = f"{PRE_LINEN_MODULES[module]}/{name}"
+        elif match := PRE_LINEN_NORM.fullmatch(key):
+            block, number, name = match.groups()
+            key = f"MixerBlock_{block}/LayerNorm_{sorted(norms[block]).index(int(number))}/{name}"
+        elif match := PRE_LINEN_MLP.fullmatch(key):
+            array = array.reshape(pre_linen_shape(arrays, key))
+            _, block, axis, name, number = match.groups()
+            key = f"MixerBlock_{block}/{axis}_mixing/Dense_{int(number) - 1}/{name}"
+        renamed[key] = array
     return renamed
+
+
+def pre_linen_shape(arrays: dict[str, np.ndarray], key: str) -> tuple[int, ...]:
+    """Return the shape of a weight of an MLP, without axes of length one, from the sizes of the two biases."""
+    module, _, name = key.rpartition("/")
+    biases = [f"{module}/bias1", f"{module}/bias2"]
+    if any(bias not in arrays for bias in biases):
+        raise ValueError(f"{module!r} has no bias1 or bias2")
+    mlp_dim, features = (arrays[bias].size for bias in biases)
+    shape = {
+        "kernel1": (features, mlp_dim),
+        "bias1": (mlp_dim,),
+        "kernel2": (mlp_dim, features),
+        "bias2": (features,),
+    }[name]
+    if arrays[key].size != math.prod(shape):
+        raise ValueError(f"{key!r} has the shape {arrays[key].shape}, expected {shape} and axes of length one")
+    return shape
 
 
 def check_tensors(source: Source, allow_nan: bool) -> None:
@@ -274,41 +286,11 @@ def check_tensors(source: Source, allow_nan: bool) -> None:
         if keys:
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
             raise ValueError(f"{source.path} {problem} tensor {min(keys)!r}{more}")
-
-    def size(ours, axis):
-        """Length of an axis of a linear layer: 0 for its outputs, 1 for its inputs."""
-        shape = source.tensors[source.key(f"{ours}.weight")].shape
-        if len(shape) != 2:
-            raise ValueError(f"{source.path}: {source.key(f'{ours}.weight')!r} has {len(shape)} axes, expected 2")
-        return shape[1 - axis if source.layout.transposed else axis]
-
-    hidden_size = source.tensors[source.key("norm.weight")].numel()
-    tokens, token_mlp_dim = size("layers.0.token_mixing.fc1", 1), size("layers.0.token_mixing.fc1", 0)
-    channel_mlp_dim = size("layers.0.channel_mixing.fc1", 0)
-    linears = {
-        "token_mixing.fc1": (token_mlp_dim, tokens),
-        "token_mixing.fc2": (tokens, token_mlp_dim),
-        "channel_mixing.fc1": (channel_mlp_dim, hidden_size),
-        "channel_mixing.fc2": (hidden_size, channel_mlp_dim),
-        "classifier": (size("classifier", 0) if source.has_head else 0, hidden_size),
-    }
+    shapes = expected_shapes(source)
     for theirs, ours in expected.items():
         tensor = source.tensors[theirs]
-        module, _, name = ours.rpartition(".")
-        if ours == f"{STEM}.weight":
-            axes = source.layout.stem.replace("(IHW)", "I")
-            if tensor.ndim != len(axes):
-                raise ValueError(f"{source.path}: {theirs!r} has {tensor.ndim} axes, expected {len(axes)}")
-            # Whatever patch and channels it has, that many outputs
-            shape = tuple(tensor.shape)
-            shape = tuple(hidden_size if axis == "O" else length for axis, length in zip(axes, shape))
-        elif name == "weight":
-            shape = next((shape for suffix, shape in linears.items() if module.endswith(suffix)), (hidden_size,))
-            shape = tuple(reversed(shape)) if source.layout.transposed else shape
-        else:
-            shape = (next((shape[0] for suffix, shape in linears.items() if module.endswith(suffix)), hidden_size),)
-        if tuple(tensor.shape) != shape:
-            raise ValueError(f"{source.path}: {theirs!r} has the shape {tuple(tensor.shape)}, expected {shape}")
+        if tuple(tensor.shape) != shapes[ours]:
+            raise ValueError(f"{source.path}: {theirs!r} has the shape {tuple(tensor.shape)}, expected {shapes[ours]}")
         if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
             raise ValueError(f"{source.path}: {theirs!r} holds {tensor.dtype}, expected floating-point weights")
         if not allow_nan and not tensor.isfinite().all():
@@ -317,74 +299,106 @@ def check_tensors(source: Source, allow_nan: bool) -> None:
             )
 
 
+def expected_shapes(source: Source) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each of their tensors by our name, from the sizes of the first layer and the classifier."""
+    hidden_size = source.hidden_size
+    token_mlp_dim, num_tokens = source.linear_sizes("mixer.layers.0.token_mixing.fc1")
+    channel_mlp_dim, _ = source.linear_sizes("mixer.layers.0.channel_mixing.fc1")
+    linears = {
+        "token_mixing.fc1": (token_mlp_dim, num_tokens),
+        "token_mixing.fc2": (num_tokens, token_mlp_dim),
+        "channel_mixing.fc1": (channel_mlp_dim, hidden_size),
+        "channel_mixing.fc2": (hidden_size, channel_mlp_dim),
+        "classifier": (source.num_labels, hidden_size),
+    }
+    shapes = {}
+    for ours, theirs in source.layout.keys(source.num_layers, source.has_head):
+        module, _, name = ours.rpartition(".")
+        sizes = next((sizes for suffix, sizes in linears.items() if module.endswith(suffix)), None)
+        if module == STEM and name == "weight":
+            # The sizes of the patches and the number of channels are free
+            axes, shape = source.layout.stem.replace("(IHW)", "I"), source.tensors[theirs].shape
+            if len(shape) != len(axes):
+                raise ValueError(f"{source.path}: {theirs!r} has {len(shape)} axes, expected {len(axes)}")
+            shapes[ours] = tuple(hidden_size if axis == "O" else length for axis, length in zip(axes, shape))
+        elif sizes is None:
+            shapes[ours] = (hidden_size,)
+        elif name == "bias":
+            shapes[ours] = sizes[:1]
+        else:
+            shapes[ours] = sizes[::-1] if source.layout.transposed else sizes
+    return shapes
+
+
 def infer_config(source: Source, image_size=None, num_channels: int | None = None) -> MixerConfig:
     """
-    Read the configuration off the tensors.
-
-    Args:
-        image_size (`int` or pair, *optional*):
-            The image size of the source, for grids that are not square.
-        num_channels (`int`, *optional*):
-            The number of channels of an Edifice checkpoint that has neither 3 nor 1.
+    Read the configuration off the tensors, with the image size of a grid that is not square, and with the number of
+    channels of an Edifice checkpoint that has neither 3 nor 1.
 
     Raises:
         `ValueError`: the tensors leave a size open, or contradict one that was given.
     """
-    layout, stem = source.layout, source.tensors[stem_key(source.layout)]
-    tokens, token_mlp_dim = source.tensors[source.key("layers.0.token_mixing.fc1.weight")].shape
-    if not layout.transposed:
-        tokens, token_mlp_dim = token_mlp_dim, tokens
-    if layout.stem == "(IHW)O":
-        if num_channels is not None and num_channels <= 0:
-            raise ValueError(f"num_channels has to be positive, got {num_channels}")
-        candidates = [num_channels] if num_channels is not None else [3, 1]
-        sizes = {channels: math.isqrt(len(stem) // channels) for channels in candidates}
-        channels = next((channels for channels, size in sizes.items() if channels * size * size == len(stem)), None)
-        if channels is None:
-            raise ValueError(
-                f"{source.path}: {len(stem)} values per patch are no square patch of {' or '.join(map(str, candidates))} "
-                "channels: give num_channels"
-            )
-        patch_size = (sizes[channels], sizes[channels])
-    else:
-        axes = dict(zip(layout.stem, stem.shape))
-        channels, patch_size = axes["I"], (axes["H"], axes["W"])
+    num_channels, patch_size = infer_patches(source, num_channels)
+    image_size = infer_image_size(source, patch_size, image_size)
+    return MixerConfig(
+        image_size=image_size[0] if image_size[0] == image_size[1] else image_size,
+        patch_size=patch_size[0] if patch_size[0] == patch_size[1] else patch_size,
+        num_channels=num_channels,
+        hidden_size=source.hidden_size,
+        num_hidden_layers=source.num_layers,
+        token_mlp_dim=source.linear_sizes("mixer.layers.0.token_mixing.fc1")[0],
+        channel_mlp_dim=source.linear_sizes("mixer.layers.0.channel_mixing.fc1")[0],
+        hidden_act=source.layout.hidden_act,
+        layer_norm_eps=source.layout.layer_norm_eps,
+        num_labels=source.num_labels,
+    )
 
-    side = math.isqrt(tokens)
-    hints = (
-        [image_size]
-        if image_size is not None
-        else [
+
+def infer_patches(source: Source, num_channels: int | None = None) -> tuple[int, tuple[int, int]]:
+    """Return the number of channels, and the height and width of a patch."""
+    stem = source.tensors[stem_key(source.layout)]
+    if source.layout.stem != "(IHW)O":
+        axes = dict(zip(source.layout.stem, stem.shape))
+        return axes["I"], (axes["H"], axes["W"])
+    if num_channels is not None and num_channels <= 0:
+        raise ValueError(f"num_channels has to be positive, got {num_channels}")
+    candidates = [3, 1] if num_channels is None else [num_channels]
+    for channels in candidates:
+        side = math.isqrt(len(stem) // channels)
+        if channels * side * side == len(stem):
+            return channels, (side, side)
+    raise ValueError(
+        f"{source.path}: {len(stem)} values per patch are no square patch of {' or '.join(map(str, candidates))} channels: "
+        "give num_channels"
+    )
+
+
+def infer_image_size(source: Source, patch_size: tuple[int, int], image_size=None) -> tuple[int, int]:
+    """Return the height and width of the images: the given one, that of the settings, or a square."""
+    _, num_tokens = source.linear_sizes("mixer.layers.0.token_mixing.fc1")
+    side = math.isqrt(num_tokens)
+    if image_size is not None:
+        candidates = [image_size]
+    else:
+        candidates = [
             (source.settings.get("model_args") or {}).get("img_size"),
-            ((source.settings.get("pretrained_cfg") or {}).get("input_size") or [])[1:],
+            (source.pretrained_cfg.get("input_size") or [])[1:],
             (side * patch_size[0], side * patch_size[1]),
         ]
+    for size in candidates:
+        if is_tiled(size, patch_size, num_tokens):
+            return to_pair(size)
+    given = f"; an image of {image_size} has another number" if image_size is not None else ""
+    raise ValueError(
+        f"{source.path}: {num_tokens} patches of {patch_size[0]}x{patch_size[1]} pixels are no square image{given}: give the "
+        "image size of the source (--image-size HEIGHT WIDTH)"
     )
-    for hint in hints:
-        pair = hint if isinstance(hint, list | tuple) else (hint, hint)
-        size = (pair[0], pair[1]) if len(pair) == 2 and all(isinstance(length, int) for length in pair) else (0, 0)
-        if all(length % patch == 0 for length, patch in zip(size, patch_size)) and (
-            math.prod(length // patch for length, patch in zip(size, patch_size)) == tokens
-        ):
-            break
-    else:
-        given = f"; an image of {image_size} has another number" if image_size is not None else ""
-        raise ValueError(
-            f"{source.path}: {tokens} patches of {patch_size[0]}x{patch_size[1]} pixels are no square image{given}: give "
-            "the image size of the source (--image-size HEIGHT WIDTH)"
-        )
 
-    channel_mlp_dim = source.tensors[source.key("layers.0.channel_mixing.fc1.bias")].numel()
-    num_labels = source.tensors[source.key("classifier.bias")].numel() if source.has_head else 0
-    return MixerConfig(
-        image_size=size[0] if size[0] == size[1] else size,
-        patch_size=patch_size[0] if patch_size[0] == patch_size[1] else patch_size,
-        num_channels=channels,
-        hidden_size=source.tensors[source.key("norm.weight")].numel(),
-        num_hidden_layers=source.num_layers,
-        token_mlp_dim=token_mlp_dim,
-        channel_mlp_dim=channel_mlp_dim,
-        hidden_act=layout.hidden_act,
-        layer_norm_eps=layout.layer_norm_eps,
-        num_labels=num_labels,
-    )
+
+def is_tiled(size, patch_size: tuple[int, int], num_tokens: int) -> bool:
+    """Whether `size`, which may be anything that settings hold, is that of an image of `num_tokens` patches."""
+    pair = size if isinstance(size, list | tuple) else (size, size)
+    if len(pair) != 2 or not all(isinstance(length, int) for length in pair):
+        return False
+    rows, columns = pair[0] // patch_size[0], pair[1] // patch_size[1]
+    return rows * columns == num_tokens and (rows * patch_size[0], columns * patch_size[1]) == tuple(pair)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The command `hf-mixer` and its subcommands, a module each, imported only when it is called.
+The subcommands of `hf-mixer`, a module each, imported only when it is called.
 
-Every module has `parse_arguments(arguments)`, which ends the program after `--help`, `run(arguments)`, which takes what that
-returned, and `main(arguments=None)`, which does both. What takes long to import, torch above all, is imported in `run`.
+Every module has `parse_arguments(arguments=None)`, which ends the program after `--help`, `run(parsed)`, which takes what
+that returned, and `main(arguments=None)`, which does both. What takes long to import, torch above all, is imported in `run`.
 """
 
 import importlib
@@ -19,7 +19,11 @@ COMMANDS = {
     "demo": "show a trained model in the browser, or export it as a Space",
     "benchmark": "measure how fast Mixers run on this machine",
 }
-USAGE = "usage: hf-mixer COMMAND ...\n\nMLP-Mixer for the Hugging Face ecosystem. `hf-mixer COMMAND --help` says more.\n\ncommands:\n"
+USAGE = """usage: hf-mixer COMMAND ...
+
+MLP-Mixer for the Hugging Face ecosystem. `hf-mixer COMMAND --help` says more.
+
+commands:"""
 
 
 def read_command(arguments: list[str]):
@@ -31,11 +35,13 @@ def read_command(arguments: list[str]):
     """
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
-        print(USAGE + "\n".join(f"  {command:<10} {summary}" for command, summary in COMMANDS.items()))
+        print(USAGE)
+        for command, summary in COMMANDS.items():
+            print(f"  {command:<10} {summary}")
         sys.exit(0 if arguments else 2)
     if name not in COMMANDS:
         sys.exit(f"error: hf-mixer has no command {name!r}: expected one of {', '.join(COMMANDS)}")
     # argparse and HfArgumentParser name the program after this
     sys.argv = [f"hf-mixer {name}", *arguments[1:]]
-    command = importlib.import_module(f"{__name__}.{name}")
-    return command.run, command.parse_arguments(arguments[1:])
+    module = importlib.import_module(f"{__name__}.{name}")
+    return module.run, module.parse_arguments(arguments[1:])

@@ -80,11 +80,12 @@ def build_model(model_args, labels: list[str]):
     from transformers.utils import is_torchvision_available
 
     from ..checkpoints import load_checkpoint
+    from ..checkpoints.loading import SHAPE_FIELDS
     from ..configuration_mixer import MixerConfig, to_pair
     from ..image_processing_mixer import MixerImageProcessor
     from ..image_processing_pil_mixer import MixerImageProcessorPil
     from ..modeling_mixer import MixerForImageClassification
-    from ..training.command_line import REGULARIZATION_FIELDS, SHAPE_FIELDS
+    from ..training.command_line import REGULARIZATION_FIELDS
 
     id2label = dict(enumerate(labels))
     overrides: dict[str, Any] = {}

@@ -9,22 +9,13 @@ import yaml
 
 from transformers import HfArgumentParser
 
+from ..checkpoints.loading import SHAPE_FIELDS
 from .arguments import MixerTrainingArguments
 
 
 DEFAULT_VARIANT = "S/16"
-# Fields of the configuration that decide the shape of the weights, and those that a pretrained model can change.
-SHAPE_FIELDS = (
-    "image_size",
-    "patch_size",
-    "num_channels",
-    "hidden_size",
-    "num_hidden_layers",
-    "token_mlp_dim",
-    "channel_mlp_dim",
-    "hidden_act",
-)
 DATA_SOURCE_FIELDS = ("dataset_name", "dataset_config_name", "train_dir", "validation_dir")
+# What may change in a pretrained model too
 REGULARIZATION_FIELDS = ("hidden_dropout_prob", "drop_path_rate", "classifier_dropout_prob")
 
 

@@ -1,0 +1,153 @@
+"""Any source loads in one line, with its image processor, into any class, with other labels and another resolution."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hf_mixer import (
+    MixerBackbone,
+    MixerConfig,
+    MixerForImageClassification,
+    MixerForMaskedImageModeling,
+    MixerImageProcessorPil,
+    MixerModel,
+    load_checkpoint,
+)
+from hf_mixer.checkpoints import export_checkpoint
+from tests.helpers import FIXTURES, GOOGLE_RECTANGLE, GOOGLE_SQUARE, TIMM_TINY, read_io
+
+
+SOURCES = [
+    (GOOGLE_SQUARE, "linen.npz", 2e-6, {}),
+    (GOOGLE_SQUARE, "pre_linen.npz", 2e-6, {}),
+    (GOOGLE_RECTANGLE, "linen.npz", 2e-6, {"source_image_size": (8, 16)}),
+    (GOOGLE_RECTANGLE, "pre_linen.npz", 2e-6, {"source_image_size": (8, 16)}),
+    (FIXTURES / "flax/c_nohead_none", "linen.npz", 2e-6, {}),
+    (FIXTURES / "flax/c_nohead_none", "pre_linen.npz", 2e-6, {}),
+    (FIXTURES / "edifice/cls_rgb", "params.safetensors", 5e-6, {}),
+    (FIXTURES / "edifice/dropout_cls", "params.safetensors", 5e-6, {}),
+    (FIXTURES / "edifice/pooled_rgb", "params.safetensors", 5e-6, {}),
+    (TIMM_TINY, "model.safetensors", 5e-6, {}),
+    (TIMM_TINY, ".", 5e-6, {}),
+    (FIXTURES / "timm/l16_tiny_features", ".", 5e-6, {}),
+]
+
+
+@pytest.mark.parametrize(("folder", "name", "tolerance", "arguments"), SOURCES)
+@torch.no_grad()
+def test_every_source_loads_in_one_line(folder, name, tolerance, arguments):
+    model, processor = load_checkpoint(str(folder / name), **arguments)
+    pixel_values, expected = read_io(folder)
+    torch.testing.assert_close(model(pixel_values).logits, expected, rtol=0, atol=tolerance)
+    assert not model.training
+    image = np.zeros((3, 100, 80), np.uint8)
+    assert processor(image, return_tensors="pt").pixel_values.shape[1:] == pixel_values.shape[1:]
+
+
+@pytest.mark.parametrize("model_class", [MixerModel, MixerBackbone, MixerForMaskedImageModeling])
+def test_every_class_takes_the_weights(model_class):
+    model, _ = load_checkpoint(str(TIMM_TINY), model_class=model_class)
+    assert type(model) is model_class
+    outputs = model.base_model(read_io(TIMM_TINY)[0])
+    tokens = (
+        outputs.feature_maps[0].flatten(2).transpose(1, 2)
+        if model_class is MixerBackbone
+        else outputs.last_hidden_state
+    )
+    torch.testing.assert_close(tokens, load_file(TIMM_TINY / "io.safetensors")["tokens"], rtol=0, atol=5e-6)
+
+
+def test_labels_and_overrides():
+    model, _ = load_checkpoint(str(TIMM_TINY), id2label={0: "cat", 1: "dog"}, drop_path_rate=0.2, dtype=torch.bfloat16)
+    assert model.config.num_labels == model.classifier.out_features == 2
+    assert model.config.label2id == {"cat": 0, "dog": 1}
+    assert model.mixer.layers[-1].drop_path.drop_prob == 0.2
+    assert model.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="has 7 labels, not 3: pass `ignore_mismatched_sizes=True`"):
+        load_checkpoint(str(TIMM_TINY), num_labels=3, ignore_mismatched_sizes=False)
+    assert load_checkpoint(str(TIMM_TINY), num_labels=0)[0](read_io(TIMM_TINY)[0]).logits.shape == (3, 24)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"num_hidden_layers": 5}, "`num_hidden_layers` cannot be set"),
+        ({"in_channels": 1}, "`in_channels` cannot be set"),
+        ({"drop_pathrate": 0.1}, "`drop_pathrate` cannot be set"),
+        ({"id2label": {1: "a", 5: "b"}}, "from 0 to 1"),
+        ({"id2label": {0: "a"}, "num_labels": 9}, "all `num_labels` of them"),
+    ],
+)
+def test_overrides_that_cannot_be_are_refused(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(str(TIMM_TINY), **overrides)
+
+
+def test_another_resolution_in_one_go():
+    pixel_values = torch.randn(2, 3, 64, 32, generator=torch.Generator().manual_seed(0))
+    model, processor = load_checkpoint(str(TIMM_TINY), image_size=(64, 32))
+    small, _ = load_checkpoint(str(TIMM_TINY))
+    expected = (small(pixel_values[:, :, :32]).logits + small(pixel_values[:, :, 32:]).logits) / 2
+    torch.testing.assert_close(model(pixel_values).logits, expected, rtol=0, atol=1e-6)
+    assert processor(np.zeros((3, 90, 120), np.uint8), return_tensors="pt").pixel_values.shape == (1, 3, 64, 32)
+
+
+@pytest.mark.parametrize(
+    ("source", "image_size", "size", "crop_size"),
+    [
+        (TIMM_TINY, 64, {"shortest_edge": 72}, {"height": 64, "width": 64}),
+        (TIMM_TINY, (64, 32), {"height": 72, "width": 36}, {"height": 64, "width": 32}),
+        (GOOGLE_SQUARE / "linen.npz", (32, 16), {"height": 32, "width": 16}, None),
+    ],
+)
+def test_image_processor_follows_the_resolution(source, image_size, size, crop_size, tmp_path):
+    _, processor = load_checkpoint(str(source), image_size=image_size)
+    processor.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert (saved["size"], saved.get("crop_size")) == (size, crop_size)
+
+
+def test_imagenet_names_for_a_thousand_classes(tmp_path):
+    config = MixerConfig.from_variant("cifar10", num_labels=1000, num_hidden_layers=1)
+    MixerForImageClassification(config).save_pretrained(tmp_path / "ours")
+    MixerImageProcessorPil(size=32).save_pretrained(tmp_path / "ours")
+    export_checkpoint(str(tmp_path / "ours"), str(tmp_path / "google.npz"), "google")
+    names = load_checkpoint(str(tmp_path / "google.npz"))[0].config.id2label
+    assert (len(names), names[0], names[207], names[999]) == (
+        1000,
+        "tench, Tinca tinca",
+        "golden retriever",
+        "toilet tissue, toilet paper, bathroom tissue",
+    )
+
+
+def test_timm_preprocessing_is_followed(tmp_path):
+    settings = json.loads((TIMM_TINY / "config.json").read_text())
+    settings["pretrained_cfg"] |= {"interpolation": "bilinear", "mean": [0, 0, 0], "std": [1, 1, 1], "crop_pct": 0.8}
+    settings["label_names"] = list("abcdefg")
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    shutil.copy(TIMM_TINY / "model.safetensors", tmp_path)
+    model, processor = load_checkpoint(str(tmp_path))
+    assert dict(processor.size) == {"shortest_edge": 40}
+    assert dict(processor.crop_size) == {"height": 32, "width": 32}
+    assert (processor.resample, list(processor.image_mean), list(processor.image_std)) == (2, [0, 0, 0], [1, 1, 1])
+    assert model.config.id2label[6] == "g"
+
+
+def test_from_pretrained_of_a_timm_folder_names_the_loader():
+    with pytest.raises(ValueError, match=r"timm \(mixer_b16_224\).*hf_mixer\.load_checkpoint.*hf-mixer convert"):
+        MixerForImageClassification.from_pretrained(TIMM_TINY)
+
+
+def test_a_folder_without_classifier_needs_a_word(tmp_path):
+    model, processor = load_checkpoint(str(TIMM_TINY), model_class=MixerModel)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds no classifier: pass `num_labels`"):
+        load_checkpoint(str(tmp_path))
+    assert load_checkpoint(str(tmp_path), num_labels=3)[0].classifier.out_features == 3
+    assert load_checkpoint(str(tmp_path), num_labels=0)[0](read_io(TIMM_TINY)[0]).logits.shape == (3, 24)
