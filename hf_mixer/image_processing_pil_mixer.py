@@ -26,7 +26,7 @@ from transformers.utils import auto_docstring
 
 if TYPE_CHECKING:
     # Saving one processor copies the files that it imports from: this line makes the two travel together.
-    pass
+    from .image_processing_mixer import MixerImageProcessor  # noqa: F401
 
 
 class MixerImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]

@@ -23,6 +23,15 @@ from hf_mixer.training import MixerTrainer, MixerTrainingArguments
 
 ROOT = Path(__file__).parent.parent
 FIXTURES = Path(__file__).parent / "fixtures"
+# The files of a published model that run where hf_mixer is missing
+REMOTE_CODE = {
+    "configuration_mixer.py",
+    "modeling_mixer.py",
+    "layers_mixer.py",
+    "resizing_mixer.py",
+    "image_processing_mixer.py",
+    "image_processing_pil_mixer.py",
+}
 NUM_IMAGES = 45
 NUM_EVAL_IMAGES = 23
 AUGMENTED = {

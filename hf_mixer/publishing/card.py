@@ -133,7 +133,7 @@ def create_metadata(
 ) -> ModelCardData:
     """Return the metadata of the card, by which the Hub finds and compares models."""
     base_model = run.get("base_model")
-    datasets = {data.get("name") for data in (run.get("dataset") or {}, measured_on)}
+    datasets = {data["name"] for data in (run.get("dataset") or {}, measured_on) if is_hub_id(data.get("name"))}
     results = [
         EvalResult(
             task_type=TASK,
@@ -153,7 +153,7 @@ def create_metadata(
         library_name="transformers",
         pipeline_tag=TASK,
         license=run.get("license", LICENSE),
-        datasets=sorted(filter(is_hub_id, datasets)) or None,
+        datasets=sorted(datasets) or None,
         base_model=base_model if is_hub_id(base_model) else None,
         tags=[TASK, "vision", "mlp-mixer"],
         metrics=["accuracy"] if any(METRICS[key][1] == "accuracy" for key in metrics) else None,
