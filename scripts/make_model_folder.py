@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Make a complete Hub folder of a trained model in half precision, such as those in model_cards.
+Make a folder of a trained model in half precision, such as those in model_cards. `hf-mixer publish` adds the code to it.
 
     python scripts/make_model_folder.py outputs/cifar10-nano model_cards/mixer-nano-cifar10 --dataset_name uoft-cs/cifar10
 
-The folder holds the weights in `--dtype`, the configuration, the image processor, the code, the record of the training and
-the card. What follows `--dataset_name` (or `--eval_dir`) goes to scripts/evaluate.py, which measures the weights as they
+The folder holds the weights in `--dtype`, the configuration, the image processor, the record of the training and the
+card. What follows `--dataset_name` (or `--eval_dir`) goes to scripts/evaluate.py, which measures the weights as they
 are in the folder. On a folder that exists, everything is written anew.
 """
 
@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from hf_mixer import load_checkpoint
-from hf_mixer.publishing.card import create_card
+from hf_mixer.publishing import create_card
 from hf_mixer.training.curves import CURVES_NAME
 from hf_mixer.training.record import RECORD_NAME
 from hf_mixer.utils import one_line_errors
@@ -24,7 +24,7 @@ from hf_mixer.utils import one_line_errors
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", help="a trained model: the output folder of scripts/train.py")
+    parser.add_argument("source", help="a trained model: the output folder of `hf-mixer train`")
     parser.add_argument("folder", type=Path, help="the folder to make")
     parser.add_argument(
         "--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16", help="type of the weights"
@@ -38,6 +38,8 @@ def main():
         model, image_processor = load_checkpoint(arguments.source, dtype=arguments.dtype)
         model.save_pretrained(arguments.folder)
         image_processor.save_pretrained(arguments.folder)
+        for path in arguments.folder.glob("*_mixer.py"):
+            path.unlink()
         for name in (RECORD_NAME, CURVES_NAME):
             path = Path(arguments.source) / name
             if path.is_file() and path.resolve() != (arguments.folder / name).resolve():

@@ -101,8 +101,8 @@ class LoopbackHub:
     def fail(self, pattern: str, how: int | str | Callable[[], None] = 503, times: int = 1) -> None:
         """
         Let the next `times` requests whose `"METHOD /path"` matches `pattern` fail: with an HTTP status, by `"drop"`
-        (the connection closes halfway through the body), by `"lost"` (the work is done, the answer never sent) or by a call
-        before the connection drops.
+        (the connection closes halfway through the body) or a call before that, or by `"lost"` (the work is done, the
+        answer never sent).
         """
         self.failures.append([pattern, how, times])
 
@@ -264,10 +264,10 @@ class Handler(BaseHTTPRequestHandler):
     def handle_any(self):
         failure = self.hub.next_failure(f"{self.command} {unquote(self.path)}")
         size = int(self.headers.get("Content-Length", 0))
-        if failure == "drop" or callable(failure):
+        if callable(failure):
+            failure = failure() or "drop"
+        if failure == "drop":
             self.rfile.read(size // 2)
-            if callable(failure):
-                failure()
             self.close_connection = True
             return
         body = self.rfile.read(size)

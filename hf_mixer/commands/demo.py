@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
             if importlib.util.find_spec("gradio") is None:
                 raise ValueError('this needs Gradio: `pip install "hf_mixer[demo]"`')
             folder = arguments.folder.resolve()
-            write_space(space, str(folder), title=folder.name, examples=examples)
+            write_space(space, str(folder), folder.name, examples=examples)
         # The page is the Space that would be exported
         sys.path.insert(0, str(space))
         runpy.run_path(str(space / "app.py"), run_name="__main__")

@@ -27,8 +27,8 @@ Drop an image, see the most likely labels and what the model looked at. `python 
 def write_space(
     directory: str | os.PathLike,
     model: str,
+    title: str,
     revision: str | None = None,
-    title: str = "MLP-Mixer",
     examples: Iterable[str | os.PathLike] = (),
 ) -> None:
     """
@@ -39,10 +39,10 @@ def write_space(
             An existing directory.
         model (`str`):
             With `revision` a repository on the Hub, else a folder: an absolute path, or one inside `directory`.
+        title (`str`):
+            What the page is called.
         revision (`str`, *optional*):
             The commit of the repository whose code and weights the Space runs.
-        title (`str`, *optional*, defaults to `"MLP-Mixer"`):
-            What the page is called.
         examples (`Iterable[str | os.PathLike]`, *optional*):
             Image files to offer to visitors.
     """
@@ -106,12 +106,9 @@ def export_space(
     with tempfile.TemporaryDirectory(dir=directory.parent) as temporary:
         space = Path(temporary) / "space"
         space.mkdir()
-        write_space(space, repo_id or "model", revision, title, examples)
+        write_space(space, repo_id or "model", title, revision, examples)
         if repo_id is None:
             (space / "model").mkdir()
             for name, path in find_model_files(folder).items():
                 shutil.copyfile(path, space / "model" / name)
         space.replace(directory)
-
-
-__all__ = ["export_space", "write_space"]

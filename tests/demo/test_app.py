@@ -43,9 +43,7 @@ def test_labels_come_first_then_the_map(demo, photo, folder):
     for labels, _ in steps:
         assert labels == pytest.approx(dict(zip(["cat", "dog", "owl"], scores)), abs=1e-6)
     assert steps[1][1].size == (448, 448)
-
-
-def test_no_image_clears_the_page(demo):
+    # No image clears the page
     assert list(demo.predict(None)) == [(None, None)]
 
 
@@ -79,21 +77,16 @@ def test_number_of_passes_is_bounded(app, demo, photo):
     assert sum(sizes) <= app.MAX_WINDOWS**2 + 2
 
 
-def test_page_is_built(app, demo, space):
-    page = app.build(demo, "my-mixer", [str(space / "examples" / "1.jpg")])
-    kinds = [block.get_block_name() for block in page.blocks.values()]
-    assert kinds.count("image") >= 2
-    assert "label" in kinds
-    assert "dataset" in kinds
-
-
 def test_the_command_shows_the_page_of_a_folder_without_code(photo, monkeypatch):
     shown = []
-    monkeypatch.setattr(gradio.Blocks, "launch", lambda page, **options: shown.append((page.title, options)))
+    monkeypatch.setattr(gradio.Blocks, "launch", lambda page, **options: shown.append(page))
     monkeypatch.setattr(sys, "path", sys.path[:])
     monkeypatch.delitem(sys.modules, "saliency", raising=False)
     main([str(ROOT / "model_cards" / "mixer-nano-cifar10"), "--examples", str(photo.parent)])
     sys.modules.pop("saliency")
-    ((title, options),) = shown
-    assert title == "mixer-nano-cifar10"
-    assert options["max_file_size"] == "20mb"
+    (page,) = shown
+    assert page.title == "mixer-nano-cifar10"
+    kinds = [block.get_block_name() for block in page.blocks.values()]
+    assert kinds.count("image") >= 2
+    assert "label" in kinds
+    assert "dataset" in kinds

@@ -14,14 +14,16 @@ from tests.hub_server import LoopbackHub
 
 
 CONFIG = dict(image_size=16, patch_size=4, hidden_size=16, num_hidden_layers=2, token_mlp_dim=8, channel_mlp_dim=32)
+LABELS = ["plane", "sea | lake", "`quoted`"]
 
 
 @pytest.fixture
 def folder(tmp_path):
     """A folder as training leaves it behind, with what must not leave the machine."""
-    folder = tmp_path / "folder"
+    folder = tmp_path / "digits-mixer"
     torch.manual_seed(0)
-    MixerForImageClassification(MixerConfig(num_labels=3, **CONFIG)).save_pretrained(folder)
+    names = {"id2label": dict(enumerate(LABELS)), "label2id": {label: index for index, label in enumerate(LABELS)}}
+    MixerForImageClassification(MixerConfig(**CONFIG, **names)).save_pretrained(folder)
     MixerImageProcessorPil(size=16).save_pretrained(folder)
     (folder / "all_results.json").write_text('{"eval_accuracy": 0.9}')
     Image.new("RGB", (30, 30), "red").save(folder / "confusion_matrix.png")
