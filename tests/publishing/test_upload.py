@@ -83,20 +83,25 @@ def test_whatever_fails_the_same_command_finishes_with_one_commit(target, how, p
     requests = [re.sub("[0-9a-f]{40,}", "HASH", request.split("?")[0]) for request in hub.requests]
     requests = [request for request in dict.fromkeys(requests) if "agent-harnesses" not in request]
     assert len(requests) >= 10
+    messages = []
     for number, request in enumerate(requests):
         repo_id = f"alice/broken-{number}"
         pattern = re.escape(request.replace("alice/whole", repo_id)).replace("HASH", "[0-9a-f]{40,}")
         hub.fail(pattern, how)
-        is_retried = re.search("/tree/|/preupload/|/lfs/|^PUT", request) is not None
-        if not is_retried:
-            message = publish(repo_id, *target, refused=True)
-            assert re.match("error: (the Hub answered 503|the connection to the Hub failed)", message)
-            assert message.endswith("run the same command again to finish.")
-        publish(repo_id, *target)
+        try:
+            publish(repo_id, *target)
+        except SystemExit as exit:
+            messages.append(exit.code)
+            publish(repo_id, *target)
         assert hub.failures.pop()[2] == 0
         repo = hub.repos[repo_id]
         assert len(repo.commits) == 2
         assert hub.files(repo_id, "refs/pr/1" if target == ("--create-pr",) else "v1").keys() == on_hub
+    # The others are tried again by huggingface_hub, more of them in its newer versions
+    assert messages
+    for message in messages:
+        assert re.match("error: (the Hub answered 503|the connection to the Hub failed)", message)
+        assert message.endswith("run the same command again to finish.")
 
 
 def test_what_arrived_before_a_long_outage_is_not_sent_again(publish, hub, folder, blob):
