@@ -43,7 +43,7 @@ def test_folder_is_complete_without_code_and_answers(folder, monkeypatch):
     assert sum(answer["score"] for answer in answers) == pytest.approx(1, abs=1e-2)
 
 
-def test_the_published_model_runs_for_a_stranger_even_if_the_first_attempt_was_killed(hub, tmp_path):
+def test_the_published_model_runs_without_the_package_even_if_a_first_attempt_was_killed(hub, tmp_path):
     folder = ROOT / "model_cards" / "mixer-nano-cifar10"
     environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
     environment |= {"HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_alice_write"}
@@ -69,7 +69,7 @@ def test_the_published_model_runs_for_a_stranger_even_if_the_first_attempt_was_k
     block = re.findall(r"```python\n(.*?)```", files["README.md"].decode(), re.DOTALL)[1]
     assert 'revision="v1", trust_remote_code=True' in block
     program = "import sys; sys.modules['hf_mixer'] = None\n" + block
-    stranger = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    assert stranger.returncode == 0, stranger.stderr
-    answers = ast.literal_eval(stranger.stdout.splitlines()[-1])
+    loaded = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert loaded.returncode == 0, loaded.stderr
+    answers = ast.literal_eval(loaded.stdout.splitlines()[-1])
     assert {answer["label"] for answer in answers} < set(json.loads(files["config.json"])["id2label"].values())
