@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hf_mixer import load_checkpoint
 from hf_mixer.commands import evaluate
-from hf_mixer.publishing.card import create_card
+from hf_mixer.publishing import create_card
 from hf_mixer.training.curves import CURVES_NAME
 from hf_mixer.training.record import RECORD_NAME
 from hf_mixer.utils import one_line_errors

@@ -30,6 +30,15 @@ ENABLE_CHECKPOINTING = (
 GOOGLE_SQUARE = FIXTURES / "flax/a_sq16_p4_tok_gt"
 GOOGLE_RECTANGLE = FIXTURES / "flax/e_rect8x16_p4"
 TIMM_TINY = FIXTURES / "timm/b16_tiny_cls"
+# The files of a published model that run where hf_mixer is missing
+REMOTE_CODE = {
+    "configuration_mixer.py",
+    "modeling_mixer.py",
+    "layers_mixer.py",
+    "resizing_mixer.py",
+    "image_processing_mixer.py",
+    "image_processing_pil_mixer.py",
+}
 NUM_IMAGES = 45
 NUM_EVAL_IMAGES = 23
 AUGMENTED = {

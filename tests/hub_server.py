@@ -12,6 +12,7 @@ import json
 import re
 import threading
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -97,14 +98,15 @@ class LoopbackHub:
         self.server.shutdown()
         self.server.server_close()
 
-    def fail(self, pattern: str, how: int | str = 503, times: int = 1) -> None:
+    def fail(self, pattern: str, how: int | str | Callable[[], None] = 503, times: int = 1) -> None:
         """
         Let the next `times` requests whose `"METHOD /path"` matches `pattern` fail: with an HTTP status, by `"drop"`
-        (the connection closes halfway through the body) or by `"lost"` (the work is done, the answer never sent).
+        (the connection closes halfway through the body) or a call before that, or by `"lost"` (the work is done, the
+        answer never sent).
         """
         self.failures.append([pattern, how, times])
 
-    def next_failure(self, request: str) -> int | str | None:
+    def next_failure(self, request: str) -> int | str | Callable[[], None] | None:
         with self.lock:
             self.requests.append(request)
             for failure in self.failures:
@@ -262,6 +264,8 @@ class Handler(BaseHTTPRequestHandler):
     def handle_any(self):
         failure = self.hub.next_failure(f"{self.command} {unquote(self.path)}")
         size = int(self.headers.get("Content-Length", 0))
+        if callable(failure):
+            failure = failure() or "drop"
         if failure == "drop":
             self.rfile.read(size // 2)
             self.close_connection = True

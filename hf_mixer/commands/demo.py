@@ -2,13 +2,13 @@
 """
 Show a trained model in the browser: drop an image, see its labels and what the model looked at.
 
-    python scripts/demo.py outputs/photos --examples some_photos
-    python scripts/demo.py outputs/photos --export-space space            # a Space with the model in it
-    python scripts/demo.py outputs/photos --export-space space --repo_id your-name/photos-mixer
+    hf-mixer demo outputs/photos --examples some_photos
+    hf-mixer demo outputs/photos --export-space space            # a Space with the model in it
+    hf-mixer demo outputs/photos --export-space space --repo_id your-name/photos-mixer
 
 The page appears at http://127.0.0.1:7860; Gradio's own variables, such as GRADIO_SERVER_PORT, change that. A Space that
 loads the model from the Hub runs the code of one commit: that of --revision, by default of the newest one.
-Needs Gradio: `pip install ".[demo]"`.
+Needs Gradio: `pip install "hf_mixer[demo]"`.
 """
 
 import argparse
@@ -18,22 +18,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from huggingface_hub import HfApi
-from PIL import Image
-
-from .. import MixerConfig
-from ..data.datasets import load_digits_dataset
-from ..data.images import find_images
-from ..demo.space import export_space, write_space
-from ..utils import one_line_errors
-
 
 MAX_EXAMPLES = 6
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="the output folder of scripts/train.py")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="the output folder of `hf-mixer train`")
     parser.add_argument("--examples", type=Path, help=f"a folder of images to offer, the first {MAX_EXAMPLES} of them")
     parser.add_argument(
         "--export-space", "--export_space", metavar="DIR", type=Path, help="write a Space, show nothing"
@@ -48,25 +39,32 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parsed
 
 
-def check_folder(folder: Path) -> MixerConfig:
+def read_config(folder: Path):
     """Return the configuration of the classifier in `folder`."""
+    from ..configuration_mixer import MixerConfig
+
     for name in ("config.json", "preprocessor_config.json"):
         if not (folder / name).is_file():
-            raise ValueError(f"{folder} holds no {name}: give the output folder of scripts/train.py")
+            raise ValueError(f"{folder} holds no {name}: give the output folder of `hf-mixer train`")
     config = MixerConfig.from_pretrained(folder)
     if not config.num_labels:
         raise ValueError(f"{folder} holds no classifier")
     return config
 
 
-def find_examples(folder: Path | None, config: MixerConfig, temporary: Path) -> list[Path]:
+def find_examples(folder: Path | None, labels: list[str], temporary: Path) -> list[Path]:
     """Return image files to offer: those in `folder`, or digits for a model that reads digits."""
+    from PIL import Image
+
+    from ..data.datasets import load_digits_dataset
+    from ..data.images import find_images
+
     if folder is not None:
         examples = find_images(folder)[:MAX_EXAMPLES]
         if not examples:
             raise ValueError(f"{folder} holds no images")
         return examples
-    if list(config.id2label.values()) != [str(digit) for digit in range(10)]:
+    if labels != [str(digit) for digit in range(10)]:
         return []
     examples = []
     for number, image in enumerate(load_digits_dataset()["test"]["image"][1:4]):
@@ -77,12 +75,17 @@ def find_examples(folder: Path | None, config: MixerConfig, temporary: Path) -> 
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from huggingface_hub import HfApi
+
+    from ..demo.space import export_space, write_space
+    from ..utils import one_line_errors
+
     with tempfile.TemporaryDirectory() as temporary:
         space = Path(temporary) / "space"
         space.mkdir()
         with one_line_errors():
-            config = check_folder(arguments.folder)
-            examples = find_examples(arguments.examples, config, Path(temporary))
+            config = read_config(arguments.folder)
+            examples = find_examples(arguments.examples, list(config.id2label.values()), Path(temporary))
             if arguments.export_space is not None:
                 revision = None
                 if arguments.repo_id is not None:
@@ -93,10 +96,9 @@ def run(arguments: argparse.Namespace) -> None:
                 )
                 return
             if importlib.util.find_spec("gradio") is None:
-                raise ValueError('this needs Gradio: `pip install "gradio>=6.31"`, or `pip install ".[demo]"`')
-            write_space(
-                space, str(arguments.folder.resolve()), title=arguments.folder.resolve().name, examples=examples
-            )
+                raise ValueError('this needs Gradio: `pip install "hf_mixer[demo]"`')
+            folder = arguments.folder.resolve()
+            write_space(space, str(folder), folder.name, examples=examples)
         # The page is the Space that would be exported
         sys.path.insert(0, str(space))
         runpy.run_path(str(space / "app.py"), run_name="__main__")

@@ -115,7 +115,8 @@ def build(demo: Demo, title: str, examples: list[str]) -> gr.Blocks:
                 upload = gr.Image(
                     label="Image", type="filepath", image_mode=None, sources=["upload", "clipboard"], height=320
                 )
-                # Opened in `predict`, where the visitor can be told what is wrong with it
+                # `predict` opens the file and tells the visitor what is wrong with it. A subclass that overrides the method
+                # would be another component to Gradio 6.31, without a frontend.
                 upload.preprocess = lambda payload: payload.path if payload is not None else None  # type: ignore[method-assign]
                 if examples:
                     gr.Examples(examples, upload)

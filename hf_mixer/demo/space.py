@@ -11,11 +11,10 @@ from pathlib import Path
 
 from huggingface_hub import SpaceCardData
 
+from ..publishing.release import find_model_files
 
-PACKAGE = Path(__file__).parents[1]
+
 GRADIO_VERSION = "6.31.0"
-# What a Space needs of a trained folder
-MODEL_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json", "*_mixer.py")
 README = """---
 {metadata}
 ---
@@ -28,8 +27,8 @@ Drop an image, see the most likely labels and what the model looked at. `python 
 def write_space(
     directory: str | os.PathLike,
     model: str,
+    title: str,
     revision: str | None = None,
-    title: str = "MLP-Mixer",
     examples: Iterable[str | os.PathLike] = (),
 ) -> None:
     """
@@ -40,16 +39,16 @@ def write_space(
             An existing directory.
         model (`str`):
             With `revision` a repository on the Hub, else a folder: an absolute path, or one inside `directory`.
+        title (`str`):
+            What the page is called.
         revision (`str`, *optional*):
             The commit of the repository whose code and weights the Space runs.
-        title (`str`, *optional*, defaults to `"MLP-Mixer"`):
-            What the page is called.
         examples (`Iterable[str | os.PathLike]`, *optional*):
             Image files to offer to visitors.
     """
     directory = Path(directory)
-    shutil.copyfile(PACKAGE / "publishing" / "space_app.py", directory / "app.py")
-    shutil.copyfile(PACKAGE / "saliency.py", directory / "saliency.py")
+    for name in ("app.py", "saliency.py"):
+        shutil.copyfile(Path(__file__).with_name(name), directory / name)
     settings = {"model": model, "revision": revision, "title": title}
     (directory / "space.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     needed = [
@@ -94,7 +93,7 @@ def export_space(
             Image files to offer to visitors.
 
     Raises:
-        `ValueError`: the directory is not empty, or `repo_id` comes without `revision`.
+        `ValueError`: the directory is not empty, the folder lacks something, or `repo_id` comes without `revision`.
     """
     directory, folder = Path(directory), Path(folder)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
@@ -107,13 +106,9 @@ def export_space(
     with tempfile.TemporaryDirectory(dir=directory.parent) as temporary:
         space = Path(temporary) / "space"
         space.mkdir()
-        write_space(space, repo_id or "model", revision, title, examples)
+        write_space(space, repo_id or "model", title, revision, examples)
         if repo_id is None:
             (space / "model").mkdir()
-            for pattern in MODEL_FILES:
-                for path in folder.glob(pattern):
-                    shutil.copyfile(path, space / "model" / path.name)
+            for name, path in find_model_files(folder).items():
+                shutil.copyfile(path, space / "model" / name)
         space.replace(directory)
-
-
-__all__ = ["export_space", "write_space"]

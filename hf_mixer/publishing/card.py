@@ -13,15 +13,16 @@ import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from transformers.image_utils import PILImageResampling
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from ..configuration_mixer import MixerConfig, to_pair
 from ..flops import estimate_flops
 from ..image_processing_pil_mixer import MixerImageProcessorPil
 from ..modeling_mixer import MixerForImageClassification
+from ..utils import hide_tokens, read_json
 
 
-# In the repository, and where a wheel puts it
-TEMPLATES = (Path(__file__).parents[2] / "model_cards" / "TEMPLATE.md", Path(__file__).parent / "TEMPLATE.md")
+TEMPLATE = Path(__file__).parent / "TEMPLATE.md"
 TASK = "image-classification"
 LICENSE = "apache-2.0"
 MAX_LABELS = 30
@@ -45,12 +46,7 @@ METRICS = {
 PICTURES = ("training_curves.png", "confusion_matrix.png", "calibration.png")
 
 
-def create_card(
-    folder: str | os.PathLike,
-    repo_id: str | None = None,
-    revision: str | None = None,
-    needs_processor: bool = True,
-) -> ModelCard:
+def create_card(folder: str | os.PathLike, repo_id: str | None = None, revision: str | None = None) -> ModelCard:
     """
     Write the model card of a trained folder.
 
@@ -64,247 +60,149 @@ def create_card(
             The repository on the Hub that the examples load. By default they load `folder`.
         revision (`str`, *optional*):
             The commit, tag or branch that they load.
-        needs_processor (`bool`, *optional*, defaults to `True`):
-            Whether to refuse a folder without an image processor. Otherwise the card does not speak of it.
 
     Returns:
-        `huggingface_hub.ModelCard`: not saved yet.
+        `huggingface_hub.ModelCard`: neither saved nor pushed yet.
 
     Raises:
         `ValueError`: the folder holds no classifier or no image processor, or one of the files is damaged.
     """
     folder = Path(folder)
-    config, processor = _read_model(folder, needs_processor)
-    run = _read_json(folder / "training_run.json")
-    evaluation = _read_json(folder / "evaluation.json")
+    config, processor = read_model(folder)
+    run = read_results(folder / "training_run.json")
+    evaluation = read_results(folder / "evaluation.json")
     trained_on = run.get("dataset") or {}
     if evaluation:
         measured, measured_on = evaluation, evaluation.get("dataset") or {}
     else:
-        measured = _read_json(folder / "eval_results.json")
-        measured_on = {
-            **trained_on,
-            "split": trained_on.get("eval_split"),
-            "num_images": trained_on.get("num_eval_images"),
-        }
-
+        measured = read_results(folder / "eval_results.json")
+        split, num_images = trained_on.get("eval_split"), trained_on.get("num_eval_images")
+        measured_on = {**trained_on, "split": split, "num_images": num_images}
+    metrics = {key: measured[key] for key in METRICS if is_number(measured.get(key))}
     name = repo_id.split("/")[-1] if repo_id else folder.resolve().name
-    metrics = [(key, measured[key]) for key in METRICS if _is_number(measured.get(key))]
-    base_model = run.get("base_model")
-    dataset_ids = sorted({data["name"] for data in (trained_on, measured_on) if _is_hub_id(data.get("name"))})
-    card_data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag=TASK,
-        license=run.get("license", LICENSE),
-        datasets=dataset_ids or None,
-        base_model=base_model if _is_hub_id(base_model) else None,
-        tags=[TASK, "vision", "mlp-mixer"],
-        metrics=["accuracy"] if any(METRICS[key][1] == "accuracy" for key, _ in metrics) else None,
-        model_name=name,
-        eval_results=[_eval_result(key, value, measured_on) for key, value in metrics if measured_on.get("name")]
-        or None,
-    )
-    if card_data.eval_results is None:
-        card_data.model_name = None
 
-    height, width = to_pair(config.image_size)
-    source = repo_id or os.fspath(folder)
-    template = next((path for path in TEMPLATES if path.is_file()), TEMPLATES[0])
     card = ModelCard.from_template(
-        card_data,
-        template_str=template.read_text(encoding="utf-8"),
-        title=_plain(name),
-        source=json.dumps(source),
-        shell_source=shlex.quote(source),
-        shell_revision=f" --model_revision {shlex.quote(revision)}" if repo_id and revision else "",
-        pinned=f", revision={json.dumps(revision)}" if repo_id and revision else "",
-        find_revision=repo_id is not None and revision is None,
-        image_size=f"{height} x {width}",
-        larger_size=2 * height if height == width else (2 * height, 2 * width),
-        colors={1: "grey images", 3: "images"}.get(config.num_channels, f"images with {config.num_channels} channels"),
-        num_labels=f"{config.num_labels:,}",
-        labels=_describe_labels(config),
-        origin=_describe_origin(base_model, trained_on),
-        results=[(METRICS[key][0], _format_metric(METRICS[key][1], value)) for key, value in metrics],
-        measured_on=_describe_measurement(measured_on),
-        extremes=_find_extremes(evaluation.get("per_class") or []),
-        preprocessing=_describe_preprocessing(processor) if processor is not None else None,
-        architecture=_describe_architecture(config),
-        training=bool(run),
-        command=_remove_tokens(run.get("command") or ""),
-        training_facts=_describe_training(run),
-        hyperparameters=[
-            (_code(key), _code(value))
-            for key, value in (run.get("hyperparameters") or {}).items()
-            if value is not None and "token" not in key
-        ],
+        create_metadata(name, run, metrics, measured_on),
+        template_str=TEMPLATE.read_text(encoding="utf-8"),
+        title=plain(name),
+        **describe_source(folder, repo_id, revision),
+        **describe_model(config, processor),
+        **describe_training(run),
+        results=[(METRICS[key][0], format_metric(METRICS[key][1], value)) for key, value in metrics.items()],
+        measured_on=describe_measurement(measured_on),
+        extremes=find_extremes(evaluation.get("per_class") or []),
         speed=[
-            (what, f"{record['images_per_second']:,.0f}", _plain(record["hardware"]))
+            (what, f"{record['images_per_second']:,.0f}", plain(record["hardware"]))
             for what, record in (("training", run), ("evaluation", evaluation))
-            if _is_number(record.get("images_per_second")) and record.get("hardware")
+            if is_number(record.get("images_per_second")) and record.get("hardware")
         ],
         pictures=[picture for picture in PICTURES if (folder / picture).is_file()],
-        data=_known_data(base_model, trained_on.get("name"), measured_on.get("name")),
+        data=find_known_data(run.get("base_model"), trained_on.get("name"), measured_on.get("name")),
     )
     card.text = re.sub(r"\n{3,}", "\n\n", card.text)
     return card
 
 
-def _read_model(folder: Path, needs_processor: bool) -> tuple[MixerConfig, MixerImageProcessorPil | None]:
+def read_model(folder: Path) -> tuple[MixerConfig, MixerImageProcessorPil]:
     """Return the configuration and the image processor in `folder`."""
-    for file, way_out in (
-        ("config.json", "model.save_pretrained"),
-        ("preprocessor_config.json", "image_processor.save_pretrained"),
-    ):
-        if file == "preprocessor_config.json" and not needs_processor:
-            continue
+    for file, writer in ((CONFIG_NAME, "model"), (IMAGE_PROCESSOR_NAME, "image_processor")):
         if not (folder / file).is_file():
             raise ValueError(
-                f"{folder} holds no {file}: give the output folder of scripts/train.py, or write the file with "
-                f"`{way_out}({str(folder)!r})`"
+                f"{folder} holds no {file}: give the output folder of `hf-mixer train`, or write the file with "
+                f"`{writer}.save_pretrained({str(folder)!r})`"
             )
-    settings = _read_json(folder / "config.json")
-    if settings.get("model_type") != MixerConfig.model_type:
-        raise ValueError(
-            f"{folder} holds a model of type {settings.get('model_type')!r}, not {MixerConfig.model_type!r}"
-        )
+    model_type = read_json(folder / CONFIG_NAME).get("model_type")
+    if model_type != MixerConfig.model_type:
+        raise ValueError(f"{folder} holds a model of type {model_type!r}, not {MixerConfig.model_type!r}")
     config = MixerConfig.from_pretrained(folder)
     if MixerForImageClassification.__name__ not in (config.architectures or []) or not config.num_labels:
         raise ValueError(
             f"{folder} holds no image classifier: expected a `MixerForImageClassification` with labels, got "
             f"{', '.join(config.architectures or ['no architecture'])} with {config.num_labels}"
         )
-    if not (folder / "preprocessor_config.json").is_file():
-        return config, None
     return config, MixerImageProcessorPil.from_pretrained(folder)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """Return what the file holds; nothing where there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no valid JSON: {error}. Write it again, or remove it.") from error
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{path} has to hold a JSON object, got {type(content).__name__}. Write it again, or remove it."
+def read_results(path: Path) -> dict[str, Any]:
+    """Return what a file says about a run; nothing where there is no such file."""
+    return read_json(path) if path.is_file() else {}
+
+
+def create_metadata(
+    name: str, run: dict[str, Any], metrics: dict[str, float], measured_on: dict[str, Any]
+) -> ModelCardData:
+    """Return the metadata of the card, by which the Hub finds and compares models."""
+    base_model = run.get("base_model")
+    datasets = {data["name"] for data in (run.get("dataset") or {}, measured_on) if is_hub_id(data.get("name"))}
+    results = [
+        EvalResult(
+            task_type=TASK,
+            task_name="Image Classification",
+            dataset_type=dataset_type(measured_on["name"]),
+            dataset_name=dataset_name(measured_on["name"]),
+            dataset_config=measured_on.get("config"),
+            dataset_split=measured_on.get("split"),
+            metric_type=METRICS[key][1],
+            metric_name=METRICS[key][0],
+            metric_value=round(value, 4),
         )
-    return content
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_hub_id(name: str | None) -> bool:
-    """Whether `name` looks like `owner/repository`, and not like a folder or a file."""
-    return bool(name and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not os.path.exists(name))
-
-
-def _known_data(*names: str | None) -> list[str]:
-    """Return the keys of the data that the names of models and data sets speak of."""
-    return [
-        key
-        for key, (_, pattern) in KNOWN_DATA.items()
-        if any(name and re.search(pattern, name.lower()) for name in names)
+        for key, value in metrics.items()
+        if measured_on.get("name")
     ]
-
-
-def _plain(text: Any) -> str:
-    """Return `text` as one line of Markdown that looks like it."""
-    return re.sub(r"([\\`*<>\[\]|{}])", r"\\\1", " ".join(str(text).split()))
-
-
-def _code(text: Any) -> str:
-    """Return `text` as inline code, also inside a table."""
-    text = " ".join(str(text).split()).replace("|", "\\|")
-    return f"`` {text} ``" if "`" in text else f"`{text}`"
-
-
-def _link(name: str, kind: str = "") -> str:
-    """Return a link to a repository on the Hub, or the last part of the name of something else."""
-    return f"[{name}](https://huggingface.co/{kind}{name})" if _is_hub_id(name) else _code(Path(name).name)
-
-
-def _dataset_name(name: str) -> str:
-    known = _known_data(name)
-    return KNOWN_DATA[known[-1]][0] if known else Path(name).name
-
-
-def _link_dataset(dataset: dict[str, Any]) -> str:
-    name = dataset["name"]
-    if not _is_hub_id(name):
-        return _dataset_name(name) if _known_data(name) else f"a folder of images, {_code(Path(name).name)}"
-    config = f" ({_code(dataset['config'])})" if dataset.get("config") else ""
-    return f"[{_dataset_name(name)}](https://huggingface.co/datasets/{name}){config}"
-
-
-def _describe_origin(base_model: str | None, dataset: dict[str, Any]) -> str:
-    if not dataset.get("name"):
-        return f"fine-tuned from {_link(base_model)}" if base_model else ""
-    start = f"fine-tuned from {_link(base_model)}" if base_model else "trained from scratch"
-    return f"{start} on {_link_dataset(dataset)}"
-
-
-def _eval_result(key: str, value: float, dataset: dict[str, Any]) -> EvalResult:
-    name, metric = METRICS[key]
-    return EvalResult(
-        task_type=TASK,
-        task_name="Image Classification",
-        dataset_type=_dataset_type(dataset["name"]),
-        dataset_name=_dataset_name(dataset["name"]),
-        dataset_config=dataset.get("config"),
-        dataset_split=dataset.get("split"),
-        metric_type=metric,
-        metric_name=name,
-        metric_value=round(value, 4),
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag=TASK,
+        license=run.get("license", LICENSE),
+        datasets=sorted(datasets) or None,
+        base_model=base_model if is_hub_id(base_model) else None,
+        tags=[TASK, "vision", "mlp-mixer"],
+        metrics=["accuracy"] if any(METRICS[key][1] == "accuracy" for key in metrics) else None,
+        model_name=name if results else None,
+        eval_results=results or None,
     )
 
 
-def _dataset_type(name: str) -> str:
-    if _is_hub_id(name):
-        return name
-    return "digits" if "digits" in _known_data(name) else "imagefolder"
+def describe_source(folder: Path, repo_id: str | None, revision: str | None) -> dict[str, Any]:
+    """Return how the examples of the card load the model, in Python and in a shell."""
+    source = repo_id or os.fspath(folder)
+    return {
+        "source": json.dumps(source),
+        "shell_source": shlex.quote(source),
+        "shell_revision": f" --model_revision {shlex.quote(revision)}" if repo_id and revision else "",
+        "pinned": f", revision={json.dumps(revision)}" if repo_id and revision else "",
+        "find_revision": repo_id is not None and revision is None,
+        # Publishing adds the code to a folder without it
+        "carries_code": repo_id is not None or any(folder.glob("*_mixer.py")),
+    }
 
 
-def _format_metric(metric: str, value: float) -> str:
-    return f"{value:.2%}".replace("%", " %") if metric in ("accuracy", "ece") else f"{value:.4f}"
+def describe_model(config: MixerConfig, processor: MixerImageProcessorPil) -> dict[str, Any]:
+    """Return what the card says about the network, its images and its labels."""
+    height, width = to_pair(config.image_size)
+    return {
+        "image_size": f"{height} x {width}",
+        "larger_size": 2 * height if height == width else (2 * height, 2 * width),
+        "colors": {1: "grey images", 3: "images"}.get(
+            config.num_channels, f"images with {config.num_channels} channels"
+        ),
+        "num_labels": f"{config.num_labels:,}",
+        "labels": describe_labels(config),
+        "preprocessing": describe_preprocessing(processor),
+        "architecture": describe_architecture(config),
+    }
 
 
-def _describe_measurement(dataset: dict[str, Any]) -> str:
-    images = f"{dataset['num_images']:,} images" if dataset.get("num_images") else "the images"
-    split = f" of the split {_code(dataset['split'])}" if dataset.get("split") else " held back from training"
-    return images + split + (f" of {_link_dataset(dataset)}" if dataset.get("name") else "")
-
-
-def _find_extremes(per_class: list[dict[str, Any]]) -> list[str]:
-    """Return the lowest and the highest accuracy of a class, where there are at least two."""
-    measured = sorted((entry for entry in per_class if _is_number(entry.get("accuracy"))), key=lambda e: e["accuracy"])
-    if len(measured) < 2:
-        return []
-    return [
-        f"{_format_metric('accuracy', entry['accuracy'])} ({_code(entry['label'])}, {entry['num_images']:,} images)"
-        for entry in (measured[0], measured[-1])
-    ]
-
-
-def _describe_labels(config: MixerConfig) -> str:
+def describe_labels(config: MixerConfig) -> str:
     names = [config.id2label[index] for index in range(config.num_labels)]
     if all(re.fullmatch(r"LABEL_\d+", name) for name in names):
         return f"The {config.num_labels:,} labels have no names, only numbers."
     if len(names) <= MAX_LABELS:
-        return ", ".join(map(_code, names))
-    shown = ", ".join(map(_code, names[:10]))
+        return ", ".join(map(code, names))
+    shown = ", ".join(map(code, names[:10]))
     return f"{shown} and {len(names) - 10:,} more, all of them in `config.json`."
 
 
-def _size(size: Any) -> str:
-    return f"{size['height']} x {size['width']} pixels"
-
-
-def _describe_preprocessing(processor: MixerImageProcessorPil) -> str:
+def describe_preprocessing(processor: MixerImageProcessorPil) -> str:
     """Say in words what the image processor does, in the order in which it does it."""
     steps = []
     if processor.do_convert_rgb:
@@ -312,10 +210,10 @@ def _describe_preprocessing(processor: MixerImageProcessorPil) -> str:
     if processor.do_resize:
         resample = PILImageResampling(processor.resample).name.lower()
         size = dict(processor.size)
-        target = f"a shorter side of {size['shortest_edge']} pixels" if "shortest_edge" in size else _size(size)
-        steps.append(f"resized to {target} ({resample})")
+        shortest_edge = f"a shorter side of {size['shortest_edge']} pixels" if "shortest_edge" in size else None
+        steps.append(f"resized to {shortest_edge or format_size(size)} ({resample})")
     if processor.do_center_crop:
-        steps.append(f"cropped to the {_size(dict(processor.crop_size))} in their center")
+        steps.append(f"cropped to the {format_size(processor.crop_size)} in their center")
     if processor.do_rescale:
         steps.append(f"divided by {1 / processor.rescale_factor:g}")
     if processor.do_normalize:
@@ -327,81 +225,135 @@ def _describe_preprocessing(processor: MixerImageProcessorPil) -> str:
     return "; ".join(steps) or "taken as they are"
 
 
-def _format_macs(macs: int) -> str:
-    return f"{macs / 1e9:.1f} G" if macs >= 1e9 else f"{macs / 1e6:.1f} M"
-
-
-def _describe_architecture(config: MixerConfig) -> list[tuple[str, str]]:
+def describe_architecture(config: MixerConfig) -> list[tuple[str, str]]:
     with torch.device("meta"):
         num_parameters = MixerForImageClassification(config).num_parameters()
     patch_height, patch_width = to_pair(config.patch_size)
     rows, columns = config.grid
+    macs = estimate_flops(config) // 2
     return [
         ("parameters", f"{num_parameters:,}"),
-        ("multiply-accumulates per image", _format_macs(estimate_flops(config) // 2)),
+        ("multiply-accumulates per image", f"{macs / 1e9:.1f} G" if macs >= 1e9 else f"{macs / 1e6:.1f} M"),
         ("layers", f"{config.num_hidden_layers}"),
         ("hidden size", f"{config.hidden_size}"),
         ("patches", f"{rows} x {columns} of {patch_height} x {patch_width} pixels"),
         ("width of the token-mixing MLPs", f"{config.token_mlp_dim}"),
         ("width of the channel-mixing MLPs", f"{config.channel_mlp_dim}"),
-        ("activation", _code(config.hidden_act)),
+        ("activation", code(config.hidden_act)),
     ]
 
 
-def _remove_tokens(command: str) -> str:
-    """Return `command` without access tokens."""
-    return re.sub(r"\s--\w*token[= ]\S+|\bhf_\w{20,}", "", command)
-
-
-def _describe_training(run: dict[str, Any]) -> list[tuple[str, str]]:
-    dataset, versions = run.get("dataset") or {}, run.get("versions") or {}
-    duration = run.get("duration_seconds")
-    hours, minutes = divmod(round((duration or 0) / 60), 60)
+def describe_training(run: dict[str, Any]) -> dict[str, Any]:
+    """Return what the card says about the training."""
+    base_model, dataset = run.get("base_model"), run.get("dataset") or {}
+    origin = f"fine-tuned from {link(base_model)}" if base_model else "trained from scratch"
+    if dataset.get("name"):
+        origin = f"{origin} on {link_dataset(dataset)}"
     facts = {
-        "data": _link_dataset(dataset) if dataset.get("name") else None,
+        "data": link_dataset(dataset) if dataset.get("name") else None,
         "training images": f"{dataset['num_train_images']:,}" if dataset.get("num_train_images") else None,
         "validation images": f"{dataset['num_eval_images']:,}" if dataset.get("num_eval_images") else None,
-        "hardware": _plain(run["hardware"]) if run.get("hardware") else None,
+        "hardware": plain(run["hardware"]) if run.get("hardware") else None,
         "processes": f"{run['num_processes']}" if (run.get("num_processes") or 1) > 1 else None,
-        "duration": (
-            None
-            if not duration
-            else f"{duration:.0f} s"
-            if duration < 120
-            else f"{hours} h {minutes} min".removeprefix("0 h ")
-        ),
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version) or None,
+        "duration": format_duration(run["duration_seconds"]) if run.get("duration_seconds") else None,
+        "versions": ", ".join(f"{name} {version}" for name, version in (run.get("versions") or {}).items() if version),
     }
-    return [(name, value) for name, value in facts.items() if value]
+    return {
+        "origin": origin if base_model or dataset.get("name") else "",
+        "training": bool(run),
+        "command": hide_tokens(run.get("command") or ""),
+        "training_facts": [(name, value) for name, value in facts.items() if value],
+        "hyperparameters": [
+            (code(name), code(value))
+            for name, value in (run.get("hyperparameters") or {}).items()
+            if value is not None and "token" not in name
+        ],
+    }
 
 
-def is_untouched_template(card: ModelCard) -> bool:
-    """Whether nobody has written into the card that `push_to_hub` of transformers makes where it finds none."""
-
-    def lines(text: str) -> list[str]:
-        # All but the one sentence that transformers puts in
-        return [line.strip() for line in text.splitlines() if line.strip() and "automatically generated" not in line]
-
-    template = ModelCard.from_template(ModelCardData(), model_description="automatically generated")
-    return lines(card.text) == lines(template.text)
+def describe_measurement(dataset: dict[str, Any]) -> str:
+    images = f"{dataset['num_images']:,} images" if dataset.get("num_images") else "the images"
+    split = f" of the split {code(dataset['split'])}" if dataset.get("split") else " held back from training"
+    return images + split + (f" of {link_dataset(dataset)}" if dataset.get("name") else "")
 
 
-def attach_card() -> None:
-    """
-    Let `MixerForImageClassification.push_to_hub` write the card of this package, where the repository has none yet. Done
-    by `import hf_mixer`.
-    """
-    upload = MixerForImageClassification._upload_modified_files
-
-    def upload_with_card(self, working_dir, repo_id, *args, **kwargs):
-        path = Path(working_dir) / "README.md"
-        if path.is_file() and self.num_labels and is_untouched_template(ModelCard.load(path)):
-            card = create_card(working_dir, repo_id, needs_processor=False)
-            card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *(ModelCard.load(path).data.tags or [])]))
-            card.save(path)
-        return upload(self, working_dir, repo_id, *args, **kwargs)
-
-    setattr(MixerForImageClassification, "_upload_modified_files", upload_with_card)  # noqa: B010
+def find_extremes(per_class: list[dict[str, Any]]) -> list[str]:
+    """Return the lowest and the highest accuracy of a class, where there are at least two."""
+    measured = sorted((entry for entry in per_class if is_number(entry.get("accuracy"))), key=lambda e: e["accuracy"])
+    if len(measured) < 2:
+        return []
+    return [
+        f"{format_metric('accuracy', entry['accuracy'])} ({code(entry['label'])}, {entry['num_images']:,} images)"
+        for entry in (measured[0], measured[-1])
+    ]
 
 
-__all__ = ["attach_card", "create_card"]
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_hub_id(name: str | None) -> bool:
+    """Whether `name` looks like `owner/repository`, and not like a folder or a file."""
+    return bool(name and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not os.path.exists(name))
+
+
+def find_known_data(*names: str | None) -> list[str]:
+    """Return the keys of the data that the names of models and data sets speak of."""
+    return [
+        key
+        for key, (_, pattern) in KNOWN_DATA.items()
+        if any(name and re.search(pattern, name.lower()) for name in names)
+    ]
+
+
+def dataset_name(name: str) -> str:
+    known = find_known_data(name)
+    return KNOWN_DATA[known[-1]][0] if known else Path(name).name
+
+
+def dataset_type(name: str) -> str:
+    if is_hub_id(name):
+        return name
+    return "digits" if "digits" in find_known_data(name) else "imagefolder"
+
+
+def plain(text: Any) -> str:
+    """Return `text` as one line of Markdown that looks like it."""
+    return re.sub(r"([\\`*<>\[\]|{}])", r"\\\1", " ".join(str(text).split()))
+
+
+def code(text: Any) -> str:
+    """Return `text` as inline code, also inside a table."""
+    text = " ".join(str(text).split()).replace("|", "\\|")
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
+
+
+def link(name: str) -> str:
+    """Return a link to a model on the Hub, or the last part of the name of another one."""
+    return f"[{name}](https://huggingface.co/{name})" if is_hub_id(name) else code(Path(name).name)
+
+
+def link_dataset(dataset: dict[str, Any]) -> str:
+    name = dataset["name"]
+    if not is_hub_id(name):
+        return dataset_name(name) if find_known_data(name) else f"a folder of images, {code(Path(name).name)}"
+    config = f" ({code(dataset['config'])})" if dataset.get("config") else ""
+    return f"[{dataset_name(name)}](https://huggingface.co/datasets/{name}){config}"
+
+
+def format_metric(metric: str, value: float) -> str:
+    return f"{value * 100:.2f} %" if metric in ("accuracy", "ece") else f"{value:.4f}"
+
+
+def format_size(size: dict[str, int]) -> str:
+    return f"{size['height']} x {size['width']} pixels"
+
+
+def format_duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+__all__ = ["create_card"]

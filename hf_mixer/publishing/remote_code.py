@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Whether a folder runs for somebody who does not have this package: its own code, in a process of its own.
+Whether a folder runs without this package: on the code that it carries, in a process of its own.
 
-That process runs this very file, which therefore imports nothing of the package on its way.
+That process runs this very file, which therefore imports nothing of the package at its top.
 """
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -30,34 +29,21 @@ def predict(model, image_processor) -> dict:
     return {"labels": labels, "logits": logits.float().tolist()}
 
 
-def check_as_stranger(source: str | os.PathLike, files: dict[str, Path | bytes]) -> None:
+def predict_without_package(folder: str | os.PathLike) -> dict:
     """
-    Load files as somebody without this package would, and compare a prediction with that of the folder they come from.
-
-    Args:
-        source (`str` or `os.PathLike`):
-            The folder, loaded by this package.
-        files (`dict[str, Path | bytes]`):
-            By its name, each file or its content; nothing else will be there.
+    Return what `predict` does in a process that finds no hf_mixer, no token and no cache.
 
     Raises:
-        `ValueError`: the files do not load there, or here, or the predictions differ.
+        `ValueError`: the folder does not load there.
         `OSError`: there is no space for temporary files.
     """
-    from ..checkpoints import load_checkpoint
-
-    expected = predict(*load_checkpoint(os.fspath(source)))
-    with tempfile.TemporaryDirectory(prefix="mixer-stranger-") as temporary:
-        folder = Path(temporary, "model")
-        folder.mkdir()
-        for name, content in files.items():
-            place_file(content, folder / name)
-        code = "import runpy, sys; sys.modules['hf_mixer'] = None; runpy.run_path(sys.argv[1], run_name='__main__')"
+    program = "import runpy, sys; sys.modules['hf_mixer'] = None; runpy.run_path(sys.argv[1], run_name='__main__')"
+    with tempfile.TemporaryDirectory(prefix="mixer-remote-code-") as temporary:
         environment = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
         environment |= {"HF_HOME": temporary, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
         environment |= {"HF_MODULES_CACHE": str(Path(temporary, "modules"))}
         result = subprocess.run(
-            [sys.executable, "-c", code, __file__, str(folder)],
+            [sys.executable, "-c", program, __file__, str(Path(folder).resolve())],
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
@@ -69,7 +55,27 @@ def check_as_stranger(source: str | os.PathLike, files: dict[str, Path | bytes])
         if "No space left on device" in reason:
             raise OSError(f"no space left in {tempfile.gettempdir()}: free some, or set TMPDIR to another folder")
         raise ValueError(f"the folder does not run without hf_mixer, with the code that it carries: {reason}")
-    actual = json.loads(result.stdout.splitlines()[-1])
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def check_remote_code(source: str | os.PathLike, folder: str | os.PathLike) -> None:
+    """
+    Load a folder as somebody without this package does, and compare a prediction with that of the folder it comes from.
+
+    Args:
+        source (`str` or `os.PathLike`):
+            The folder that this package loads.
+        folder (`str` or `os.PathLike`):
+            The folder that is loaded without it.
+
+    Raises:
+        `ValueError`: one of them does not load, or the predictions differ.
+        `OSError`: there is no space for temporary files.
+    """
+    from ..checkpoints import load_checkpoint
+
+    expected = predict(*load_checkpoint(os.fspath(source)))
+    actual = predict_without_package(folder)
     if actual["labels"] != expected["labels"]:
         raise ValueError(f"the code in the folder gives the labels {actual['labels']}, here {expected['labels']}")
     difference = float(np.abs(np.subtract(actual["logits"], expected["logits"])).max())
@@ -78,17 +84,6 @@ def check_as_stranger(source: str | os.PathLike, files: dict[str, Path | bytes])
             f"the code in the folder predicts something else than hf_mixer: logits differ by {difference:.2g}. Save the "
             "model and its image processor again with `save_pretrained`, which brings the code up to date."
         )
-
-
-def place_file(content: Path | bytes, destination: Path) -> None:
-    """Put a file where it can be loaded, without a copy where the system allows that."""
-    if isinstance(content, bytes):
-        destination.write_bytes(content)
-        return
-    try:
-        destination.symlink_to(content.resolve())
-    except OSError:
-        shutil.copyfile(content, destination)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Send files to the Hub in one commit, and check what arrived."""
+"""
+Send files to the Hub in one commit, and check what arrived.
+
+huggingface_hub tries again what may take long: listing and uploading files. After any other failure the user runs the same
+command again, which sends only what the Hub does not have.
+"""
 
 import re
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import BinaryIO
+from json import JSONDecodeError
+from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
-from huggingface_hub.errors import BadRequestError, EntryNotFoundError, HfHubHTTPError
-from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.errors import BadRequestError, HfHubHTTPError, HTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
-from huggingface_hub.utils.sha import git_hash, sha_fileobj
-from tqdm import tqdm
 
-from .errors import clear_errors, is_transient, retry
-from .release import CARD_NAME, Release
+from .release import CARD_NAME
 
 
 COMMIT_MESSAGE = "Upload MLP-Mixer with hf_mixer"
 # Pull requests that may hold these files already, when the same command runs again
 NUM_PULL_REQUESTS = 20
+# The Hub, or a proxy before it, may answer the same request later
+TRANSIENT_STATUS = (408, 429, 500, 502, 503, 504)
+# No answer at all, or a proxy's page in the place of one
+BROKEN = (HTTPError, JSONDecodeError, ConnectionError, TimeoutError)
+RUN_AGAIN = "What has arrived is kept: run the same command again to finish."
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ def connect(token: str | None = None) -> tuple[HfApi, str]:
         )
     api = HfApi(token=token)
     with clear_errors("whoami"):
-        account = retry(api.whoami)
+        account = api.whoami()
     if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise PermissionError(
             f"the token of {account['name']} only reads: make one with the role `write` at "
@@ -77,23 +84,23 @@ def connect(token: str | None = None) -> tuple[HfApi, str]:
 def publish(
     api: HfApi,
     repo_id: str,
-    release: Release,
+    folder: Path,
     private: bool = False,
     revision: str | None = None,
     create_pr: bool = False,
     tag: str | None = None,
 ) -> Publication:
     """
-    Bring a repository to hold `release`, in one commit with what differs, and compare what the Hub then serves. Called
-    again after an interruption, it finishes; called again after success, it sends nothing.
+    Bring a repository to hold the files of a folder, in one commit with what differs, and compare the hashes of what the Hub
+    then holds. Called again after an interruption, it finishes; called again after success, it sends nothing.
 
     Args:
         api (`HfApi`):
             The client, with a token that may write.
         repo_id (`str`):
             `namespace/name`. The repository is created if it does not exist.
-        release (`Release`):
-            The files.
+        folder (`Path`):
+            A folder that holds what goes up, the card among it, and nothing else.
         private (`bool`, *optional*, defaults to `False`):
             Create the repository as a private one. An existing public one is refused.
         revision (`str`, *optional*):
@@ -110,34 +117,30 @@ def publish(
     branch = revision or constants.DEFAULT_REVISION
     check_options(revision, create_pr, tag)
     with clear_errors(repo_id):
-        if branch.startswith("refs/pr/") and not retry(lambda: api.repo_exists(repo_id)):
+        if branch.startswith("refs/pr/") and not api.repo_exists(repo_id):
             raise ValueError(f"{repo_id} does not exist, so it has no pull request {branch}. Nothing was sent.")
-        retry(lambda: validate_card(api, release))
-        retry(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True))
-        if private and not retry(lambda: api.model_info(repo_id)).private:
+        validate_card(api, folder)
+        api.create_repo(repo_id, private=private or None, exist_ok=True)
+        if private and not api.model_info(repo_id).private:
             raise ValueError(
                 f"{repo_id} exists and is public. Make it private in its settings first, choose another name, or leave out "
                 "--private."
             )
         head, tagged = prepare_branch(api, repo_id, branch, tag)
-
-        remote = list_hashes(api, repo_id, head)
-        changed = find_changed(release, remote)
+        changed, kept = compare(api, repo_id, folder, head)
         there: tuple[str, str] | None = None
         if head is not None and not changed:
             there = head, f"{api.endpoint}/{repo_id}/commit/{head}"
         elif create_pr:
-            there = find_pull_request(api, repo_id, release)
+            there = find_pull_request(api, repo_id, folder)
         if tagged is not None and (there is None or tagged != there[0]):
             raise ValueError(
                 f"{repo_id} has a tag {tag} already, at {tagged}. Choose another, or delete it with "
                 f"`hf repos tag delete {repo_id} {tag}`. Nothing was sent."
             )
-        oid, url = there or commit(api, repo_id, release, changed, branch, head, create_pr)
-        verify(api, repo_id, release, oid)
+        oid, url = there or commit(api, repo_id, folder, changed, branch, head, create_pr)
         if tag is not None and tagged is None:
-            retry(lambda: api.create_tag(repo_id, tag=tag, revision=oid, exist_ok=True))
-    kept = sorted(remote.keys() - release.files.keys() - {".gitattributes"})
+            api.create_tag(repo_id, tag=tag, revision=oid, exist_ok=True)
     return Publication(oid, url, sent=[] if there else changed, kept=kept)
 
 
@@ -171,25 +174,25 @@ def check_reference(kind: str, name: str) -> None:
         )
 
 
-def validate_card(api: HfApi, release: Release) -> None:
+def validate_card(api: HfApi, folder: Path) -> None:
     """
-    Ask the Hub about the metadata of the card, before anything is there. `ModelCard.validate` does so as well, but asks
-    huggingface.co whatever HF_ENDPOINT says, up to huggingface_hub 2.
+    Ask the Hub about the metadata of the card, before anything is there.
+
+    `ModelCard.validate` asks as well, but up to huggingface_hub 2.1 it asks huggingface.co, whatever HF_ENDPOINT says. Use it
+    as soon as transformers 5.17, which needs huggingface_hub 1, is no longer supported.
 
     Raises:
         `ValueError`: the Hub would refuse the card.
     """
-    with release.open(CARD_NAME) as file:
-        body = {"content": file.read().decode(), "repoType": "model"}
+    body = {"content": (folder / CARD_NAME).read_text(encoding="utf-8"), "repoType": "model"}
     response = get_session().post(
         f"{api.endpoint}/api/validate-yaml", json=body, headers=build_hf_headers(token=api.token)
     )
     try:
         hf_raise_for_status(response)
-    except BadRequestError:
-        messages = [str(entry.get("message")) for entry in response.json().get("errors", [])]
+    except BadRequestError as error:
         raise ValueError(
-            f"the Hub refuses the metadata of the card: {'; '.join(messages)}. Nothing was sent."
+            f"the Hub refuses the metadata of the card: {error.server_message}. Nothing was sent."
         ) from None
 
 
@@ -198,68 +201,51 @@ def prepare_branch(api: HfApi, repo_id: str, branch: str, tag: str | None) -> tu
     Return the commit at the head of a branch, created where there is none, and that of a tag. None stands for a
     repository without commits, and for a tag that does not exist.
     """
-    refs = retry(lambda: api.list_repo_refs(repo_id))
+    refs = api.list_repo_refs(repo_id)
     tags = {ref.name for ref in refs.tags}
     branches = {ref.name for ref in refs.branches}
     if branch in tags or (branch not in branches and re.fullmatch("[0-9a-f]{40}", branch)):
         kind = "tag" if branch in tags else "commit"
         raise ValueError(f"--revision has to be a branch, but {branch} is a {kind}. Nothing was sent.")
     # A tag may be an object of its own, with a hash that is not the commit's
-    tagged = find_commit(api, repo_id, tag) if tag in tags else None
+    tagged = api.model_info(repo_id, revision=tag).sha if tag in tags else None
     if branch == constants.DEFAULT_REVISION and branch not in branches:
         return None, tagged
     if branch not in branches and not branch.startswith("refs/pr/"):
-        retry(lambda: api.create_branch(repo_id, branch=branch, exist_ok=True))
-    return find_commit(api, repo_id, branch), tagged
+        api.create_branch(repo_id, branch=branch, exist_ok=True)
+    return api.model_info(repo_id, revision=branch).sha, tagged
 
 
-def find_commit(api: HfApi, repo_id: str, revision: str | None) -> str:
-    """Return the commit that a branch, a tag or the reference of a pull request points to."""
-    oid = retry(lambda: api.model_info(repo_id, revision=revision)).sha
-    if oid is None:
-        raise ValueError(f"{repo_id} does not say which commit {revision} is")
-    return oid
+def compare(api: HfApi, repo_id: str, folder: Path, revision: str | None) -> tuple[list[str], list[str]]:
+    """
+    Compare the hashes of a folder's files with those that the Hub reports for a revision.
 
-
-def list_hashes(api: HfApi, repo_id: str, revision: str | None) -> dict[str, str]:
-    """Return, for each file, the SHA-256 of its content where the Hub knows it, else git's SHA-1."""
+    Returns:
+        `tuple[list[str], list[str]]`: the names of the files that the Hub does not have, or has with another content, and of
+        those that only the Hub has.
+    """
     if revision is None:
-        return {}
-    tree = retry(lambda: list(api.list_repo_tree(repo_id, recursive=True, revision=revision)))
-    return {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in tree if isinstance(file, RepoFile)}
+        return sorted(path.name for path in folder.iterdir()), []
+    report = api.verify_repo_checksums(repo_id, revision=revision, local_dir=folder)
+    changed = sorted([*report.extra_paths, *(mismatch["path"] for mismatch in report.mismatches)])
+    return changed, [name for name in report.missing_paths if name != ".gitattributes"]
 
 
-def find_changed(release: Release, remote: dict[str, str]) -> list[str]:
-    """Return the names of the files that the Hub does not have, or has with another content."""
-    changed = []
-    for name in release.files:
-        with release.open(name) as file:
-            content_hash = git_hash(file.read()) if len(remote.get(name, "")) == 40 else sha256(file)
-            same = remote.get(name) == content_hash
-        if not same:
-            changed.append(name)
-    return changed
-
-
-def sha256(file: BinaryIO) -> str:
-    return sha_fileobj(file).hex()
-
-
-def find_pull_request(api: HfApi, repo_id: str, release: Release) -> tuple[str, str] | None:
+def find_pull_request(api: HfApi, repo_id: str, folder: Path) -> tuple[str, str] | None:
     """Return the commit and the page of a recent pull request that holds all the files, if there is one."""
-    refs = retry(lambda: api.list_repo_refs(repo_id, include_pull_requests=True))
-    pull_requests = sorted(refs.pull_requests or [], key=lambda ref: int(ref.ref.rsplit("/", 1)[1]))
-    for ref in reversed(pull_requests[-NUM_PULL_REQUESTS:]):
-        same = not find_changed(release, list_hashes(api, repo_id, ref.target_commit))
-        if same and is_open(api, repo_id, int(ref.ref.rsplit("/", 1)[1])):
-            return ref.target_commit, f"{api.endpoint}/{repo_id}/discussions/{ref.ref.rsplit('/', 1)[1]}"
+    refs = api.list_repo_refs(repo_id, include_pull_requests=True).pull_requests or []
+    commits = {int(ref.ref.rsplit("/", 1)[1]): ref.target_commit for ref in refs}
+    for number in sorted(commits, reverse=True)[:NUM_PULL_REQUESTS]:
+        changed, _ = compare(api, repo_id, folder, commits[number])
+        if not changed and is_open(api, repo_id, number):
+            return commits[number], f"{api.endpoint}/{repo_id}/discussions/{number}"
     return None
 
 
 def is_open(api: HfApi, repo_id: str, number: int) -> bool:
     """Whether a pull request is neither closed nor merged; a Hub that does not know its discussions cannot close one."""
     try:
-        return retry(lambda: api.get_discussion_details(repo_id, number)).status in ("open", "draft")
+        return api.get_discussion_details(repo_id, number).status in ("open", "draft")
     except HfHubHTTPError as error:
         if error.response.status_code != 404:
             raise
@@ -267,64 +253,91 @@ def is_open(api: HfApi, repo_id: str, number: int) -> bool:
 
 
 def commit(
-    api: HfApi,
-    repo_id: str,
-    release: Release,
-    changed: list[str],
-    branch: str,
-    head: str | None,
-    create_pr: bool,
+    api: HfApi, repo_id: str, folder: Path, changed: list[str], branch: str, head: str | None, create_pr: bool
 ) -> tuple[str, str]:
-    """Send the changed files and commit them on top of `head`. Return the commit and its page."""
-    additions = [CommitOperationAdd(name, release.files[name]) for name in changed]
-    # The client itself tries each blob again; those that arrive are not sent another time
+    """
+    Send the changed files and commit them on top of `head`. Return the commit and its page.
+
+    Raises:
+        `RuntimeError`: the Hub does not hold what was sent.
+    """
+    additions = [CommitOperationAdd(name, folder / name) for name in changed]
     for addition in additions:
         # One after the other, so that what was complete before an interruption is complete after it
         api.preupload_lfs_files(repo_id, [addition], revision=branch, create_pr=create_pr, free_memory=False)
-    tries = 0
-
-    def send() -> tuple[str, str]:
-        nonlocal tries
-        tries += 1
-        if tries > 1:
-            # Only the answer may have been lost
-            landed = (
-                find_pull_request(api, repo_id, release) if create_pr else find_head(api, repo_id, branch, release)
-            )
-            if landed is not None:
-                return landed
-        info = api.create_commit(
-            repo_id, additions, commit_message=COMMIT_MESSAGE, revision=branch, create_pr=create_pr, parent_commit=head
-        )
-        return info.oid, info.pr_url or info.commit_url
-
-    return retry(send)
+    info = api.create_commit(
+        repo_id, additions, commit_message=COMMIT_MESSAGE, revision=branch, create_pr=create_pr, parent_commit=head
+    )
+    different, _ = compare(api, repo_id, folder, info.oid)
+    if different:
+        raise RuntimeError(f"{repo_id} at {info.oid} differs from what was sent: {', '.join(different)}")
+    return info.oid, info.pr_url or info.commit_url
 
 
-def find_head(api: HfApi, repo_id: str, branch: str, release: Release) -> tuple[str, str] | None:
-    """Return the head of a branch and its page if it holds all the files."""
-    oid = find_commit(api, repo_id, branch)
-    if find_changed(release, list_hashes(api, repo_id, oid)):
-        return None
-    return oid, f"{api.endpoint}/{repo_id}/commit/{oid}"
-
-
-def verify(api: HfApi, repo_id: str, release: Release, oid: str) -> None:
+@contextmanager
+def clear_errors(repo_id: str) -> Iterator[None]:
     """
-    Download a commit into an empty cache and compare every file.
+    Turn what huggingface_hub raises into one clear line that names the way out.
 
     Raises:
-        `RuntimeError`: a file differs.
-        `OSError`: there is no space for the files.
+        `ConnectionError`: the Hub cannot be reached or keeps failing.
+        `PermissionError`: the token is not valid, or does not allow it.
+        `OSError`: the disk is full.
+        `RuntimeError`: another refusal.
     """
-    with tempfile.TemporaryDirectory(prefix="mixer-verify-") as cache:
-        for name in tqdm(release.files, "Comparing what the Hub serves", unit="file"):
-            try:
-                path = retry(partial(api.hf_hub_download, repo_id, name, revision=oid, cache_dir=cache))
-            except EntryNotFoundError as error:
-                if is_transient(error):
-                    raise
-                raise RuntimeError(f"{repo_id} at {oid} lacks {name}, although it was sent") from None
-            with open(path, "rb") as served, release.open(name) as local:
-                if sha256(served) != sha256(local):
-                    raise RuntimeError(f"{name} differs: the Hub serves another content in {repo_id} at {oid}")
+    try:
+        yield
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+        explained = explain(error, repo_id)
+        if explained is None:
+            raise
+        raise explained from error
+
+
+def find_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and what led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def explain(error: Exception, repo_id: str) -> Exception | None:
+    """Return an error with a message for the user; none if the error is not one of the Hub or of the way to it."""
+    causes = list(find_causes(error))
+    # Xet's errors carry no number, only the text
+    if any("No space left on device" in str(cause) for cause in causes):
+        return OSError(
+            "the disk is full. Free some space, or set TMPDIR and HF_HOME to folders on another disk, and run the same "
+            "command again."
+        )
+    answers = [cause for cause in causes if isinstance(cause, HfHubHTTPError)]
+    if not answers:
+        # Xet raises errors of `BROKEN`, or a RuntimeError that names its server
+        reasons = [cause for cause in causes if isinstance(cause, BROKEN) or "CAS Client Error" in str(cause)]
+        if not reasons:
+            return None
+        reason = str(reasons[0]) or type(reasons[0]).__name__
+        return ConnectionError(f"the connection to the Hub failed ({reason}). {RUN_AGAIN}")
+    response = answers[0].response
+    messages = [" ".join(answer.server_message.split()) for answer in answers if answer.server_message]
+    answer = f"the Hub answered {response.status_code} ({messages[0] if messages else response.reason_phrase})"
+    if response.status_code in TRANSIENT_STATUS:
+        return ConnectionError(f"{answer}. {RUN_AGAIN}")
+    if response.status_code == 412:
+        return RuntimeError(
+            f"{repo_id} has received another commit in the meantime, and nothing was changed. Look at it, and run the same "
+            "command again to publish on top of it."
+        )
+    if response.status_code == 403:
+        return PermissionError(
+            f"the token does not allow this on {repo_id}: {answer}. Choose a name under your own, or propose it with "
+            "--create-pr, or make a token that may write to it at https://huggingface.co/settings/tokens"
+        )
+    if response.status_code == 401:
+        return PermissionError(
+            f"the token is not valid or has expired ({answer}). Make another at https://huggingface.co/settings/tokens and "
+            "log in with `hf auth login`, or set HF_TOKEN"
+        )
+    if any(isinstance(answer, RepositoryNotFoundError) for answer in answers):
+        return PermissionError(f"{repo_id} does not exist, or the token does not let you see it. Is the name right?")
+    return RuntimeError(f"{repo_id}: {answer}")

@@ -1,0 +1,17 @@
+"""Whether what goes up runs where hf_mixer is missing."""
+
+import pytest
+
+from hf_mixer.publishing.release import prepare_release
+from hf_mixer.publishing.remote_code import check_remote_code
+
+
+def test_code_that_predicts_something_else_is_refused(folder, tmp_path):
+    code = (folder / "layers_mixer.py").read_text()
+    changed = code.replace("self.drop_path(hidden_states) + residual", "self.drop_path(hidden_states) - residual")
+    assert changed != code
+    (folder / "layers_mixer.py").write_text(changed)
+    (tmp_path / "release").mkdir()
+    prepare_release(folder, tmp_path / "release", "alice/mixer")
+    with pytest.raises(ValueError, match="logits differ"):
+        check_remote_code(folder, tmp_path / "release")

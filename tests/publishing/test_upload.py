@@ -1,0 +1,217 @@
+"""Publishing on a Hub: one commit with what differs, and what happens when it goes wrong."""
+
+import re
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+
+from tests.helpers import make_trainer
+
+
+@pytest.fixture
+def on_hub(names):
+    return names | {".gitattributes"}
+
+
+def commit_of(output: str) -> str:
+    return re.search(r'revision="([0-9a-f]{40})"', output)[1]
+
+
+def test_second_publication_sends_only_what_changed(publish, hub, on_hub, folder):
+    first = commit_of(publish("mixer"))
+    assert hub.files("alice/mixer").keys() == on_hub
+    assert hub.files("alice/mixer")["README.md"] != b"not for others"
+
+    hub.requests.clear()
+    output = publish("mixer")
+    assert "nothing was sent" in output
+    assert commit_of(output) == first
+    assert not any("/preupload/" in request or "/commit/" in request for request in hub.requests)
+
+    (folder / "all_results.json").write_text('{"eval_accuracy": 0.95}')
+    assert "Changed all_results.json\n" in publish("mixer")
+    assert hub.files("alice/mixer")["all_results.json"] == b'{"eval_accuracy": 0.95}'
+    assert hub.files("alice/mixer", first)["all_results.json"] == b'{"eval_accuracy": 0.9}'
+    assert set(hub.uploads.values()) == {1}
+
+
+def test_branch_tag_and_pull_request(publish, hub, on_hub, folder):
+    publish("alice/mixer", "--revision", "dev", "--tag", "v1")
+    assert hub.files("alice/mixer", "main").keys() == {".gitattributes"}
+    assert hub.files("alice/mixer", "v1") == hub.files("alice/mixer", "dev")
+    assert hub.files("alice/mixer", "dev").keys() == on_hub
+
+    (folder / "all_results.json").write_text("{}")
+    commits, uploads = len(hub.repos["alice/mixer"].commits), dict(hub.uploads)
+    for options, message in (
+        (["--revision", "dev", "--tag", "v1"], "has a tag v1 already"),
+        (["--revision", "v1"], "--revision has to be a branch, but v1 is a tag"),
+        (["--private"], "exists and is public"),
+    ):
+        assert message in publish("alice/mixer", *options, refused=True)
+    assert len(hub.repos["alice/mixer"].commits) == commits
+    assert hub.uploads == uploads
+
+    # Another pull request with the same content would be of no use
+    first = publish("alice/mixer", "--create-pr")
+    assert publish("alice/mixer", "--create-pr").splitlines()[-4:] == first.splitlines()[-4:]
+    assert [ref for ref in hub.repos["alice/mixer"].refs if ref.startswith("refs/pr/")] == ["refs/pr/1"]
+    assert hub.files("alice/mixer", "main").keys() == {".gitattributes"}
+
+
+def test_a_closed_pull_request_is_opened_anew(publish, hub, monkeypatch):
+    publish("alice/mixer", "--create-pr")
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "get_discussion_details", lambda self, repo_id, number: SimpleNamespace(status="closed")
+    )
+    publish("alice/mixer", "--create-pr")
+    assert "refs/pr/2" in hub.repos["alice/mixer"].refs
+
+
+def test_pull_request_to_somebody_else(publish, hub, on_hub):
+    huggingface_hub.HfApi(token="hf_bob_write").create_repo("bob/mixer")
+    assert f"{hub.endpoint}/bob/mixer/discussions/1\n" in publish("bob/mixer", "--create-pr")
+    assert hub.files("bob/mixer", "refs/pr/1").keys() == on_hub
+    assert hub.files("bob/mixer").keys() == {".gitattributes"}
+
+
+@pytest.mark.parametrize("how", [503, "drop", "lost"])
+@pytest.mark.parametrize("target", [("--revision", "dev", "--tag", "v1"), ("--create-pr",)])
+def test_whatever_fails_the_same_command_finishes_with_one_commit(target, how, publish, hub, on_hub):
+    publish("alice/whole", *target)
+    requests = [re.sub("[0-9a-f]{40,}", "HASH", request.split("?")[0]) for request in hub.requests]
+    requests = [request for request in dict.fromkeys(requests) if "agent-harnesses" not in request]
+    assert len(requests) >= 10
+    messages = []
+    for number, request in enumerate(requests):
+        repo_id = f"alice/broken-{number}"
+        pattern = re.escape(request.replace("alice/whole", repo_id)).replace("HASH", "[0-9a-f]{40,}")
+        hub.fail(pattern, how)
+        try:
+            publish(repo_id, *target)
+        except SystemExit as exit:
+            messages.append(exit.code)
+            publish(repo_id, *target)
+        assert hub.failures.pop()[2] == 0
+        repo = hub.repos[repo_id]
+        assert len(repo.commits) == 2
+        assert hub.files(repo_id, "refs/pr/1" if target == ("--create-pr",) else "v1").keys() == on_hub
+    # The others are tried again by huggingface_hub, more of them in its newer versions
+    assert messages
+    for message in messages:
+        assert re.match("error: (the Hub answered 503|the connection to the Hub failed)", message)
+        assert message.endswith("run the same command again to finish.")
+
+
+def test_what_arrived_before_a_long_outage_is_not_sent_again(publish, hub, folder, blob):
+    hub.fail(f"^PUT .*{blob}", "drop", times=1000)
+    assert "run the same command again" in publish("alice/mixer", refused=True)
+    arrived = dict(hub.uploads)
+    assert len(arrived) == 1
+    hub.failures.clear()
+    publish("alice/mixer")
+    assert hub.uploads == {**arrived, blob: 1}
+    assert len(hub.repos["alice/mixer"].commits) == 2
+
+
+@pytest.mark.parametrize(
+    ("token", "repo_id", "message"),
+    [
+        (None, "alice/mixer", "no token for the Hub: log in"),
+        ("hf_alice_read", "alice/mixer", "the token of alice only reads"),
+        ("hf_alice_expired", "alice/mixer", "the token is not valid or has expired"),
+        ("hf_alice_write", "bob/mixer", "the token does not allow this on bob/mixer"),
+        ("hf_alice_write", "bob/other", "the token does not allow this on bob/other"),
+        ("hf_alice_write", "alice/a b", "alice/a b"),
+        ("hf_alice_write", "alice/a/b", "alice/a/b"),
+    ],
+)
+def test_refusals_are_one_line(token, repo_id, message, publish, hub, monkeypatch):
+    huggingface_hub.HfApi(token="hf_bob_write").create_repo("bob/mixer")
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "nowhere")
+    monkeypatch.setattr("huggingface_hub.constants.HF_STORED_TOKENS_PATH", "nowhere")
+    assert message in publish(repo_id, *(["--token", token] if token else []), refused=True)
+    assert hub.repos.keys() == {"bob/mixer"}
+    assert len(hub.repos["bob/mixer"].commits) == 1
+    assert not hub.uploads
+
+
+def test_unreachable_and_offline_are_one_line(publish, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    assert "the connection to the Hub failed" in publish("alice/mixer", refused=True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE is set" in publish("alice/mixer", refused=True)
+
+
+def test_a_commit_of_somebody_else_in_the_meantime_is_kept(publish, hub, on_hub, monkeypatch):
+    send = huggingface_hub.HfApi.create_commit
+
+    def overtaken(self, repo_id, *arguments, **options):
+        monkeypatch.setattr(huggingface_hub.HfApi, "create_commit", send)
+        self.upload_file(path_or_fileobj=b"mine", path_in_repo="notes.txt", repo_id=repo_id)
+        return send(self, repo_id, *arguments, **options)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_commit", overtaken)
+    assert "has received another commit in the meantime" in publish("alice/mixer", refused=True)
+    assert hub.files("alice/mixer").keys() == {".gitattributes", "notes.txt"}
+    assert "Also in the repository, not from this folder: notes.txt" in publish("alice/mixer")
+    assert hub.files("alice/mixer").keys() == on_hub | {"notes.txt"}
+
+
+@pytest.mark.parametrize("damage", ["wrong", "missing"])
+def test_a_wrong_and_a_missing_file_are_named(damage, publish, hub, monkeypatch):
+    tree = hub.tree
+
+    def damaged(repo, revision, folder):
+        entries = tree(repo, revision, folder)
+        if damage == "missing":
+            return [entry for entry in entries if entry["path"] != "config.json"]
+        return [{**entry, "oid": "0" * 40} if entry["path"] == "config.json" else entry for entry in entries]
+
+    monkeypatch.setattr(hub, "tree", damaged)
+    assert "differs from what was sent: config.json" in publish("alice/mixer", refused=True)
+
+
+def test_a_full_disk_is_named(publish, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "preupload_lfs_files", full)
+    assert "the disk is full" in publish("alice/mixer", refused=True)
+
+
+def test_a_card_that_the_hub_refuses_stops_all(publish, hub, monkeypatch):
+    card = huggingface_hub.ModelCard("---\nlicense: [mit, 3]\n---\n# Mixer")
+    monkeypatch.setattr("hf_mixer.publishing.release.create_card", lambda folder, **options: card)
+    message = publish("alice/mixer", refused=True)
+    assert message == 'error: the Hub refuses the metadata of the card: "license" must be a string. Nothing was sent.'
+    assert not hub.repos
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--tag", "bad tag"],
+        ["--tag", ""],
+        ["--tag", "main"],
+        ["--revision", "bad name"],
+        ["--revision", "a..b"],
+        ["--revision", "refs/pr/9"],
+        ["--create-pr", "--tag", "v1"],
+    ],
+)
+def test_names_that_cannot_be_are_refused_before_anything_is_made(options, publish, hub):
+    assert "Nothing was sent" in publish("alice/mixer", *options, refused=True)
+    assert not hub.repos
+
+
+def test_a_token_given_to_the_training_is_not_published(hub, tmp_path):
+    trainer = make_trainer(tmp_path / "run", push_to_hub=True, hub_model_id="alice/run", hub_token="hf_alice_write")
+    trainer.save_model()
+    assert trainer.args.hub_token == "hf_alice_write"
+    trainer.push_to_hub()
+    pushed = hub.files("alice/run")
+    assert "training_args.bin" in pushed
+    assert not [name for name, content in pushed.items() if b"hf_alice_write" in content]
