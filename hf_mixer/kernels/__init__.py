@@ -128,13 +128,9 @@ def unsupported_layer_reason(layer: Any) -> str | None:
             )
     if not all(is_untouched(module) for module in (mlp, mlp.dropout, mlp.activation_fn, drop_path)):
         return "has hooks, or a `forward` set by another library, within its token mixing: remove them"
-    return unsupported_weight_reason(mlp.fc1.weight)
-
-
-def unsupported_weight_reason(weight: torch.Tensor) -> str | None:
-    """Say the same of the first weight, of shape `(token_mlp_dim, num_patches)`."""
     if not HAS_TRITON:
         return "needs Triton for that"
+    weight = mlp.fc1.weight
     if weight.shape[1] > MAX_PATCHES:
         return f"mixes {weight.shape[1]} patches, the kernels at most {MAX_PATCHES}: take larger patches"
     if not (weight.is_cuda or INTERPRETED):

@@ -26,8 +26,6 @@ logger = logging.get_logger(__name__)
 
 # A program holds all tokens of some channels at once; with more, it runs out of registers
 MAX_PATCHES = 256
-# The hidden units are filled up with zeros to a multiple of this
-UNITS = 64
 
 
 def autotune(*blocks: tuple[int, int, int, int]):
@@ -203,15 +201,21 @@ def _contiguous(*tensors: torch.Tensor) -> list[torch.Tensor]:
     return [tensor.contiguous() for tensor in tensors]
 
 
-def _pad(weight: torch.Tensor) -> torch.Tensor:
+def _pad(fc1_weight: torch.Tensor, fc1_bias: torch.Tensor, fc2_weight: torch.Tensor) -> list[torch.Tensor]:
     """
-    Fill a matrix of shape `(num_hidden, num_patches)` up with zeros: the patches to a power of two, at least the 16
-    that a matrix product of Triton needs, and the hidden units to a multiple of `UNITS`. Then all rows start at
-    aligned addresses, and no load needs a mask.
+    Return the kernels' `fc1`, `bias1` and `fc2`, filled up with zeros: the patches to a power of two, at least the 16
+    that a matrix product of Triton needs, and the hidden units to a multiple of 64. Then all rows start at aligned
+    addresses, and no load needs a mask.
     """
-    num_hidden, num_patches = weight.shape
-    columns = max(16, triton.next_power_of_2(num_patches)) - num_patches
-    return nn.functional.pad(weight, (0, columns, 0, -num_hidden % UNITS)).contiguous()
+    num_hidden, num_patches = fc1_weight.shape
+    patches = (0, max(16, triton.next_power_of_2(num_patches)) - num_patches)
+    units = (0, -num_hidden % 64)
+    padded = (
+        nn.functional.pad(fc1_weight, (*patches, *units)),
+        nn.functional.pad(fc1_bias, units),
+        nn.functional.pad(fc2_weight.t(), (*patches, *units)),
+    )
+    return _contiguous(*padded)
 
 
 def _check_shapes(x: torch.Tensor, *weights: torch.Tensor) -> None:
@@ -238,16 +242,14 @@ def _forward(
     tanh: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     _check_shapes(x, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    x, norm_weight, norm_bias, fc1_bias, fc2_bias = _contiguous(x, norm_weight, norm_bias, fc1_bias, fc2_bias)
-    num_hidden = fc1_weight.shape[0]
-    fc1, fc2 = _pad(fc1_weight), _pad(fc2_weight.t())
-    bias1 = nn.functional.pad(fc1_bias, (0, -num_hidden % UNITS))
+    x, norm_weight, norm_bias, fc2_bias = _contiguous(x, norm_weight, norm_bias, fc2_bias)
+    fc1, bias1, fc2 = _pad(fc1_weight, fc1_bias, fc2_weight)
     mean, rstd = normalization_statistics(x, eps)
     output = torch.empty_like(x)
     with launching_on(x):
         _token_mixing_forward[_grid(x)](
             *(x, mean, rstd, norm_weight, norm_bias, fc1, bias1, fc2, fc2_bias, scale, output),
-            *(*x.shape[1:], num_hidden),
+            *(*x.shape[1:], len(fc1_weight)),
             TANH=tanh,
             HAS_SCALE=scale is not None,
             BLOCK_S=fc1.shape[1],
@@ -268,13 +270,12 @@ def _backward(
     scale: torch.Tensor | None,
     tanh: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    x, norm_weight, norm_bias, fc1_bias = _contiguous(x, norm_weight, norm_bias, fc1_bias)
+    x, norm_weight, norm_bias = _contiguous(x, norm_weight, norm_bias)
     batch_size, _, num_channels = x.shape
     num_hidden = fc1_weight.shape[0]
     branch_gradient = output_gradient if scale is None else output_gradient * scale.view(-1, 1, 1)
     branch_gradient = branch_gradient.to(fc1_weight.dtype).contiguous()
-    fc1, fc2 = _pad(fc1_weight), _pad(fc2_weight.t())
-    bias1 = nn.functional.pad(fc1_bias, (0, -num_hidden % UNITS))
+    fc1, bias1, fc2 = _pad(fc1_weight, fc1_bias, fc2_weight)
     normalized = torch.empty(x.shape, device=x.device, dtype=fc1_weight.dtype)
     normalized_gradient = torch.empty_like(x)
     hidden, hidden_gradient = (
