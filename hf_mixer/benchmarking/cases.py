@@ -5,14 +5,13 @@ from dataclasses import dataclass
 
 import torch
 
-from transformers.utils import is_timm_available, is_torchao_available
+from transformers.utils import is_torchao_available
 
 from ..configuration_mixer import MixerConfig
 from ..low_precision import QUANTIZED, has_float8
 from ..modeling_mixer import MixerForImageClassification
 
 
-# The second one is the first with `use_kernels`
 IMPLEMENTATIONS = ("hf_mixer", "hf_mixer_kernels", "timm", "timm_wrapper")
 DTYPES = ("float32", "bfloat16", "float16", *QUANTIZED)
 # "eager", or a mode of `torch.compile`
@@ -108,12 +107,10 @@ def unsupported_reason(case: Case, implementation: str, device: torch.device) ->
     if implementation == "hf_mixer_kernels" and case.dtype == "float32":
         return "the kernels compute in bfloat16 or float16"
     if implementation.startswith("timm"):
-        if not is_timm_available():
-            return "timm is not installed"
         try:
             import timm  # noqa: F401
         except (ImportError, RuntimeError) as error:
-            return f"timm does not import: {error}"
+            return f"timm cannot be imported: {error}"
     if implementation == "timm_wrapper" and case.variant in ("H/14", "cifar10"):
         return f"timm has no model of the size of {case.variant}"
     return None

@@ -30,9 +30,10 @@ from .timing import spread, time_interleaved
 
 
 Step = Callable[[], Any]
-# A case, an implementation and an execution; of the device's own limits a case, what is done and this
+# A case, an implementation and an execution
 Key = tuple[Case, str, str]
-LIMIT = "limit"
+# A case, and "matmul" or "copy"
+LimitKey = tuple[Case, str]
 
 
 def build_case_model(case: Case, implementation: str, device: torch.device) -> nn.Module:
@@ -89,7 +90,7 @@ def make_step(case: Case, model: nn.Module, execution: str, device: torch.device
     return step
 
 
-def device_limits(case: Case, device: torch.device) -> dict[Key, tuple[Step, float]]:
+def device_limits(case: Case, device: torch.device) -> dict[LimitKey, tuple[Step, float]]:
     """
     Return what to time for the device's own limits, and how much work each does: the two products of a channel-mixing
     MLP, with its operations (on at least 2048 tokens, so that a small batch is compared with what the device can do),
@@ -119,12 +120,9 @@ def device_limits(case: Case, device: torch.device) -> dict[Key, tuple[Step, flo
         for left, right in products:
             multiply(left, right)
 
-    def copy():
-        target.copy_(source)
-
     return {
-        (case, "matmul", LIMIT): (matmul, 4.0 * rows * inner * outer),
-        (case, "copy", LIMIT): (copy, 2.0 * len(source)),
+        (case, "matmul"): (matmul, 4.0 * rows * inner * outer),
+        (case, "copy"): (lambda: target.copy_(source), 2.0 * len(source)),
     }
 
 
@@ -198,7 +196,7 @@ def measure(
     """
     torch.compiler.reset()
     runs: dict[Key, tuple[Step, int | None]] = {}
-    limits: dict[Key, tuple[Step, float]] = {}
+    limits: dict[LimitKey, tuple[Step, float]] = {}
     with torch._dynamo.config.patch(recompile_limit=64):  # one for each model, all of the same class
         for case in cases:
             of_case = prepare_runs(case, implementations, device, progress)
@@ -207,18 +205,18 @@ def measure(
                 limits |= device_limits(case, device)
         if not runs:
             return []
-        steps = {key: step for key, (step, _) in (*runs.items(), *limits.items())}
+        steps: dict[Any, Step] = {key: step for key, (step, _) in (*runs.items(), *limits.items())}
         times = time_interleaved(steps, rounds, device, lambda text: progress(f"{cases[0].title}: {text}"))
     return [{**make_row(key, times, limits, device), "peak_memory": memory} for key, (_, memory) in runs.items()]
 
 
 def make_row(
-    key: Key, times: dict[Key, list[float]], limits: dict[Key, tuple[Step, float]], device: torch.device
+    key: Key, times: dict[Any, list[float]], limits: dict[LimitKey, tuple[Step, float]], device: torch.device
 ) -> dict[str, Any]:
     """Return the row of [`measure`] for one key, without the memory."""
     case, implementation, execution = key
-    seconds, matmul, copy = times[key], times[case, "matmul", LIMIT], times[case, "copy", LIMIT]
-    (_, matmul_work), (_, copy_work) = limits[case, "matmul", LIMIT], limits[case, "copy", LIMIT]
+    seconds, matmul, copy = times[key], times[case, "matmul"], times[case, "copy"]
+    (_, matmul_work), (_, copy_work) = limits[case, "matmul"], limits[case, "copy"]
     matmul_share = case.batch_size * estimate_flops(case.config(), case.training) / matmul_work
     copy_share = case.weight_traffic(device) / copy_work
     # The seconds that the step takes at least, at the rates of each round
@@ -252,8 +250,8 @@ def measure_preprocessing(image_size: int, rounds: int) -> list[dict[str, Any]]:
             Number of interleaved rounds, each with 64 images.
 
     Returns:
-        `list[dict]`: One row per processor (the torchvision one only where torchvision is installed) and number of
-        threads: `processor`, `threads`, `images_per_second` and `spread`.
+        `list[dict]`: One row per installed processor and number of threads: `processor`, `threads`,
+        `images_per_second` and `spread`.
     """
     # As many pixels as ImageNet has on average, in JPEG; smooth, as a photograph is
     pixels = np.random.default_rng(0).integers(0, 256, (47, 63, 3), dtype=np.uint8)
@@ -263,23 +261,25 @@ def measure_preprocessing(image_size: int, rounds: int) -> list[dict[str, Any]]:
     if is_torchvision_available():
         processors["torchvision"] = MixerImageProcessor(size=image_size)
 
-    def step(processor, threads: int) -> Step:
-        pool = ThreadPoolExecutor(threads)
-
+    def make_preparation(processor, threads: int) -> Step:
         def prepare(_):
             return processor(Image.open(io.BytesIO(file.getvalue())), return_tensors="pt")
 
+        pool = ThreadPoolExecutor(threads)
         return lambda: list(pool.map(prepare, range(64)))
 
-    threads = sorted({1, 2, os.cpu_count() or 1})
-    steps = {(name, count): step(processor, count) for name, processor in processors.items() for count in threads}
+    steps = {
+        (name, threads): make_preparation(processor, threads)
+        for name, processor in processors.items()
+        for threads in sorted({1, 2, os.cpu_count() or 1})
+    }
     times = time_interleaved(steps, rounds, torch.device("cpu"))
     return [
         {
             "processor": name,
-            "threads": count,
+            "threads": threads,
             "images_per_second": 64 / statistics.median(seconds),
             "spread": spread(seconds),
         }
-        for (name, count), seconds in times.items()
+        for (name, threads), seconds in times.items()
     ]

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures of a benchmark."""
 
+import itertools
+import operator
 import os
 from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 
 def save_speed_bars(path: str | os.PathLike, rows: Sequence[dict[str, Any]]) -> None:
@@ -18,25 +21,23 @@ def save_speed_bars(path: str | os.PathLike, rows: Sequence[dict[str, Any]]) -> 
         rows (`Sequence[dict]`):
             Rows of `hf_mixer.benchmarking.measure`.
     """
-    implementations = list(dict.fromkeys(row["implementation"] for row in rows))
-    cases = list(dict.fromkeys((row["variant"], row["mode"], row["dtype"], row["batch_size"]) for row in rows))
+    cases = [
+        (case, list(bars))
+        for case, bars in itertools.groupby(rows, operator.itemgetter("variant", "mode", "dtype", "batch_size"))
+    ]
+    implementations = dict.fromkeys(row["implementation"] for row in rows)
+    colors = {name: f"C{index}" for index, name in enumerate(implementations)}
     figure = Figure(figsize=(9, 1 + 0.3 * (len(rows) + 2 * len(cases))), layout="constrained")
     axes = figure.subplots()
-    ticks, labels, named = [], [], set()
+    ticks, labels = [], []
     position = 0.0
-    for case in cases:
+    for case, bars in cases:
         axes.text(0, position, "{} {}, {}, batch {}".format(*case), fontweight="bold", va="center", fontsize=9)
-        for row in rows:
-            if (row["variant"], row["mode"], row["dtype"], row["batch_size"]) != case:
-                continue
+        for row in bars:
             position += 1
-            name = row["implementation"]
-            color = f"C{implementations.index(name)}"
-            axes.barh(position, 100 * row["limit"], color=color, label=None if name in named else name)
-            axes.text(
-                100 * row["limit"], position, f" {row['images_per_second']:,.0f} images/s", va="center", fontsize=8
-            )
-            named.add(name)
+            length, speed = 100 * row["limit"], f" {row['images_per_second']:,.0f} images/s"
+            axes.barh(position, length, color=colors[row["implementation"]])
+            axes.text(length, position, speed, va="center", fontsize=8)
             ticks.append(position)
             labels.append(row["execution"])
         position += 1.5
@@ -45,6 +46,6 @@ def save_speed_bars(path: str | os.PathLike, rows: Sequence[dict[str, Any]]) -> 
     axes.margins(x=0.15)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("% of the device's limit")
-    if named:
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(named), frameon=False)
+    handles = [Patch(color=color, label=name) for name, color in colors.items()]
+    axes.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(handles), frameon=False)
     figure.savefig(path, dpi=100)

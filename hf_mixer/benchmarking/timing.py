@@ -1,31 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time several things against each other."""
 
-import statistics
 import time
-from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 
 
-Name = TypeVar("Name", bound=Hashable)
-
-# Seconds that a step is repeated for in a round, beside a longer one
-SHORTEST, LONGEST = 0.1, 2.0
-
-
-def synchronize(device: torch.device):
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-
-
 def time_interleaved(
-    steps: dict[Name, Callable[[], Any]],
+    steps: dict[Any, Callable[[], Any]],
     rounds: int,
     device: torch.device,
     progress: Callable[[str], Any] = lambda text: None,
-) -> dict[Name, list[float]]:
+) -> dict[Any, list[float]]:
     """
     Time every step in every round, so that whatever else the machine does affects all of them alike. A step that is
     shorter than the longest is repeated to take as long, but at least 0.1 and up to 2 seconds.
@@ -44,18 +33,22 @@ def time_interleaved(
         `dict[Any, list[float]]`: the seconds of one call of each step, one value per round.
     """
 
+    def synchronize():
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+
     def seconds(step: Callable[[], Any], calls: int) -> float:
-        synchronize(device)
+        synchronize()
         start = time.perf_counter()
         for _ in range(calls):
             step()
-        synchronize(device)
+        synchronize()
         return (time.perf_counter() - start) / calls
 
     once = {name: seconds(step, 1) for name, step in steps.items()}
-    span = max(SHORTEST, min(LONGEST, max(once.values())))
+    span = max(0.1, min(2.0, max(once.values())))
     calls = {name: max(1, round(span / once[name])) for name in steps}
-    times: dict[Name, list[float]] = {name: [] for name in steps}
+    times: dict[Any, list[float]] = {name: [] for name in steps}
     for index in range(rounds):
         progress(f"round {index + 1} of {rounds}")
         for name, step in steps.items():
@@ -65,7 +58,5 @@ def time_interleaved(
 
 def spread(values: list[float]) -> float:
     """Interquartile range over median."""
-    if len(values) < 2:
-        return 0.0
-    first, median, third = statistics.quantiles(values, n=4, method="inclusive")
-    return (third - first) / median
+    first, median, third = np.quantile(values, [0.25, 0.5, 0.75])
+    return float((third - first) / median)
