@@ -20,18 +20,11 @@ def has_float8(device: torch.device) -> bool:
 def quantize(model: PreTrainedModel, dtype: str) -> PreTrainedModel:
     """
     Return a copy of a model whose linear layers compute in 8 bits: weights are rounded once, per output channel,
-    activations in every batch, per token. It is what `from_pretrained` returns with a `quantization_config`:
+    activations in every batch, per token. It is what `from_pretrained` returns with a `quantization_config`, as
+    `hf_mixer/benchmarking/README.md` shows.
 
-    ```python
-    >>> from torchao.quantization import Int8DynamicActivationInt8WeightConfig
-    >>> from transformers import TorchAoConfig
-
-    >>> config = TorchAoConfig(Int8DynamicActivationInt8WeightConfig())
-    >>> model = MixerForImageClassification.from_pretrained("outputs/photos", quantization_config=config)
-    ```
-
-    On a GPU, linear layers keep their type whose sizes are not multiples of 8 (int8) or 16 (float8), which its matrix units
-    ask for: token mixing, where there are 196 patches.
+    On a GPU, linear layers keep their type whose sizes are not multiples of 8 (int8) or 16 (float8), which its matrix
+    units ask for: token mixing, where there are 196 patches.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
@@ -72,9 +65,10 @@ def quantize(model: PreTrainedModel, dtype: str) -> PreTrainedModel:
         multiple = 16
     left_out = None
     if model.device.type == "cuda":
-        linears = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
         left_out = [
-            name for name, linear in linears if linear.in_features % multiple or linear.out_features % multiple
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and (module.in_features % multiple or module.out_features % multiple)
         ]
     config = TorchAoConfig(how, modules_to_not_convert=left_out)
     with tempfile.TemporaryDirectory() as folder:

@@ -11,7 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Weights of an MLP-Mixer for another image size or patch size."""
+"""
+Weights of an MLP-Mixer for another image size or patch size. A grid is the number of patches along the height and
+along the width.
+"""
 
 from typing import Any
 
@@ -24,16 +27,10 @@ METHODS = ("block_diagonal", "interpolate")
 
 def check_size(name: str, size: Any) -> tuple[int, int]:
     """
-    Return `size` as `(height, width)`.
-
-    Args:
-        name (`str`):
-            What the size is called in the error.
-        size (`int` or pair of `int`):
-            The size, in pixels; an integer stands for both sides.
+    Return `size` as `(height, width)`; an integer stands for both.
 
     Raises:
-        `ValueError`: `size` is not a positive integer or a pair of them.
+        `ValueError`: `size` is not a positive integer or a pair of them. The message calls it `name`.
     """
     pair = size if isinstance(size, list | tuple) else (size, size)
     if len(pair) != 2 or any(type(side) is not int or side <= 0 for side in pair):
@@ -57,16 +54,8 @@ def check_plain(name: str, module: nn.Module, expected: type[nn.Module]):
 
 def choose_method(grid: tuple[int, int], new_grid: tuple[int, int], method: str | None = None) -> str:
     """
-    Say how the token-mixing weights go from one grid to another.
-
-    Args:
-        grid (`tuple[int, int]`):
-            Number of patches along the height and along the width.
-        new_grid (`tuple[int, int]`):
-            The same after resizing.
-        method (`str`, *optional*):
-            `"block_diagonal"` or `"interpolate"`. Defaults to the first where `new_grid` is a multiple of `grid` along
-            both axes, else to the second.
+    Return `method`, by default `"block_diagonal"` where `new_grid` is a multiple of `grid` along both axes, else
+    `"interpolate"`.
 
     Raises:
         `ValueError`: `method` is unknown, or needs a multiple of the grid.
@@ -84,16 +73,9 @@ def choose_method(grid: tuple[int, int], new_grid: tuple[int, int], method: str 
 
 def interpolation_matrix(old: int, new: int, mode: str = "bilinear") -> torch.Tensor:
     """
-    Return the matrix of shape `(new, old)`, in float64, of interpolation along one axis. Every row sums to 1.
-
-    Args:
-        old (`int`):
-            Number of values before.
-        new (`int`):
-            Number of values after.
-        mode (`str`, *optional*, defaults to `"bilinear"`):
-            A mode of `torch.nn.functional.interpolate`, used with `align_corners=False`, and with antialiasing where
-            the axis shrinks.
+    Return the matrix of shape `(new, old)`, in float64, of interpolation along one axis, from `old` to `new` values.
+    Every row sums to 1. `mode` is one of `torch.nn.functional.interpolate`, used with `align_corners=False`, and with
+    antialiasing where the axis shrinks.
     """
     # The second axis keeps its length: torch 2.13 antialiases an image that is one pixel wide wrongly.
     identity = torch.eye(old, dtype=torch.float64)[None, None]
@@ -115,12 +97,6 @@ def token_resampling(grid: tuple[int, int], new_grid: tuple[int, int]) -> tuple[
     51.2 %, but its logits change by 0.36 on average from 32 to 48 pixels and back, against 1e-7 here. A copy of the
     nearest patch, rescaled, keeps 42.6 % and 45.7 %. After 100 steps of training it is 58.0 % and 54.6 % here, 57.3 %
     and 54.8 % with antialiasing.
-
-    Args:
-        grid (`tuple[int, int]`):
-            Number of patches along the height and along the width, as the weights have it.
-        new_grid (`tuple[int, int]`):
-            The same after resizing.
     """
     to_old, to_new = [], []
     for old, new in zip(grid, new_grid):
@@ -135,17 +111,9 @@ def interpolate_token_mixing(
     weights: dict[str, torch.Tensor], grid: tuple[int, int], new_grid: tuple[int, int]
 ) -> dict[str, torch.Tensor]:
     """
-    Interpolate the weights of a token-mixing MLP for another grid of patches. The hidden width stays, and so does the
-    bias of `fc1`, which is not returned.
-
-    Args:
-        weights (`dict[str, torch.Tensor]`):
-            `fc1.weight` of shape `(token_mlp_dim, num_patches)`, `fc2.weight` of shape `(num_patches, token_mlp_dim)`
-            and `fc2.bias`.
-        grid (`tuple[int, int]`):
-            Number of patches along the height and along the width.
-        new_grid (`tuple[int, int]`):
-            The same after resizing.
+    Interpolate the weights of a token-mixing MLP for another grid: `fc1.weight` of shape `(token_mlp_dim,
+    num_patches)`, `fc2.weight` of shape `(num_patches, token_mlp_dim)` and `fc2.bias`. The hidden width stays, and so
+    does the bias of `fc1`, which is not returned.
     """
     to_old, to_new = token_resampling(grid, new_grid)
     return {
@@ -161,16 +129,7 @@ def tile_token_mixing(
     """
     Repeat the weights of a token-mixing MLP as the blocks of a block-diagonal one, as in appendix C of the
     [paper](https://huggingface.co/papers/2105.01601): one block for each sub-image of `grid` patches. The sub-images
-    do not mix, and the hidden width grows by their number.
-
-    Args:
-        weights (`dict[str, torch.Tensor]`):
-            `fc1.weight` of shape `(token_mlp_dim, num_patches)`, `fc1.bias`, `fc2.weight` of shape `(num_patches,
-            token_mlp_dim)` and `fc2.bias`.
-        grid (`tuple[int, int]`):
-            Number of patches along the height and along the width.
-        new_grid (`tuple[int, int]`):
-            The same after resizing, a multiple of `grid` along both axes.
+    do not mix, and the hidden width grows by their number. `new_grid` is a multiple of `grid` along both axes.
     """
     (height, width), (new_height, new_width) = grid, new_grid
     num_rows, num_columns = new_height // height, new_width // width
@@ -190,13 +149,8 @@ def resize_patch_projection(weight: torch.Tensor, patch_size: tuple[int, int]) -
     """
     Resize the kernels of the patch embeddings, as in [FlexiViT](https://huggingface.co/papers/2212.08013), so that a
     patch resized by bilinear interpolation gives the same token: exactly where the patch grows, else as closely as
-    possible on average over patches of white noise (not exactly even for a constant patch).
-
-    Args:
-        weight (`torch.Tensor` of shape `(hidden_size, num_channels, patch_height, patch_width)`):
-            The kernels.
-        patch_size (`tuple[int, int]`):
-            The new height and width of a patch.
+    possible on average over patches of white noise (not exactly even for a constant patch). `weight` has the shape
+    `(hidden_size, num_channels, patch_height, patch_width)`, `patch_size` is the new one.
     """
     rows, columns = (
         torch.linalg.pinv(interpolation_matrix(old, new)) for old, new in zip(weight.shape[-2:], patch_size)
@@ -208,15 +162,8 @@ def resize_patch_decoder(
     weights: dict[str, torch.Tensor], patch_size: tuple[int, int], new_patch_size: tuple[int, int]
 ) -> dict[str, torch.Tensor]:
     """
-    Resize the output patches of a linear decoder by bilinear interpolation.
-
-    Args:
-        weights (`dict[str, torch.Tensor]`):
-            `weight` of shape `(num_channels * patch_height * patch_width, hidden_size)` and `bias`.
-        patch_size (`tuple[int, int]`):
-            Height and width of the patches.
-        new_patch_size (`tuple[int, int]`):
-            The same after resizing.
+    Resize the output patches of a linear decoder, which has a `weight` of shape `(num_channels * patch_height *
+    patch_width, hidden_size)` and a `bias`, by bilinear interpolation.
     """
     resize = torch.kron(*(interpolation_matrix(old, new) for old, new in zip(patch_size, new_patch_size)))
     pixels = patch_size[0] * patch_size[1]
@@ -232,14 +179,8 @@ def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:
 
 def replace_weights(module: nn.Module, weights: dict[str, torch.Tensor]):
     """
-    Give `module` parameters of other shapes, with the device, the data type and `requires_grad` of the present ones.
-    Linear and convolutional layers record their new sizes.
-
-    Args:
-        module (`nn.Module`):
-            A module whose parameters are those of `nn.Linear` and `nn.Conv2d` layers.
-        weights (`dict[str, torch.Tensor]`):
-            The new parameters by name.
+    Give `module` parameters of other shapes, by name, with the device, the data type and `requires_grad` of the
+    present ones. Linear and convolutional layers record their new sizes.
     """
     for name, weight in weights.items():
         owner_name, _, attribute = name.rpartition(".")
@@ -318,8 +259,8 @@ class MixerResizingMixin:
         """
         Fit the patch embeddings to another patch size, in place, as in
         [FlexiViT](https://huggingface.co/papers/2212.08013). The grid of patches stays, so that the image size
-        changes. Images enlarged patch by patch, by bilinear interpolation, give the same tokens as before. The decoder of
-        [`MixerForMaskedImageModeling`] follows where it reconstructs images of the input's size.
+        changes. Images enlarged patch by patch, by bilinear interpolation, give the same tokens as before. The decoder
+        of [`MixerForMaskedImageModeling`] follows where it reconstructs images of the input's size.
 
         Args:
             patch_size (`int` or pair of `int`):
