@@ -201,22 +201,6 @@ def test_compiles_without_a_graph_break(kwargs, training):
         torch.testing.assert_close(outputs[key], value)
 
 
-def test_exports_with_a_dynamic_batch():
-    model = MixerForImageClassification(tiny_config()).eval()
-    shapes = {"pixel_values": {0: torch.export.Dim("batch")}}
-    program = torch.export.export(model, (), {"pixel_values": images()}, dynamic_shapes=shapes)
-    torch.testing.assert_close(program.module()(pixel_values=images(7)).logits, model(images(7)).logits)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_stays_close(dtype):
-    model = MixerForImageClassification(tiny_config()).eval()
-    expected = model(images()).logits
-    logits = model.to(dtype)(images()).logits
-    assert logits.dtype == dtype
-    torch.testing.assert_close(logits.float(), expected, rtol=0, atol=0.05)
-
-
 def test_gradient_checkpointing_changes_nothing():
     torch.manual_seed(0)
     model = MixerForImageClassification(tiny_config(dropout=0.1, drop_path_rate=0.1)).train()

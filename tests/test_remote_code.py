@@ -7,30 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
-import hf_mixer
-from hf_mixer import (
-    MixerBackbone,
-    MixerConfig,
-    MixerForImageClassification,
-    MixerForMaskedImageModeling,
-    MixerImageProcessorPil,
-    MixerModel,
-)
+from hf_mixer import MixerBackbone, MixerConfig, MixerForImageClassification, MixerForMaskedImageModeling, MixerModel
+from tests.helpers import REMOTE_CODE, ROOT, save_classifier
 
 
-PACKAGE = Path(hf_mixer.__file__).parent
-CODE = {
-    "configuration_mixer.py",
-    "modeling_mixer.py",
-    "layers_mixer.py",
-    "resizing_mixer.py",
-    "image_processing_mixer.py",
-    "image_processing_pil_mixer.py",
-}
-CONFIG = dict(image_size=16, patch_size=4, hidden_size=16, num_hidden_layers=2, token_mlp_dim=8, channel_mlp_dim=32)
 START = """
 import json, sys
 import torch
@@ -72,10 +54,7 @@ classify(folder, trust_remote_code=True)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("saved") / "tiny-mixer"
-    torch.manual_seed(0)
-    MixerForImageClassification(MixerConfig(num_labels=3, **CONFIG)).save_pretrained(folder)
-    MixerImageProcessorPil(size=16).save_pretrained(folder)
+    folder = save_classifier(tmp_path_factory.mktemp("saved") / "tiny-mixer", ["cat", "dog", "bird"])
     Image.new("RGB", (20, 30), (200, 10, 10)).save(folder.parent / "red.png")
     return folder
 
@@ -96,16 +75,16 @@ def run(code: str, folder: Path) -> tuple[list, list[str]]:
 
 
 def assert_same_code(folder):
-    assert {path.name for path in folder.glob("*.py")} == CODE
-    for name in CODE:
-        assert (folder / name).read_bytes() == (PACKAGE / name).read_bytes()
+    assert {path.name for path in folder.glob("*.py")} == REMOTE_CODE
+    for name in REMOTE_CODE:
+        assert (folder / name).read_bytes() == (ROOT / "hf_mixer" / name).read_bytes()
 
 
 @pytest.mark.parametrize(
     "model_class", [MixerModel, MixerForMaskedImageModeling, MixerBackbone, MixerForImageClassification]
 )
 def test_auto_map_names_every_class_whichever_was_saved(model_class, tmp_path):
-    model_class(MixerConfig(**CONFIG)).save_pretrained(tmp_path)
+    model_class(MixerConfig(image_size=16, hidden_size=8, num_hidden_layers=1)).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["auto_map"] == {
         "AutoConfig": "configuration_mixer.MixerConfig",
         "AutoModel": "modeling_mixer.MixerModel",
