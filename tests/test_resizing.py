@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from hf_mixer import MixerBackbone, MixerConfig, MixerForImageClassification, MixerForMaskedImageModeling, MixerModel
-from hf_mixer.resizing_mixer import interpolation_matrix, token_resampling
+from hf_mixer.resizing_mixer import token_resampling
 
 
 MODEL_CLASSES = [MixerModel, MixerForImageClassification, MixerForMaskedImageModeling, MixerBackbone]
@@ -46,6 +46,11 @@ def enlarge_patches(pixel_values, patch_size, new_patch_size):
     patches = interpolate(patches, size=new_patch_size, mode="bilinear", align_corners=False)
     patches = patches.view(batch_size, rows, columns, num_channels, *new_patch_size).permute(0, 3, 1, 4, 2, 5)
     return patches.reshape(batch_size, num_channels, rows * new_patch_size[0], columns * new_patch_size[1])
+
+
+def snapshot(model):
+    """What a refused call must not change: the configuration, and the size of every tensor."""
+    return model.config.to_dict(), {name: value.shape for name, value in model.state_dict().items()}
 
 
 def split_rows(pixel_values, height, width):
@@ -179,16 +184,6 @@ def test_shrinking_keeps_what_a_smaller_grid_can_tell():
     torch.testing.assert_close(fc1(tokens.flatten(2)), expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("old", "new"), [(4, 6), (4, 4), (1, 3), (7, 8), (6, 4), (5, 2), (3, 1)])
-@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
-def test_interpolation_matrix_is_that_of_torch(mode, old, new):
-    values = torch.randn(2, 3, old, 5, dtype=torch.float64)
-    expected = interpolate(values, size=(new, 5), mode=mode, antialias=new < old, align_corners=False)
-    matrix = interpolation_matrix(old, new, mode=mode)
-    torch.testing.assert_close(matrix @ values, expected)
-    torch.testing.assert_close(matrix.sum(dim=1), torch.ones(new, dtype=torch.float64))
-
-
 @pytest.mark.parametrize("model_class", MODEL_CLASSES)
 @pytest.mark.parametrize("patch_size", [(6, 8), (7, 11), (16, 16)])
 def test_enlarged_patches_give_the_same_tokens(model_class, patch_size, tmp_path):
@@ -303,12 +298,7 @@ def test_gradients_flow_and_half_precision_is_rounded_once(image_size):
     [
         ((18, 24), None, r"multiple of the patch size \(4, 8\) along each axis, got \(18, 24\).*resize_patch_size"),
         (12, None, r"multiple of the patch size \(4, 8\) along each axis, got 12"),
-        (0, None, r"`image_size` has to be a positive integer or a pair \(height, width\) of them, got 0"),
-        ((16, -8), None, r"positive integer.*got \(16, -8\)"),
-        (16.0, None, r"positive integer.*got 16.0"),
-        ("16", None, r"positive integer.*got '16'"),
-        (True, None, r"positive integer.*got True"),
-        ((8, 8, 8), None, r"pair \(height, width\).*got \(8, 8, 8\)"),
+        ((16, -8), None, r"`image_size` has to be a positive integer or a pair .*, got \(16, -8\)"),
         (
             (24, 24),
             "block_diagonal",
@@ -320,11 +310,10 @@ def test_gradients_flow_and_half_precision_is_rounded_once(image_size):
 )
 def test_bad_image_sizes_and_methods_are_refused(image_size, method, message):
     model = build()
-    config, shapes = model.config.to_dict(), {name: value.shape for name, value in model.state_dict().items()}
+    before = snapshot(model)
     with pytest.raises(ValueError, match=message):
         model.resize_image_size(image_size, method=method)
-    assert model.config.to_dict() == config
-    assert {name: value.shape for name, value in model.state_dict().items()} == shapes
+    assert snapshot(model) == before
 
 
 @pytest.mark.parametrize("model_class", [MixerModel, MixerForMaskedImageModeling])
@@ -335,30 +324,22 @@ def test_bad_patch_sizes_are_refused(model_class, patch_size):
         build(model_class).resize_patch_size(patch_size)
 
 
-class Wrapped(nn.Linear):
-    """Stands for a quantized layer or one with LoRA."""
-
-
-class WrappedConv(nn.Conv2d):
-    pass
-
-
 def test_layers_that_are_not_plain_are_refused_before_anything_changes():
+    """A subclass stands for a quantized layer or one with LoRA."""
     model = build(MixerForMaskedImageModeling)
-    model.mixer.layers[2].token_mixing.fc2 = Wrapped(8, 12)
-    config, shapes = model.config.to_dict(), {name: value.shape for name, value in model.state_dict().items()}
+    before = snapshot(model)
+    model.mixer.layers[2].token_mixing.fc2.__class__ = type("Wrapped", (nn.Linear,), {})
     message = r"`layers.2.token_mixing.fc2` has to be a plain `nn.Linear` .* got `Wrapped`. Merge or dequantize first"
     for image_size in ((32, 24), (8, 8)):
         with pytest.raises(ValueError, match=message):
             model.resize_image_size(image_size)
-    model.mixer.embeddings.patch_embeddings.projection = WrappedConv(3, 16, (4, 8), (4, 8))
+    model.mixer.embeddings.patch_embeddings.projection.__class__ = type("WrappedConv", (nn.Conv2d,), {})
     with pytest.raises(ValueError, match=r"patch_embeddings.projection` has to be a plain `nn.Conv2d`"):
         model.resize_patch_size(8)
-    model.decoder = Wrapped(16, 96)
+    model.decoder.__class__ = type("Wrapped", (nn.Linear,), {})
     with pytest.raises(ValueError, match=r"`decoder` has to be a plain `nn.Linear`"):
         model.resize_patch_size(8)
-    assert model.config.to_dict() == config
-    assert {name: value.shape for name, value in model.state_dict().items()} == shapes
+    assert snapshot(model) == before
 
 
 def test_a_wrong_image_size_names_the_call_that_helps():

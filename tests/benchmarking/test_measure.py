@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 
@@ -30,25 +32,20 @@ def clock(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("slow", "fast", "repeated"), [(0.01, 0.01, 10), (0.25, 0.5, 1), (1.5, 0.5, 3), (6.0, 0.5, 4)]
+    ("seconds", "calls"), [((0.01, 0.01), (10, 10)), ((0.25, 0.5), (2, 1)), ((1.5, 0.5), (1, 3)), ((6.0, 0.5), (1, 4))]
 )
-def test_rounds_are_interleaved(monkeypatch, slow, fast, repeated):
+def test_rounds_are_interleaved(monkeypatch, seconds, calls):
     """Each step takes its turn in every round, and a short one is repeated to take as long, up to two seconds."""
     now, called = [0.0], []
     monkeypatch.setattr("hf_mixer.benchmarking.timing.time.perf_counter", lambda: now[0])
 
-    def step(name, seconds):
-        def run():
-            called.append(name)
-            now[0] += seconds
+    def run(index):
+        called.append(index)
+        now[0] += seconds[index]
 
-        return run
-
-    times = time_interleaved({"slow": step("slow", slow), "fast": step("fast", fast)}, 3, CPU)
-    assert times["slow"] == pytest.approx([slow] * 3)
-    assert times["fast"] == pytest.approx([fast] * 3)
-    times_slow = 10 if slow == 0.01 else 2 if slow == 0.25 else 1
-    assert called == ["slow", "fast"] + (["slow"] * times_slow + ["fast"] * repeated) * 3
+    times = time_interleaved({index: partial(run, index) for index in (0, 1)}, 3, CPU)
+    assert times == {index: pytest.approx([seconds[index]] * 3) for index in (0, 1)}
+    assert called == [0, 1] + ([0] * calls[0] + [1] * calls[1]) * 3
 
 
 @pytest.mark.parametrize("training", [False, True])
