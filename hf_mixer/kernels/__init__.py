@@ -1,15 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""
-Fused kernels for GPUs, written in Triton, for the models that ask for them:
-
-```python
->>> from hf_mixer import MixerForImageClassification
->>> from hf_mixer.kernels import use_kernels
-
->>> model = MixerForImageClassification.from_pretrained("outputs/photos", dtype="bfloat16", device_map="cuda")
->>> model = use_kernels(model)
-```
-"""
+"""Fused kernels for GPUs, written in Triton, for the models that ask for them: see the README beside this file."""
 
 from typing import Any
 
