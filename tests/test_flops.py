@@ -3,6 +3,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_mixer import MixerConfig, MixerForImageClassification
+from hf_mixer.configuration_mixer import to_pair
 from hf_mixer.flops import estimate_flops
 
 
@@ -27,10 +28,9 @@ CONFIGS = {
 @pytest.mark.parametrize("name", CONFIGS)
 def test_estimate_is_what_torch_counts(name, training):
     config = CONFIGS[name]
-    height, width = config.image_size if isinstance(config.image_size, tuple) else [config.image_size] * 2
     with torch.device("meta"):
         model = MixerForImageClassification(config)
-        pixel_values = torch.empty(2, config.num_channels, height, width)
+        pixel_values = torch.empty(2, config.num_channels, *to_pair(config.image_size))
     with FlopCounterMode(display=False) as counter:
         logits = model(pixel_values).logits
         if training:
