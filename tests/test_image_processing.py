@@ -10,10 +10,9 @@ from transformers.utils import is_torchvision_available
 from hf_mixer import MixerImageProcessor, MixerImageProcessorPil
 
 
-PROCESSORS = [
-    MixerImageProcessorPil,
-    pytest.param(MixerImageProcessor, marks=pytest.mark.torchvision),
-]
+@pytest.fixture(params=[MixerImageProcessorPil, pytest.param(MixerImageProcessor, marks=pytest.mark.torchvision)])
+def processor_class(request):
+    return request.param
 
 
 def photo(height=40, width=60) -> Image.Image:
@@ -29,7 +28,6 @@ def pixels(processor_class, image, input_data_format=None, **kwargs) -> torch.Te
     return processor(image, return_tensors="pt", input_data_format=input_data_format).pixel_values[0].float()
 
 
-@pytest.mark.parametrize("processor_class", PROCESSORS)
 def test_defaults_map_any_image_to_224_pixels_in_minus_one_to_one(processor_class):
     white, black = Image.new("RGB", (300, 200), "white"), Image.new("RGB", (50, 90), "black")
     batch = processor_class()([white, black], return_tensors="pt").pixel_values
@@ -38,7 +36,6 @@ def test_defaults_map_any_image_to_224_pixels_in_minus_one_to_one(processor_clas
     assert torch.equal(batch[1], -torch.ones(3, 224, 224))
 
 
-@pytest.mark.parametrize("processor_class", PROCESSORS)
 @pytest.mark.parametrize("resample", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC])
 def test_straight_resize_is_pillows(processor_class, resample):
     image = photo()
@@ -47,7 +44,6 @@ def test_straight_resize_is_pillows(processor_class, resample):
     assert np.abs(actual.numpy() - expected).max() <= 1
 
 
-@pytest.mark.parametrize("processor_class", PROCESSORS)
 def test_shorter_side_then_center_crop(processor_class):
     image = photo(40, 60)
     expected = np.asarray(image.resize((48, 32), Image.Resampling.BICUBIC)).transpose(2, 0, 1)[:, 2:30, 10:38]
@@ -57,7 +53,6 @@ def test_shorter_side_then_center_crop(processor_class):
     assert np.abs(actual.numpy() - expected).max() <= 1
 
 
-@pytest.mark.parametrize("processor_class", PROCESSORS)
 @pytest.mark.parametrize(("length", "offset"), [(29, 0), (30, 1), (31, 2), (33, 2), (35, 4)])
 def test_center_crop_rounds_as_torchvision_does(processor_class, length, offset):
     image = np.arange(length, dtype=np.uint8)[None, :, None].repeat(28, 0).repeat(3, 2)
@@ -86,7 +81,6 @@ MODES = {
 }
 
 
-@pytest.mark.parametrize("processor_class", PROCESSORS)
 @pytest.mark.parametrize("mode", MODES)
 def test_any_mode_becomes_rgb(processor_class, mode):
     image, expected = MODES[mode]
@@ -95,7 +89,6 @@ def test_any_mode_becomes_rgb(processor_class, mode):
     assert actual[:, 0, 0].tolist() == expected
 
 
-@pytest.mark.parametrize("processor_class", PROCESSORS)
 def test_palette_with_transparency(processor_class):
     image = Image.new("P", (2, 2), 0)
     image.putpalette([200, 100, 0, 1, 2, 3])
@@ -103,7 +96,6 @@ def test_palette_with_transparency(processor_class):
     assert pixels(processor_class, image)[:, 0, 0].tolist() == [255, 255, 255]
 
 
-@pytest.mark.parametrize("processor_class", PROCESSORS)
 def test_exif_rotated_photos_are_upright(processor_class, tmp_path):
     upright = photo(40, 60)
     exif = Image.Exif()
@@ -115,14 +107,12 @@ def test_exif_rotated_photos_are_upright(processor_class, tmp_path):
     assert np.array_equal(actual.numpy(), np.asarray(upright).transpose(2, 0, 1))
 
 
-@pytest.mark.parametrize("processor_class", PROCESSORS)
 def test_unreadable_exif_leaves_the_image_as_it_is(processor_class):
     image = photo(4, 6)
     image.info["exif"] = b"Exif\0\0garbage"
     assert pixels(processor_class, image).shape == (3, 4, 6)
 
 
-@pytest.mark.parametrize("processor_class", PROCESSORS)
 def test_grey_models_get_one_channel(processor_class):
     processor = processor_class(num_channels=1, size=8)
     images = [Image.new("RGB", (9, 9), "white"), Image.new("L", (8, 8)), np.zeros((3, 8, 8), np.uint8)]
@@ -137,7 +127,6 @@ def test_grey_models_get_one_channel(processor_class):
     assert red[0, 0, 0].item() == pytest.approx(0.299 * 255, abs=1)
 
 
-@pytest.mark.parametrize("processor_class", PROCESSORS)
 def test_bad_input_is_refused(processor_class):
     with pytest.raises(ValueError, match=r"`num_channels` has to be 1 .* or 3 .*, got 4.*do_convert_rgb=False"):
         processor_class(num_channels=4)(photo())
@@ -147,11 +136,9 @@ def test_bad_input_is_refused(processor_class):
         processor_class()(Image.fromarray(np.full((2, 2), -1.0, np.float32)))
 
 
-@pytest.mark.parametrize("processor_class", PROCESSORS)
 def test_saved_settings_name_both_backends_and_load_with_either(processor_class, tmp_path):
-    processor_class(size={"shortest_edge": 32}, do_center_crop=True, crop_size=28, num_channels=1).save_pretrained(
-        tmp_path
-    )
+    processor = processor_class(size={"shortest_edge": 32}, do_center_crop=True, crop_size=28, num_channels=1)
+    processor.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert saved["image_processor_type"] == "MixerImageProcessor"
     assert saved["auto_map"]["AutoImageProcessor"] == {
@@ -160,10 +147,8 @@ def test_saved_settings_name_both_backends_and_load_with_either(processor_class,
     }
     loaded = MixerImageProcessorPil.from_pretrained(tmp_path)
     assert loaded(photo(), return_tensors="pt").pixel_values.shape == (1, 1, 28, 28)
-    assert {path.name for path in tmp_path.glob("*.py")} == {
-        "image_processing_mixer.py",
-        "image_processing_pil_mixer.py",
-    }
+    code = {path.name for path in tmp_path.glob("*.py")}
+    assert code == {"image_processing_mixer.py", "image_processing_pil_mixer.py"}
 
 
 @pytest.mark.skipif(is_torchvision_available(), reason="torchvision is there")

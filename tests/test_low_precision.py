@@ -61,10 +61,10 @@ def test_autocast_trains(model):
 
 @pytest.fixture(scope="module")
 def quantized(folder):
+    pytest.importorskip("torchao", reason="needs torchao")
     return quantize(MixerForImageClassification.from_pretrained(folder), "int8")
 
 
-@needs_torchao
 def test_int8_keeps_the_answer(model, quantized):
     """Every linear of a layer is quantized, those of token mixing as well."""
     for linear in (quantized.mixer.layers[1].token_mixing.fc1, quantized.mixer.layers[1].channel_mixing.fc2):
@@ -74,14 +74,12 @@ def test_int8_keeps_the_answer(model, quantized):
     assert (logits(quantized).argmax(-1) == logits(model).argmax(-1)).float().mean() >= 0.95
 
 
-@needs_torchao
 @pytest.mark.skipif(not is_triton_available(), reason="needs triton")
 def test_kernels_are_refused_for_int8(quantized):
     with pytest.raises(ValueError, match="quantized"):
         use_kernels(quantized)
 
 
-@needs_torchao
 def test_int8_is_saved_and_reloaded(quantized, tmp_path):
     quantized.save_pretrained(tmp_path)
     reloaded = MixerForImageClassification.from_pretrained(tmp_path).eval()
@@ -89,7 +87,6 @@ def test_int8_is_saved_and_reloaded(quantized, tmp_path):
     assert torch.equal(logits(reloaded), logits(quantized))
 
 
-@needs_torchao
 def test_int8_compiles_without_a_graph_break(quantized):
     torch._dynamo.reset()
     compiled = torch.compile(quantized, fullgraph=True, backend="aot_eager")
@@ -144,7 +141,6 @@ def test_settings_of_the_compiler_stay_as_they_are(folder):
         assert not inductor.force_fuse_int_mm_with_mul
 
 
-@needs_torchao
 def test_what_is_quantized_already_is_refused(quantized):
     with pytest.raises(ValueError, match="quantized already"):
         quantize(quantized, "int8")
