@@ -8,6 +8,7 @@ import statistics
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -98,21 +99,19 @@ def device_limits(case: Case, device: torch.device) -> dict[LimitKey, tuple[Step
     """
     config, dtype = case.config(), case.weight_dtype(device)
     rows, inner, outer = max(case.batch_size * config.num_patches, 2048), config.hidden_size, config.channel_mlp_dim
-    wide, narrow = (torch.randn(rows, width, device=device, dtype=dtype) for width in (outer, inner))
-    down, up = (torch.randn(shape, device=device, dtype=dtype) for shape in ((inner, outer), (outer, inner)))
-    products = [(narrow, up.t()), (wide, down.t())]
+    operand_dtype = {"int8": torch.int8, "float8": torch.float8_e4m3fn}.get(case.dtype, dtype)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, device=device, dtype=dtype).to(operand_dtype)
+
+    products = [(random(rows, inner), random(outer, inner).t()), (random(rows, outer), random(inner, outer).t())]
     multiply: Callable = torch.mm
     # torch 2.13 has no public products of 8 bits that return what these do; torchao calls the same
     if case.dtype == "int8":
-        products = [(left.to(torch.int8), right.to(torch.int8)) for left, right in products]
         multiply = torch._int_mm
     elif case.dtype == "float8":
         one = torch.ones((), device=device)
-        products = [(left.to(torch.float8_e4m3fn), right.to(torch.float8_e4m3fn)) for left, right in products]
-
-        def multiply(left, right):
-            return torch._scaled_mm(left, right, one, one, out_dtype=dtype, use_fast_accum=True)
-
+        multiply = partial(torch._scaled_mm, scale_a=one, scale_b=one, out_dtype=dtype, use_fast_accum=True)
     source = torch.ones(2**28 if device.type == "cuda" else 2**26, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
 
