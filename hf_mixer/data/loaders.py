@@ -2,6 +2,7 @@
 """How images reach the training loop fast: decoded once, or streamed."""
 
 import itertools
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,16 +15,16 @@ from tqdm import tqdm
 from .images import ImageDataError, ImageTransform
 
 
+def default_num_workers() -> int:
+    """Return the number of loader workers that a process gets: its share of the CPU cores, at most 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
 class NamedRows(Dataset):
     """
-    The rows of a data set of images. One that cannot be read is refused with its number.
-
-    Args:
-        dataset (`datasets.Dataset`):
-            Under an [`~hf_mixer.data.ImageTransform`].
-
-    Raises:
-        [`~hf_mixer.data.ImageDataError`]: an image cannot be read; the message names its row.
+    The rows of a data set under an [`~hf_mixer.data.ImageTransform`]. Where an image cannot be read, the
+    [`~hf_mixer.data.ImageDataError`] names its row.
     """
 
     def __init__(self, dataset: datasets.Dataset):
@@ -56,26 +57,18 @@ class CachedImages(Dataset):
             What decodes and resizes the images to uint8 pixels.
         device (`torch.device` or `str`, *optional*, defaults to `"cpu"`):
             Where to keep the pixels. Batches come from there, so that an accelerator never waits for a copy.
-        num_threads (`int`, *optional*, defaults to 1):
-            Number of threads that decode.
 
     Raises:
-        [`~hf_mixer.data.ImageDataError`]: an image cannot be read; the message names it.
+        [`~hf_mixer.data.ImageDataError`]: an image cannot be read; the message names its row.
     """
 
     CHUNK = 256
 
-    def __init__(
-        self,
-        dataset: datasets.Dataset,
-        transform: ImageTransform,
-        device: torch.device | str = "cpu",
-        num_threads: int = 1,
-    ):
+    def __init__(self, dataset: datasets.Dataset, transform: ImageTransform, device: torch.device | str = "cpu"):
         starts = range(0, len(dataset), self.CHUNK)
         self.labels = torch.tensor(dataset["label"], device=device)
         self.pixel_values = torch.empty(0)
-        with ThreadPoolExecutor(num_threads) as pool:
+        with ThreadPoolExecutor(default_num_workers()) as pool:
             chunks = pool.map(lambda start: self._decode(dataset, transform, start), starts)
             for start, pixels in zip(starts, tqdm(chunks, "Decoding images", len(starts))):
                 if start == 0:
@@ -141,24 +134,17 @@ class StreamedImages(IterableDataset):
         for epoch in passes:
             self.dataset.set_epoch(epoch)
             count = 0
-            for example in self._read(epoch):
-                yield example
-                count += 1
+            try:
+                for example in self.dataset:
+                    if example["label"] is None or example["label"] < 0:
+                        raise ValueError("an image has no label")
+                    batch = self.transform({name: [value] for name, value in example.items()})
+                    yield {"pixel_values": batch["pixel_values"][0], "labels": batch["labels"][0]}
+                    count += 1
+            except Exception as error:  # of the file system, the network, the compression or the file format
+                raise ImageDataError(
+                    f"the data stream broke in pass {epoch + 1}, after {count} images of this reader: "
+                    f"{str(error).rstrip('.')}. Check the files of the data set, download the broken one again or leave it out"
+                ) from error
             if count == 0:
                 return
-
-    def _read(self, epoch: int) -> Iterator[dict[str, torch.Tensor]]:
-        """Read the data once."""
-        count = 0
-        try:
-            for example in self.dataset:
-                if example["label"] is None or example["label"] < 0:
-                    raise ValueError("an image has no label")
-                batch = self.transform({name: [value] for name, value in example.items()})
-                yield {"pixel_values": batch["pixel_values"][0], "labels": batch["labels"][0]}
-                count += 1
-        except Exception as error:  # of the file system, the network, the compression or the file format
-            raise ImageDataError(
-                f"the data stream broke in pass {epoch + 1}, after {count} images of this reader: {str(error).rstrip('.')}. "
-                "Check the files of the data set, download the broken one again or leave it out"
-            ) from error

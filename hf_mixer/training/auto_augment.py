@@ -95,11 +95,9 @@ def transform_affine(images: torch.Tensor, matrices: torch.Tensor) -> torch.Tens
     """
     height, width = images.shape[-2:]
     y, x = (torch.arange(size, device=images.device) + 0.5 for size in (height, width))
-    # Written out: a matrix product may run in a lower precision on a GPU
-    column, row = (
-        (first * x + second * y[:, None] + offset).floor_().long()
-        for first, second, offset in (matrices[:, axis, :, None, None].unbind(1) for axis in range(2))
-    )
+    # Both of shape (2, batch_size, 1, 1) by entry. A matrix product may run in a lower precision on a GPU
+    of_x, of_y, offset = matrices[..., None, None].permute(2, 1, 0, 3, 4)
+    column, row = (of_x * x + of_y * y[:, None] + offset).floor_().long()
     is_outside = (row < 0) | (row >= height) | (column < 0) | (column >= width)
     pixel = (row * width + column).masked_fill_(is_outside, 0).flatten(1)[:, None]
     moved = images.flatten(2).gather(2, pixel.expand(-1, images.shape[1], -1)).view(images.shape)

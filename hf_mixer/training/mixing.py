@@ -3,12 +3,20 @@
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 
 def to_device(drawn: np.ndarray, device: torch.device) -> torch.Tensor:
     """Copy what was drawn on the CPU to `device`, without waiting for a GPU."""
     # CUDA takes its own copy of ordinary memory before the call returns; others may still read it afterwards.
     return torch.from_numpy(drawn).to(device, non_blocking=device.type == "cuda")
+
+
+def check_shares(**shares: float) -> None:
+    """Refuse probabilities and shares that are not in [0, 1]."""
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise ValueError(f"`{name}` has to be in [0, 1], got {share}")
 
 
 def box_mask(boxes: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -65,9 +73,7 @@ class MixupCutmix:
         for name, alpha in (("mixup_alpha", mixup_alpha), ("cutmix_alpha", cutmix_alpha)):
             if not 0 <= alpha < float("inf"):
                 raise ValueError(f"`{name}` has to be a number of at least 0, got {alpha}")
-        for name, probability in (("mixup_prob", mixup_prob), ("mixup_switch_prob", mixup_switch_prob)):
-            if not 0 <= probability <= 1:
-                raise ValueError(f"`{name}` has to be a probability in [0, 1], got {probability}")
+        check_shares(mixup_prob=mixup_prob, mixup_switch_prob=mixup_switch_prob)
         self.num_labels = num_labels
         self.mixup_alpha, self.cutmix_alpha = mixup_alpha, cutmix_alpha
         self.mixup_prob = mixup_prob
@@ -141,8 +147,7 @@ class MixupCutmix:
         if self.cutmix_share:
             weight = torch.maximum(weight, box_mask(box, height, width).float())
 
-        one_hot = torch.zeros(len(labels), self.num_labels, device=labels.device)
-        one_hot.scatter_(1, labels.long()[:, None], 1.0)
+        one_hot = F.one_hot(labels.long(), self.num_labels).float()
         # `lerp` returns its ends exactly at the weights 0 and 1
         pixel_values = torch.lerp(pixel_values, pixel_values.index_select(0, partner), weight.to(pixel_values.dtype))
         return pixel_values, torch.lerp(one_hot, one_hot.index_select(0, partner), target[:, None])
