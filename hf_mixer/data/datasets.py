@@ -303,10 +303,7 @@ def _find_column(features: Features, name: str | None, feature_type: type, defau
 
 
 def check_labels(dataset: Dataset, split: str) -> None:
-    """
-    Raises:
-        `ValueError`: some of the labels are missing, which data sets write as `None` or -1.
-    """
+    """Refuse a split in which some of the labels are missing: data sets write them as `None` or -1."""
     if not {None, -1}.isdisjoint(dataset.unique("label")):
         raise ValueError(
             f"some images of the split {split!r} have no label; public benchmarks often keep those of the test split to "

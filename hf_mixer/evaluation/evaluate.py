@@ -32,8 +32,6 @@ def predict_dataset(
             The classifier. It is moved to the device of the accelerator.
         dataset (`Dataset`):
             Images and labels under an [`ImageTransform`].
-        accelerator (`Accelerator`):
-            Accelerate's handle on devices and processes.
         batch_size (`int`, *optional*, defaults to 64):
             Images per forward pass and process.
         num_workers (`int`, *optional*, defaults to 0):

@@ -95,7 +95,7 @@ def transform_affine(images: torch.Tensor, matrices: torch.Tensor) -> torch.Tens
     """
     height, width = images.shape[-2:]
     y, x = (torch.arange(size, device=images.device) + 0.5 for size in (height, width))
-    # Both of shape (2, batch_size, 1, 1) by entry. A matrix product may run in a lower precision on a GPU
+    # Each of shape (2, batch_size, 1, 1). Written out: a matrix product may run in a lower precision on a GPU
     of_x, of_y, offset = matrices[..., None, None].permute(2, 1, 0, 3, 4)
     column, row = (of_x * x + of_y * y[:, None] + offset).floor_().long()
     is_outside = (row < 0) | (row >= height) | (column < 0) | (column >= width)

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from ..data.images import ImageDataError
 from ..data.loaders import StreamedImages
+from ..utils import error_message
 from .arguments import MixerTrainingArguments
 from .augmentation import BatchAugmentation, normalize_pixels
 from .checkpointing import (
@@ -115,9 +116,8 @@ class MixerTrainer(SafeCheckpointTrainer):
         try:
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         except ImageDataError as error:
-            # Out of a worker, the message is a traceback that ends with the error itself
-            message = str(error).strip().splitlines()[-1].removeprefix(f"{ImageDataError.__module__}.ImageDataError: ")
-            raise TrainingError(f"{message}. {describe_last_checkpoint(self.args.output_dir)}") from error
+            checkpoint = describe_last_checkpoint(self.args.output_dir)
+            raise TrainingError(f"{error_message(error)}. {checkpoint}") from error
 
     def get_train_dataloader(self):
         args = self.args
@@ -196,6 +196,7 @@ class MixerTrainer(SafeCheckpointTrainer):
 
     def write_model(self, folder):
         super().write_model(folder)
+        # Now, because `Trainer` pushes a checkpoint to the Hub before it calls `on_save`
         if self.ema is not None and self.args.should_save and folder == self.checkpoints.unfinished:
             self.ema.save_trained_weights(folder, self.state.global_step)
 
