@@ -17,12 +17,8 @@ from transformers import TrainerCallback
 from hf_mixer import MixerForImageClassification
 from hf_mixer.data.loaders import StreamedImages
 from hf_mixer.training import TrainingError, checkpointing
-from hf_mixer.training.checkpointing import (
-    find_checkpoint_to_resume,
-    find_last_checkpoint,
-    is_complete_checkpoint,
-)
-from tests.helpers import AUGMENTED, losses_of, make_images, make_trainer, make_transform
+from hf_mixer.training.checkpointing import find_checkpoint_to_resume, find_last_checkpoint, is_complete_checkpoint
+from tests.helpers import AUGMENTED, losses_of, make_images, make_trainer, make_transform, same_weights
 
 
 # 6 steps in each of 4 epochs; a worker process and evaluations in between must not matter
@@ -37,7 +33,7 @@ RUN = {
 }
 
 
-def kill(*args, **kwargs):
+def kill():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -98,8 +94,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(un
     trainer.save_model()
     assert losses_of(trainer.state.log_history) == losses_of(expected.state.log_history)
     for name in ("model.safetensors", "checkpoint-20/model.safetensors", "checkpoint-20/trained_weights.safetensors"):
-        ours, theirs = load_file(tmp_path / name), load_file(expected_dir / name)
-        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+        assert same_weights(load_file(tmp_path / name), load_file(expected_dir / name))
     # The half-written one was not counted, and is there for whoever wants to look at it
     folders = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
     assert folders == ["_damaged-checkpoint-15", "checkpoint-20", "checkpoint-24"]
@@ -143,8 +138,7 @@ def test_a_run_that_has_only_its_end_left_ends_the_same(uninterrupted, tmp_path)
     trainer.train(resume_from_checkpoint=True)
     trainer.save_model()
     assert trainer.state.global_step == 24
-    ours, theirs = load_file(tmp_path / "model.safetensors"), load_file(output_dir / "model.safetensors")
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert same_weights(load_file(tmp_path / "model.safetensors"), load_file(output_dir / "model.safetensors"))
 
 
 def test_a_stream_that_has_come_to_its_end_goes_no_further(tmp_path):
@@ -157,7 +151,7 @@ def test_a_stream_that_has_come_to_its_end_goes_no_further(tmp_path):
 
     (first, weights), (second, again) = train(), train(resume=True)
     assert first == second == 5
-    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    assert same_weights(weights, again)
 
 
 def test_going_on_from_an_older_checkpoint_keeps_what_is_new(uninterrupted, tmp_path):
@@ -197,8 +191,7 @@ def test_the_best_model_is_kept_and_loaded_with_its_average(tmp_path):
     assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-12")
     state = json.loads((tmp_path / "checkpoint-12" / "trainer_state.json").read_text())
     assert state["best_model_checkpoint"] == str(tmp_path / "checkpoint-12")
-    best = load_file(tmp_path / "checkpoint-12" / "model.safetensors")
-    assert all(torch.equal(best[name], tensor) for name, tensor in trainer.model.state_dict().items())
+    assert same_weights(load_file(tmp_path / "checkpoint-12" / "model.safetensors"), trainer.model.state_dict())
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(tmp_path):
@@ -267,4 +260,4 @@ def test_weights_that_fsdp_has_sharded_are_saved_as_a_model(tmp_path):
     assert not list(tmp_path.glob("_fsdp*"))
     saved = MixerForImageClassification.from_pretrained(tmp_path)
     assert saved.config.architectures == ["MixerForImageClassification"]
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in saved.state_dict().items())
+    assert same_weights(saved.state_dict(), expected)
