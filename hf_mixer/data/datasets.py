@@ -55,11 +55,9 @@ def load_image_dataset(
     Load labelled images to train on. Without any arguments, these are the handwritten digits of scikit-learn.
 
     Args:
-        dataset_name (`str`, *optional*):
-            A data set on the Hub, or a local folder of parquet files or of images in one folder per class (with or
-            without a folder per split above them).
-        dataset_config_name (`str`, *optional*):
-            The configuration of a data set.
+        dataset_name (`str`, *optional*), dataset_config_name (`str`, *optional*):
+            A data set on the Hub and its configuration, or a local folder of parquet files or of images in one folder per
+            class (with or without a folder per split above them).
         train_dir (`str`, *optional*), validation_dir (`str`, *optional*):
             Local folders of parquet files or of images in one folder per class.
         streaming (`bool`, *optional*, defaults to `False`):

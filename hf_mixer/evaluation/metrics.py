@@ -9,13 +9,8 @@ import torch
 
 def score_logits(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
     """
-    Judge the predictions for one batch.
-
-    Args:
-        logits (`torch.Tensor` of shape `(batch_size, num_labels)`):
-            The outputs of a classifier, before the softmax.
-        labels (`torch.Tensor` of shape `(batch_size,)`):
-            The indices of the right labels.
+    Judge the predictions for one batch: `logits` of shape `(batch_size, num_labels)`, where `labels` of shape
+    `(batch_size,)` are the indices of the right ones.
 
     Returns:
         `dict[str, torch.Tensor]` of tensors of shape `(batch_size,)`: `labels`; `predictions`, the most likely label;

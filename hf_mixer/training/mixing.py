@@ -21,13 +21,8 @@ def check_shares(**shares: float) -> None:
 
 def box_mask(boxes: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """
-    Return masks of shape `(batch_size, 1, height, width)`, true inside the boxes.
-
-    Args:
-        boxes (`torch.Tensor` of shape `(batch_size, 4)`):
-            Top, left, bottom and right in pixels, the last two exclusive.
-        height (`int`), width (`int`):
-            Size of the images, in pixels.
+    Return masks of shape `(batch_size, 1, height, width)`, true inside `boxes` of shape `(batch_size, 4)`: top, left,
+    bottom and right in pixels, the last two exclusive.
     """
     top, left, bottom, right = boxes[:, :, None].unbind(1)
     row, column = (torch.arange(size, device=boxes.device) for size in (height, width))
@@ -47,10 +42,8 @@ class MixupCutmix:
     Args:
         num_labels (`int`):
             Number of classes.
-        mixup_alpha (`float`, *optional*, defaults to 0.0):
-            Parameter of the Beta distribution of mixup. 0 leaves mixup out.
-        cutmix_alpha (`float`, *optional*, defaults to 0.0):
-            Parameter of the Beta distribution of CutMix. 0 leaves CutMix out.
+        mixup_alpha (`float`, *optional*, defaults to 0.0), cutmix_alpha (`float`, *optional*, defaults to 0.0):
+            Parameter of the Beta distribution of mixup and of CutMix. 0 leaves it out.
         mixup_prob (`float`, *optional*, defaults to 1.0):
             Probability that a sample is mixed at all.
         mixup_switch_prob (`float`, *optional*, defaults to 0.5):
@@ -116,19 +109,8 @@ class MixupCutmix:
         self, pixel_values: torch.Tensor, labels: torch.Tensor, rng: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Mix a batch.
-
-        Args:
-            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-                Floating-point images.
-            labels (`torch.Tensor` of shape `(batch_size,)`):
-                Classes.
-            rng (`np.random.Generator`):
-                Source of all randomness.
-
-        Returns:
-            `tuple[torch.Tensor, torch.Tensor]`: the mixed images, and targets of shape `(batch_size, num_labels)` in
-            float32 whose rows sum to 1.
+        Mix floating-point images of shape `(batch_size, num_channels, height, width)` with classes of shape
+        `(batch_size,)`, and return them with targets of shape `(batch_size, num_labels)` in float32 whose rows sum to 1.
 
         Raises:
             `ValueError`: `labels` are not one integer for each sample.
