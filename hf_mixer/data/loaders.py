@@ -3,7 +3,7 @@
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import datasets
@@ -12,7 +12,7 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import Dataset, IterableDataset
 from tqdm import tqdm
 
-from .images import ImageDataError, ImageTransform
+from .images import ImageDataError, ImageTransform, collate_images
 
 
 def default_num_workers() -> int:
@@ -39,7 +39,7 @@ class NamedRows(Dataset):
         except ImageDataError as error:
             raise ImageDataError(f"image {row} of the data: {error}") from error
 
-    def __getitems__(self, rows: list[int]) -> list[dict]:
+    def __getitems__(self, rows: Sequence[int]) -> list[dict]:
         try:
             return self.dataset.__getitems__(rows)
         except ImageDataError:
@@ -65,25 +65,17 @@ class CachedImages(Dataset):
     CHUNK = 256
 
     def __init__(self, dataset: datasets.Dataset, transform: ImageTransform, device: torch.device | str = "cpu"):
-        starts = range(0, len(dataset), self.CHUNK)
+        rows = NamedRows(dataset.with_transform(transform))
+        chunks = [range(len(rows))[start : start + self.CHUNK] for start in range(0, len(rows), self.CHUNK)]
         self.labels = torch.tensor(dataset["label"], device=device)
         self.pixel_values = torch.empty(0)
         with ThreadPoolExecutor(default_num_workers()) as pool:
-            chunks = pool.map(lambda start: self._decode(dataset, transform, start), starts)
-            for start, pixels in zip(starts, tqdm(chunks, "Decoding images", len(starts))):
-                if start == 0:
-                    shape = (len(dataset), *pixels.shape[1:])
+            decoded = pool.map(lambda chunk: collate_images(rows.__getitems__(chunk))["pixel_values"], chunks)
+            for chunk, pixels in zip(chunks, tqdm(decoded, "Decoding images", len(chunks))):
+                if chunk.start == 0:
+                    shape = (len(rows), *pixels.shape[1:])
                     self.pixel_values = torch.empty(shape, dtype=pixels.dtype, device=device)
-                self.pixel_values[start : start + len(pixels)] = pixels.to(device)
-
-    def _decode(self, dataset: datasets.Dataset, transform: ImageTransform, start: int) -> torch.Tensor:
-        try:
-            return transform(dataset[start : start + self.CHUNK])["pixel_values"]
-        except ImageDataError:
-            rows = NamedRows(dataset.with_transform(transform))
-            for row in range(start, min(start + self.CHUNK, len(dataset))):
-                rows[row]
-            raise
+                self.pixel_values[chunk.start : chunk.stop] = pixels.to(device)
 
     def __len__(self) -> int:
         return len(self.labels)
