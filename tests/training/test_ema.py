@@ -34,7 +34,7 @@ def test_the_average_is_that_of_all_weights_since_the_start(tmp_path):
     trainer = make_trainer(tmp_path, ema_decay=0.6, max_steps=12, callbacks=[Remember()])
     # The last step's weights are in the average alone; before it they are those that the step began with
     trainer.train()
-    history.append(trainer.ema.average.module.classifier.weight)
+    history.append(trainer.ema.average.classifier.weight)
     expected = history[0]
     for step, weights in enumerate(history[1:], 1):
         decay = min(0.6, (1 + step) / (10 + step))
