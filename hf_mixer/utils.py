@@ -53,6 +53,15 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     return content
 
 
+def error_message(error: Exception) -> str:
+    """Return the message of an error, also where it comes from a worker of a data loader."""
+    text = str(error).strip()
+    if text.startswith("Caught ") and "DataLoader worker process" in text:
+        # torch hands on a worker's traceback as the message; its last line is the error itself
+        text = text.splitlines()[-1].split(": ", 1)[-1]
+    return text
+
+
 @contextmanager
 def one_line_errors(types: tuple[type[Exception], ...] = INPUT_ERRORS) -> Iterator[None]:
     """
@@ -62,11 +71,7 @@ def one_line_errors(types: tuple[type[Exception], ...] = INPUT_ERRORS) -> Iterat
     try:
         yield
     except types as error:
-        text = str(error).strip()
-        if text.startswith("Caught ") and "DataLoader worker process" in text:
-            # torch hands on a worker's traceback as the message; its last line is the error itself
-            text = text.splitlines()[-1].split(": ", 1)[-1]
-        sys.exit(f"error: {' '.join(text.split())}")
+        sys.exit(f"error: {' '.join(error_message(error).split())}")
 
 
 def end_together(accelerator) -> None:

@@ -34,21 +34,7 @@ def save_contact_sheet(
     labels: Sequence[str],
     columns: int = 12,
 ) -> None:
-    """
-    Save a picture of images with the label predicted for each; wrong ones are red and name the right label.
-
-    Args:
-        path (`str` or `os.PathLike`):
-            The file to write; its suffix chooses the format.
-        images (`Sequence[Image.Image]`):
-            The images, of any size.
-        predictions (`Sequence[str]`):
-            The label predicted for each.
-        labels (`Sequence[str]`):
-            The right label of each.
-        columns (`int`, *optional*, defaults to 12):
-            Number of images side by side.
-    """
+    """Save a picture of images with the label predicted for each; wrong ones are red and name the right label."""
     rows = math.ceil(len(images) / columns)
     figure = Figure(figsize=(columns, 1.25 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()

@@ -1,7 +1,6 @@
-"""What the tests share: images, checkpoints of the original implementations, tiny training runs, and how to run a script."""
+"""What the tests share: images, checkpoints of the original implementations, tiny training runs, and two processes."""
 
 import io
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -53,10 +52,12 @@ AUGMENTED = {
 }
 
 
-def run(script, *arguments, launcher=()):
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launcher, str(ROOT / "scripts" / script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+def run_on_two_processes(*command) -> str:
+    """Run a script, or `-m` and a module, with arguments, and return what it prints."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "scripts/accelerate/cpu.yaml"]
+    result = subprocess.run([*launch, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def make_folder(root, classes=("cat", "dog"), images_per_class=6):
@@ -152,6 +153,11 @@ def make_trainer(output_dir, dropout: float = 0.0, train_dataset=None, callbacks
         compute_metrics=lambda prediction: {"count": len(prediction.label_ids)},
         callbacks=callbacks,
     )
+
+
+def same_weights(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    """Whether two state dicts agree to the last bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def losses_of(log_history) -> list[float]:

@@ -56,8 +56,9 @@ def test_a_model_folder_holds_weights_settings_card_and_pictures_but_no_code(tmp
     assert not (tmp_path / "unfinished" / "README.md").exists()
 
 
-def test_digits_demo_refuses_an_empty_folder(tmp_path, error_of):
-    assert "holds no model" in error_of("digits_demo.py", tmp_path)
+def test_digits_demo_refuses_an_empty_folder(tmp_path, run_script):
+    with pytest.raises(SystemExit, match="^error: .* holds no model: run hf-mixer train"):
+        run_script("digits_demo.py", tmp_path)
 
 
 def test_contact_sheet_marks_wrong_predictions(tmp_path):

@@ -15,7 +15,6 @@ prints one line per size, the model's own first, and writes nothing.
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 
@@ -111,14 +110,14 @@ def load_data(arguments: argparse.Namespace, model):
 def measure(arguments: argparse.Namespace, accelerator, model, image_processor, dataset) -> dict:
     """Return the results of `evaluate_model`, of the quantized model where --dtype asks for it."""
     from ..data.images import ImageTransform
+    from ..data.loaders import default_num_workers
     from ..evaluation.evaluate import evaluate_model
     from ..low_precision import QUANTIZED, quantize
 
     num_workers = arguments.dataloader_num_workers
     if num_workers is None:
         # On the CPU they would only take time from the model
-        cores = (os.cpu_count() or 1) // accelerator.num_processes
-        num_workers = 0 if accelerator.device.type == "cpu" else min(8, cores)
+        num_workers = 0 if accelerator.device.type == "cpu" else default_num_workers()
     reference = None
     if arguments.dtype in QUANTIZED:
         reference = model.to(accelerator.device)

@@ -138,7 +138,6 @@ def build_transforms(image_processor, random_resized_crop: bool, train_image_siz
 def build_datasets(dataset, transforms: dict, training_args, streaming: bool) -> dict:
     """Return, by split, the data as the trainer reads it: streamed, cached, or decoded while it trains."""
     from ..data.loaders import CachedImages, NamedRows, StreamedImages
-    from ..training.arguments import default_num_workers
 
     splits: dict[str, Any] = {}
     for split, transform in transforms.items():
@@ -151,7 +150,7 @@ def build_datasets(dataset, transforms: dict, training_args, streaming: bool) ->
             splits[split] = NamedRows(dataset[split].with_transform(transform))
         else:
             device = training_args.device if training_args.cache_images == "device" else "cpu"
-            splits[split] = CachedImages(dataset[split], transform, device, default_num_workers())
+            splits[split] = CachedImages(dataset[split], transform, device)
     return splits
 
 

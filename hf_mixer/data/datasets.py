@@ -55,11 +55,9 @@ def load_image_dataset(
     Load labelled images to train on. Without any arguments, these are the handwritten digits of scikit-learn.
 
     Args:
-        dataset_name (`str`, *optional*):
-            A data set on the Hub, or a local folder of parquet files or of images in one folder per class (with or
-            without a folder per split above them).
-        dataset_config_name (`str`, *optional*):
-            The configuration of a data set.
+        dataset_name (`str`, *optional*), dataset_config_name (`str`, *optional*):
+            A data set on the Hub and its configuration, or a local folder of parquet files or of images in one folder per
+            class (with or without a folder per split above them).
         train_dir (`str`, *optional*), validation_dir (`str`, *optional*):
             Local folders of parquet files or of images in one folder per class.
         streaming (`bool`, *optional*, defaults to `False`):
@@ -303,10 +301,7 @@ def _find_column(features: Features, name: str | None, feature_type: type, defau
 
 
 def check_labels(dataset: Dataset, split: str) -> None:
-    """
-    Raises:
-        `ValueError`: some of the labels are missing, which data sets write as `None` or -1.
-    """
+    """Refuse a split in which some of the labels are missing: data sets write them as `None` or -1."""
     if not {None, -1}.isdisjoint(dataset.unique("label")):
         raise ValueError(
             f"some images of the split {split!r} have no label; public benchmarks often keep those of the test split to "

@@ -2,7 +2,8 @@
 """How images reach the training loop fast: decoded once, or streamed."""
 
 import itertools
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import datasets
@@ -11,19 +12,19 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import Dataset, IterableDataset
 from tqdm import tqdm
 
-from .images import ImageDataError, ImageTransform
+from .images import ImageDataError, ImageTransform, collate_images
+
+
+def default_num_workers() -> int:
+    """Return the number of loader workers that a process gets: its share of the CPU cores, at most 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 class NamedRows(Dataset):
     """
-    The rows of a data set of images. One that cannot be read is refused with its number.
-
-    Args:
-        dataset (`datasets.Dataset`):
-            Under an [`~hf_mixer.data.ImageTransform`].
-
-    Raises:
-        [`~hf_mixer.data.ImageDataError`]: an image cannot be read; the message names its row.
+    The rows of a data set under an [`~hf_mixer.data.ImageTransform`]. Where an image cannot be read, the
+    [`~hf_mixer.data.ImageDataError`] names its row.
     """
 
     def __init__(self, dataset: datasets.Dataset):
@@ -38,7 +39,7 @@ class NamedRows(Dataset):
         except ImageDataError as error:
             raise ImageDataError(f"image {row} of the data: {error}") from error
 
-    def __getitems__(self, rows: list[int]) -> list[dict]:
+    def __getitems__(self, rows: Sequence[int]) -> list[dict]:
         try:
             return self.dataset.__getitems__(rows)
         except ImageDataError:
@@ -56,41 +57,25 @@ class CachedImages(Dataset):
             What decodes and resizes the images to uint8 pixels.
         device (`torch.device` or `str`, *optional*, defaults to `"cpu"`):
             Where to keep the pixels. Batches come from there, so that an accelerator never waits for a copy.
-        num_threads (`int`, *optional*, defaults to 1):
-            Number of threads that decode.
 
     Raises:
-        [`~hf_mixer.data.ImageDataError`]: an image cannot be read; the message names it.
+        [`~hf_mixer.data.ImageDataError`]: an image cannot be read; the message names its row.
     """
 
     CHUNK = 256
 
-    def __init__(
-        self,
-        dataset: datasets.Dataset,
-        transform: ImageTransform,
-        device: torch.device | str = "cpu",
-        num_threads: int = 1,
-    ):
-        starts = range(0, len(dataset), self.CHUNK)
+    def __init__(self, dataset: datasets.Dataset, transform: ImageTransform, device: torch.device | str = "cpu"):
+        rows = NamedRows(dataset.with_transform(transform))
+        chunks = [range(len(rows))[start : start + self.CHUNK] for start in range(0, len(rows), self.CHUNK)]
         self.labels = torch.tensor(dataset["label"], device=device)
         self.pixel_values = torch.empty(0)
-        with ThreadPoolExecutor(num_threads) as pool:
-            chunks = pool.map(lambda start: self._decode(dataset, transform, start), starts)
-            for start, pixels in zip(starts, tqdm(chunks, "Decoding images", len(starts))):
-                if start == 0:
-                    shape = (len(dataset), *pixels.shape[1:])
+        with ThreadPoolExecutor(default_num_workers()) as pool:
+            decoded = pool.map(lambda chunk: collate_images(rows.__getitems__(chunk))["pixel_values"], chunks)
+            for chunk, pixels in zip(chunks, tqdm(decoded, "Decoding images", len(chunks))):
+                if chunk.start == 0:
+                    shape = (len(rows), *pixels.shape[1:])
                     self.pixel_values = torch.empty(shape, dtype=pixels.dtype, device=device)
-                self.pixel_values[start : start + len(pixels)] = pixels.to(device)
-
-    def _decode(self, dataset: datasets.Dataset, transform: ImageTransform, start: int) -> torch.Tensor:
-        try:
-            return transform(dataset[start : start + self.CHUNK])["pixel_values"]
-        except ImageDataError:
-            rows = NamedRows(dataset.with_transform(transform))
-            for row in range(start, min(start + self.CHUNK, len(dataset))):
-                rows[row]
-            raise
+                self.pixel_values[chunk.start : chunk.stop] = pixels.to(device)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -141,24 +126,17 @@ class StreamedImages(IterableDataset):
         for epoch in passes:
             self.dataset.set_epoch(epoch)
             count = 0
-            for example in self._read(epoch):
-                yield example
-                count += 1
+            try:
+                for example in self.dataset:
+                    if example["label"] is None or example["label"] < 0:
+                        raise ValueError("an image has no label")
+                    batch = self.transform({name: [value] for name, value in example.items()})
+                    yield {"pixel_values": batch["pixel_values"][0], "labels": batch["labels"][0]}
+                    count += 1
+            except Exception as error:  # of the file system, the network, the compression or the file format
+                raise ImageDataError(
+                    f"the data stream broke in pass {epoch + 1}, after {count} images of this reader: "
+                    f"{str(error).rstrip('.')}. Check the files of the data set, download the broken one again or leave it out"
+                ) from error
             if count == 0:
                 return
-
-    def _read(self, epoch: int) -> Iterator[dict[str, torch.Tensor]]:
-        """Read the data once."""
-        count = 0
-        try:
-            for example in self.dataset:
-                if example["label"] is None or example["label"] < 0:
-                    raise ValueError("an image has no label")
-                batch = self.transform({name: [value] for name, value in example.items()})
-                yield {"pixel_values": batch["pixel_values"][0], "labels": batch["labels"][0]}
-                count += 1
-        except Exception as error:  # of the file system, the network, the compression or the file format
-            raise ImageDataError(
-                f"the data stream broke in pass {epoch + 1}, after {count} images of this reader: {str(error).rstrip('.')}. "
-                "Check the files of the data set, download the broken one again or leave it out"
-            ) from error

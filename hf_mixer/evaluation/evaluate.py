@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..data.images import collate_images
 from ..data.loaders import NamedRows
-from .metrics import calibration_bins, expected_calibration_error, per_class_accuracy, score_logits, top_k_accuracy
+from .metrics import calibration_bins, expected_calibration_error, per_class_accuracy, score_logits
 
 
 # With more labels the matrix would fill gigabytes
@@ -32,8 +32,6 @@ def predict_dataset(
             The classifier. It is moved to the device of the accelerator.
         dataset (`Dataset`):
             Images and labels under an [`ImageTransform`].
-        accelerator (`Accelerator`):
-            Accelerate's handle on devices and processes.
         batch_size (`int`, *optional*, defaults to 64):
             Images per forward pass and process.
         num_workers (`int`, *optional*, defaults to 0):
@@ -111,8 +109,8 @@ def evaluate_model(
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     bins = calibration_bins(scores["confidences"], predictions == labels)
     results = {
-        "top1": top_k_accuracy(scores["ranks"], 1),
-        "top5": top_k_accuracy(scores["ranks"], 5) if len(names) > 5 else None,
+        "top1": float(np.mean(scores["ranks"] < 1)),
+        "top5": float(np.mean(scores["ranks"] < 5)) if len(names) > 5 else None,
         "loss": float(scores["losses"].mean(dtype=np.float64)),
         "ece": expected_calibration_error(bins),
         "ece_bins": len(bins),

@@ -7,18 +7,10 @@ import numpy as np
 import torch
 
 
-NUM_BINS = 15
-
-
 def score_logits(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
     """
-    Judge the predictions for one batch.
-
-    Args:
-        logits (`torch.Tensor` of shape `(batch_size, num_labels)`):
-            The outputs of a classifier, before the softmax.
-        labels (`torch.Tensor` of shape `(batch_size,)`):
-            The indices of the right labels.
+    Judge the predictions for one batch: `logits` of shape `(batch_size, num_labels)`, where `labels` of shape
+    `(batch_size,)` are the indices of the right ones.
 
     Returns:
         `dict[str, torch.Tensor]` of tensors of shape `(batch_size,)`: `labels`; `predictions`, the most likely label;
@@ -41,11 +33,6 @@ def score_logits(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.
     }
 
 
-def top_k_accuracy(ranks: np.ndarray, k: int) -> float:
-    """Return the share of images whose right label is among the `k` most likely, from the `ranks` of `score_logits`."""
-    return float(np.mean(ranks < k))
-
-
 def per_class_accuracy(labels: np.ndarray, predictions: np.ndarray, names: Sequence[str]) -> list[dict]:
     """
     Return for the labels called `names` their `label`, `num_images`, and `accuracy`, the share of these images that are
@@ -60,7 +47,7 @@ def per_class_accuracy(labels: np.ndarray, predictions: np.ndarray, names: Seque
 
 
 def calibration_bins(
-    confidences: np.ndarray, correct: np.ndarray, num_bins: int = NUM_BINS
+    confidences: np.ndarray, correct: np.ndarray, num_bins: int = 15
 ) -> list[dict[str, float] | None]:
     """
     Sort predictions into bins of equal width by their confidence.

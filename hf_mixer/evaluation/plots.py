@@ -22,8 +22,6 @@ def save_confusion_matrix(path: str | os.PathLike, matrix: Sequence[Sequence[int
     numbers of images stand in the cells, with more than 60 the names are left out.
 
     Args:
-        path (`str` or `os.PathLike`):
-            The file to write; its suffix chooses the format.
         matrix (`Sequence[Sequence[int]]` of shape `(num_labels, num_labels)`):
             Number of images, true labels in rows, predicted ones in columns.
         labels (`Sequence[str]`):
@@ -70,19 +68,12 @@ def save_calibration(path: str | os.PathLike, bins: Sequence[dict[str, float] | 
     Save a reliability diagram: how often predictions are right at each confidence, and how many have it.
 
     Args:
-        path (`str` or `os.PathLike`):
-            The file to write; its suffix chooses the format.
-        bins (`Sequence[dict[str, float] | None]`):
-            The bins of `calibration_bins`.
-        ece (`float`):
-            The expected calibration error.
+        bins (`Sequence[dict[str, float] | None]`), ece (`float`):
+            The results of `calibration_bins` and `expected_calibration_error`.
     """
     width = 1 / len(bins)
-    centers, filled = [], []
-    for index, entry in enumerate(bins):
-        if entry is not None:
-            centers.append(width * (index + 0.5))
-            filled.append(entry)
+    filled = [entry for entry in bins if entry is not None]
+    centers = [width * (index + 0.5) for index, entry in enumerate(bins) if entry is not None]
     accuracies = np.array([entry["accuracy"] for entry in filled])
     confidences = np.array([entry["confidence"] for entry in filled])
     figure = Figure(figsize=(5, 6), layout="constrained")

@@ -16,8 +16,6 @@ def save_filters(path: str | os.PathLike, filters: np.ndarray, count: int = 128)
     Save a picture of patch-embedding filters, the largest by norm first, each scaled to the full range of colours.
 
     Args:
-        path (`str` or `os.PathLike`):
-            The file to write; its suffix chooses the format.
         filters (`np.ndarray` of shape `(hidden_size, num_channels, patch_height, patch_width)`):
             The weights. Three channels are drawn in colour, one in grey, of any other number the mean.
         count (`int`, *optional*, defaults to 128):
@@ -41,8 +39,6 @@ def save_token_mixing(path: str | os.PathLike, weights: Sequence[np.ndarray], co
     pairs from low to high spatial frequency. Every unit is scaled on its own: white is zero, red positive, blue negative.
 
     Args:
-        path (`str` or `os.PathLike`):
-            The file to write; its suffix chooses the format.
         weights (`Sequence[np.ndarray]` of shape `(token_mlp_dim, num_rows, num_columns)`):
             The weights of the first linear layer of the token-mixing MLP, for each layer to draw.
         count (`int`, *optional*, defaults to 96):

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The arguments of a training run."""
 
-import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,17 +8,13 @@ import torch
 
 from transformers import TrainingArguments
 
+from ..data.loaders import default_num_workers
+
 
 # `HfArgumentParser` takes no default factories for booleans
 HAS_ACCELERATOR = torch.accelerator.is_available()
 HAS_BF16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 CACHE_PLACES = ("none", "memory", "device")
-
-
-def default_num_workers() -> int:
-    """Return the number of loader workers that a process gets: its share of the CPU cores, at most 8."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 @dataclass

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .auto_augment import AutoAugment, jitter_colors
-from .mixing import MixupCutmix, box_mask, to_device
+from .mixing import MixupCutmix, box_mask, check_shares, to_device
 
 
 # The defaults of timm for random erasing
@@ -45,10 +45,8 @@ def normalize_pixels(
         if np.size(value) not in (1, num_channels):
             raise ValueError(f"`{name}` needs one value, or one for each of {num_channels} channels, got {value}")
     center, spread = (np.asarray(value, dtype=np.float64).reshape(-1, 1, 1) for value in (mean, std))
-    factor, offset = (
-        to_device(value.astype(np.float32), pixel_values.device)
-        for value in (rescale_factor / spread, -center / spread)
-    )
+    factor = to_device((rescale_factor / spread).astype(np.float32), pixel_values.device)
+    offset = to_device((-center / spread).astype(np.float32), pixel_values.device)
     return pixel_values.to(torch.float32, copy=True).mul_(factor).add_(offset)
 
 
@@ -104,10 +102,8 @@ class BatchAugmentation:
     Args:
         image_size (`int` or `tuple[int, int]`):
             Height and width of the augmented images, in pixels.
-        mean (`float` or sequence of `float`), std (`float` or sequence of `float`):
-            `image_mean` and `image_std` of the image processor.
-        rescale_factor (`float`, *optional*, defaults to 1/255):
-            `rescale_factor` of the image processor.
+        mean, std, rescale_factor:
+            See [`normalize_pixels`].
         num_labels (`int`, *optional*):
             Number of classes. Needed by mixup and CutMix only.
         crop_padding (`int`, *optional*, defaults to 0):
@@ -123,10 +119,8 @@ class BatchAugmentation:
             Probability of a horizontal flip.
         auto_augment (`str`, *optional*):
             `"randaugment"` or `"trivialaugment"`, as in torchvision: see [`AutoAugment`].
-        randaugment_num_ops (`int`, *optional*, defaults to 2):
-            Number of operations of RandAugment in a row.
-        randaugment_magnitude (`int`, *optional*, defaults to 9):
-            Magnitude of RandAugment, from 0 to 30. On the scale of timm and of TensorFlow, 30 is called 10.
+        randaugment_num_ops (`int`, *optional*, defaults to 2), randaugment_magnitude (`int`, *optional*, defaults to 9):
+            `num_ops` and `magnitude` of [`AutoAugment`].
         color_jitter (`float`, *optional*, defaults to 0.0):
             Brightness, contrast and saturation are scaled by factors uniform in `[1 - color_jitter, 1 + color_jitter]`.
         random_erasing (`float`, *optional*, defaults to 0.0):
@@ -186,11 +180,7 @@ class BatchAugmentation:
             raise ValueError(f"`scale` has to be a pair of rising numbers in (0, 1], got {scale}")
         if not 0 < ratio[0] <= ratio[1] < float("inf"):
             raise ValueError(f"`ratio` has to be a pair of rising positive numbers, got {ratio}")
-        for name, probability in (("horizontal_flip", horizontal_flip), ("random_erasing", random_erasing)):
-            if not 0 <= probability <= 1:
-                raise ValueError(f"`{name}` has to be a probability in [0, 1], got {probability}")
-        if not 0 <= color_jitter <= 1:
-            raise ValueError(f"`color_jitter` has to be in [0, 1], got {color_jitter}")
+        check_shares(horizontal_flip=horizontal_flip, random_erasing=random_erasing, color_jitter=color_jitter)
         self.mean, self.std, self.rescale_factor = mean, std, rescale_factor
         self.crop_padding = crop_padding
         self.random_resized_crop, self.scale, self.ratio = random_resized_crop, scale, ratio

@@ -26,13 +26,8 @@ def autocontrast(images: torch.Tensor) -> torch.Tensor:
 
 def jitter_colors(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     """
-    Scale the brightness, then the contrast, then the saturation, each time clamped to the range of the pixels.
-
-    Args:
-        images (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-            Images in uint8, of 1 or 3 channels.
-        factors (`torch.Tensor` of shape `(3, batch_size)`):
-            One of each kind for every image; 1 leaves it as it is.
+    Scale the brightness, then the contrast, then the saturation of uint8 images of 1 or 3 channels, each time clamped to
+    the range of the pixels, by `factors` of shape `(3, batch_size)`; 1 leaves an image as it is.
     """
     brightness, contrast, saturation = factors
     pixels = enhance.adjust_brightness_accumulative(to_float(images), brightness)
@@ -70,8 +65,6 @@ def affine_matrices(operations: np.ndarray, magnitudes: np.ndarray, height: int,
             Indices into `OPERATIONS`; all but the geometric ones give the identity.
         magnitudes (`np.ndarray` of the same shape):
             Slopes, pixels and degrees.
-        height (`int`), width (`int`):
-            Size of the images, in pixels.
     """
     shear_x, shear_y, translate_x, translate_y, angle = (
         np.where(operations == OPERATIONS.index(name), magnitudes, 0) for name in GEOMETRIC
@@ -85,21 +78,14 @@ def affine_matrices(operations: np.ndarray, magnitudes: np.ndarray, height: int,
 
 def transform_affine(images: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
     """
-    Move the pixels of images. Every pixel is a copy of the nearest one in the original, or black outside of it.
-
-    Args:
-        images (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-            Images of any type.
-        matrices (`torch.Tensor` of shape `(batch_size, 2, 3)`):
-            As `affine_matrices` returns them.
+    Move the pixels of images of shape `(batch_size, num_channels, height, width)` by the `affine_matrices`, of shape
+    `(batch_size, 2, 3)`. Every pixel is a copy of the nearest one in the original, or black outside of it.
     """
     height, width = images.shape[-2:]
     y, x = (torch.arange(size, device=images.device) + 0.5 for size in (height, width))
-    # Written out: a matrix product may run in a lower precision on a GPU
-    column, row = (
-        (first * x + second * y[:, None] + offset).floor_().long()
-        for first, second, offset in (matrices[:, axis, :, None, None].unbind(1) for axis in range(2))
-    )
+    # Each of shape (2, batch_size, 1, 1). Written out: a matrix product may run in a lower precision on a GPU
+    of_x, of_y, offset = matrices[..., None, None].permute(2, 1, 0, 3, 4)
+    column, row = (of_x * x + of_y * y[:, None] + offset).floor_().long()
     is_outside = (row < 0) | (row >= height) | (column < 0) | (column >= width)
     pixel = (row * width + column).masked_fill_(is_outside, 0).flatten(1)[:, None]
     moved = images.flatten(2).gather(2, pixel.expand(-1, images.shape[1], -1)).view(images.shape)
@@ -181,15 +167,7 @@ class AutoAugment:
         return operations, np.where(is_negative, -magnitudes, magnitudes)
 
     def __call__(self, images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-        """
-        Transform a batch.
-
-        Args:
-            images (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-                Images in uint8, of 1 or 3 channels.
-            rng (`np.random.Generator`):
-                Source of all randomness.
-        """
+        """Transform uint8 images of shape `(batch_size, num_channels, height, width)` with 1 or 3 channels."""
         batch_size, _, height, width = images.shape
         operations, magnitudes = self.sample(batch_size, height, width, rng)
 

@@ -32,7 +32,7 @@ MANIFEST_NAME = "manifest.json"
 # In the output folder. The underscore keeps both out of what `Trainer` pushes to the Hub.
 STAGING_DIR = "_incomplete"
 DAMAGED_PREFIX = "_damaged-"
-CHECKPOINT_NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+CHECKPOINT_NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+")
 # What writing raises: the libraries do not agree on `OSError`
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 
@@ -59,12 +59,9 @@ def is_complete_checkpoint(folder: str | os.PathLike) -> bool:
 
 def list_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
     """Return the folders `checkpoint-{step}` in `output_dir` in the order of their steps, whatever is in them."""
-    steps = {}
-    for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        match = CHECKPOINT_NAME.fullmatch(path.name)
-        if match and path.is_dir():
-            steps[path] = int(match[1])
-    return sorted(steps, key=steps.__getitem__)
+    paths = Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    folders = [path for path in paths if CHECKPOINT_NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(folders, key=lambda path: int(path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")))
 
 
 def find_last_checkpoint(output_dir: str | os.PathLike) -> str | None:
@@ -153,10 +150,13 @@ class CheckpointCallback(TrainerCallback):
 
     def start(self, output_dir: str | os.PathLike, resumed: str | None) -> None:
         """Take note of the checkpoints that are there before the run, the oldest first."""
-        found = [path.resolve() for path in list_checkpoints(output_dir)]
-        last = [Path(resumed).resolve()] if resumed else []
-        self.by_age = [path for path in found if path not in last] + [path for path in last if path in found]
+        self.by_age = [path.resolve() for path in list_checkpoints(output_dir)]
+        if resumed is not None and Path(resumed).resolve() in self.by_age:
+            self.set_newest(Path(resumed).resolve())
         self.unfinished = None
+
+    def set_newest(self, checkpoint: Path) -> None:
+        self.by_age = [path for path in self.by_age if path != checkpoint] + [checkpoint]
 
     def on_train_begin(self, args, state, control, optimizer=None, lr_scheduler=None, **kwargs):
         for group, rate in zip(optimizer.param_groups, self.learning_rates):
@@ -169,33 +169,28 @@ class CheckpointCallback(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         if self.unfinished is None:
             return
-        checkpoint = self.unfinished
         # Every process writes its own files
         args.distributed_state.wait_for_everyone()
         if args.should_save:
-            write_manifest(checkpoint)
-            self.by_age = [path for path in self.by_age if path != checkpoint.resolve()] + [checkpoint.resolve()]
-            self.remove_oldest(state.best_model_checkpoint)
+            write_manifest(self.unfinished)
+            self.set_newest(self.unfinished.resolve())
+            self.remove_oldest(self.by_age[-1], state.best_model_checkpoint)
         self.unfinished = None
-
-    def remove_oldest(self, best: str | None) -> None:
-        """Remove checkpoints beyond the limit, the manifest first."""
-        if not self.save_total_limit or self.save_total_limit < 0:
-            return
-        needed = {self.by_age[-1]} | ({Path(best).resolve()} if best is not None else set())
-        removable = [path for path in self.by_age if path not in needed]
-        for path in removable[: max(0, len(self.by_age) - max(self.save_total_limit, len(needed)))]:
-            (path / MANIFEST_NAME).unlink(missing_ok=True)
-            shutil.rmtree(path, ignore_errors=True)
-            self.by_age.remove(path)
 
     def on_train_end(self, args, state, control, **kwargs):
         # As `Trainer` does: of the best one and the last one, only the best one is needed from now on
-        best = state.best_model_checkpoint
-        if args.should_save and best is not None and self.save_total_limit == 1:
-            for path in self.by_age:
-                if path != Path(best).resolve():
-                    shutil.rmtree(path, ignore_errors=True)
+        if args.should_save and state.best_model_checkpoint is not None and self.save_total_limit == 1:
+            self.remove_oldest(state.best_model_checkpoint)
+
+    def remove_oldest(self, *needed: str | os.PathLike | None) -> None:
+        """Remove the checkpoints beyond the limit, but none of those that are needed."""
+        if self.save_total_limit is None or self.save_total_limit <= 0:
+            return
+        kept = {Path(path).resolve() for path in needed if path is not None}
+        removable = [path for path in self.by_age if path not in kept]
+        for path in removable[: max(0, len(self.by_age) - self.save_total_limit)]:
+            shutil.rmtree(path, ignore_errors=True)
+            self.by_age.remove(path)
 
 
 class SafeCheckpointTrainer(Trainer):

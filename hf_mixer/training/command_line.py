@@ -102,15 +102,8 @@ def parse_training_arguments(
     recipes: Path, description: str | None = None, arguments: list[str] | None = None
 ) -> tuple[ModelArguments, DataTrainingArguments, MixerTrainingArguments]:
     """
-    Read the command line, on top of the recipe that it names.
-
-    Args:
-        recipes (`Path`):
-            The folder with the recipes, YAML files with arguments and their values.
-        description (`str`, *optional*):
-            What `--help` says first.
-        arguments (`list[str]`, *optional*):
-            The command line. By default that of the program.
+    Read the command line, by default that of the program, on top of the recipe that it names: a YAML file with arguments
+    and their values, in the folder `recipes`. `--help` begins with `description`.
 
     Raises:
         `ValueError`: the recipe does not exist, cannot be read or sets arguments that do not exist.

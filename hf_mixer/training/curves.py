@@ -33,20 +33,11 @@ class TrainingCurvesCallback(TrainerCallback):
         self.on_save(args, state, control)
 
 
-def save_training_curves(path: str | os.PathLike, log_history: Sequence[dict]) -> None:
+def save_training_curves(path: str | os.PathLike, log_history: Sequence[dict]) -> Figure:
     """
-    Save the course of a training: losses, accuracy and learning rate over the epochs, as far as they were logged.
-
-    Args:
-        path (`str` or `os.PathLike`):
-            The file to write; its suffix chooses the format.
-        log_history (`Sequence[dict]`):
-            `trainer.state.log_history`, or that of `trainer_state.json`.
+    Save the course of a training: losses, accuracy and learning rate over the epochs, as far as `log_history` (that of
+    `trainer.state` or of `trainer_state.json`) holds them.
     """
-    draw_training_curves(log_history).savefig(path, dpi=DPI)
-
-
-def draw_training_curves(log_history: Sequence[dict]) -> Figure:
     panels = {
         "loss": {"loss": "training", "eval_loss": "validation"},
         "accuracy": {"eval_accuracy": "validation"},
@@ -63,6 +54,7 @@ def draw_training_curves(log_history: Sequence[dict]) -> Figure:
     figure = Figure(figsize=(4.5 * max(len(curves), 1), 3.5), layout="constrained")
     if not curves:
         figure.text(0.5, 0.5, "nothing was logged", ha="center", va="center")
+        figure.savefig(path, dpi=DPI)
         return figure
     for axes, (panel, lines) in zip(figure.subplots(1, len(curves), squeeze=False).flat, curves.items()):
         for name, points in lines.items():
@@ -78,4 +70,5 @@ def draw_training_curves(log_history: Sequence[dict]) -> Figure:
             axes.set_title(f"accuracy (last: {points[-1][1]:.1%})")
         if len(lines) > 1:
             axes.legend()
+    figure.savefig(path, dpi=DPI)
     return figure

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An exponential moving average of the weights while they train."""
 
+import copy
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,13 +10,17 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 
 TRAINED_WEIGHTS_NAME = "trained_weights.safetensors"
+
+
+def checkpoint_folder(args, state) -> Path:
+    return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
 
 
 class EmaCallback(TrainerCallback):
@@ -49,23 +54,15 @@ class EmaCallback(TrainerCallback):
         self.is_swapped = False
         self.saved_step = 0
 
-    def _update(self, averaged, current, num_averaged):
-        torch._foreach_lerp_(averaged, current, 1 - self.current_decay)
-
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         if any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):
             raise ValueError(
                 "ema_decay does not work with weights that FSDP has sharded: train with DDP, or without EMA"
             )
         self.model, self.is_swapped, self.saved_step = model, False, 0
-        self.average = AveragedModel(model, multi_avg_fn=self._update, use_buffers=False)
-        self.average.requires_grad_(False)
-        # The first update of `AveragedModel` would copy; the average starts at the initial weights already
-        self.average.n_averaged.fill_(1)
+        self.average = copy.deepcopy(model).requires_grad_(False)
         if state.global_step > 0:
-            checkpoint = self.checkpoint or os.path.join(
-                args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            )
+            checkpoint = self.checkpoint or checkpoint_folder(args, state)
             path = Path(checkpoint) / TRAINED_WEIGHTS_NAME
             if not path.is_file():
                 raise ValueError(
@@ -92,7 +89,7 @@ class EmaCallback(TrainerCallback):
     @torch.no_grad()
     def _swap(self):
         """Exchange the model's weights and the average in place."""
-        for parameter, averaged in zip(self.model.parameters(), self.average.module.parameters()):
+        for parameter, averaged in zip(self.model.parameters(), self.average.parameters()):
             trained = parameter.clone()
             parameter.copy_(averaged)
             averaged.copy_(trained)
@@ -109,21 +106,21 @@ class EmaCallback(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         step = state.global_step
-        self.current_decay = min(self.decay, (1 + step) / (10 + step))
-        self.average.update_parameters(self.model)
+        update = get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))
+        update(list(self.average.parameters()), list(self.model.parameters()), step)
         self._swap_in_if_needed(control)
 
     def on_epoch_end(self, args, state, control, **kwargs):
         self._swap_in_if_needed(control)
 
     def on_save(self, args, state, control, **kwargs):
-        folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        folder = checkpoint_folder(args, state)
         if args.should_save and folder.is_dir() and self.saved_step != state.global_step:
             self.save_trained_weights(folder, state.global_step)
 
     def save_trained_weights(self, folder: str | os.PathLike, step: int) -> None:
         """Write the weights that are being trained into the checkpoint of a step, whose model is the average."""
-        trained = self.average.module if self.is_swapped else self.model
+        trained = self.average if self.is_swapped else self.model
         weights = {name: tensor.contiguous() for name, tensor in trained.state_dict().items()}
         save_file(weights, Path(folder) / TRAINED_WEIGHTS_NAME, metadata={"format": "pt"})
         self.saved_step = step

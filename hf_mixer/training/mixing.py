@@ -3,6 +3,7 @@
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 
 def to_device(drawn: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -11,15 +12,17 @@ def to_device(drawn: np.ndarray, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(drawn).to(device, non_blocking=device.type == "cuda")
 
 
+def check_shares(**shares: float) -> None:
+    """Refuse probabilities and shares that are not in [0, 1]."""
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise ValueError(f"`{name}` has to be in [0, 1], got {share}")
+
+
 def box_mask(boxes: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """
-    Return masks of shape `(batch_size, 1, height, width)`, true inside the boxes.
-
-    Args:
-        boxes (`torch.Tensor` of shape `(batch_size, 4)`):
-            Top, left, bottom and right in pixels, the last two exclusive.
-        height (`int`), width (`int`):
-            Size of the images, in pixels.
+    Return masks of shape `(batch_size, 1, height, width)`, true inside `boxes` of shape `(batch_size, 4)`: top, left,
+    bottom and right in pixels, the last two exclusive.
     """
     top, left, bottom, right = boxes[:, :, None].unbind(1)
     row, column = (torch.arange(size, device=boxes.device) for size in (height, width))
@@ -39,10 +42,8 @@ class MixupCutmix:
     Args:
         num_labels (`int`):
             Number of classes.
-        mixup_alpha (`float`, *optional*, defaults to 0.0):
-            Parameter of the Beta distribution of mixup. 0 leaves mixup out.
-        cutmix_alpha (`float`, *optional*, defaults to 0.0):
-            Parameter of the Beta distribution of CutMix. 0 leaves CutMix out.
+        mixup_alpha (`float`, *optional*, defaults to 0.0), cutmix_alpha (`float`, *optional*, defaults to 0.0):
+            Parameter of the Beta distribution of mixup and of CutMix. 0 leaves it out.
         mixup_prob (`float`, *optional*, defaults to 1.0):
             Probability that a sample is mixed at all.
         mixup_switch_prob (`float`, *optional*, defaults to 0.5):
@@ -65,9 +66,7 @@ class MixupCutmix:
         for name, alpha in (("mixup_alpha", mixup_alpha), ("cutmix_alpha", cutmix_alpha)):
             if not 0 <= alpha < float("inf"):
                 raise ValueError(f"`{name}` has to be a number of at least 0, got {alpha}")
-        for name, probability in (("mixup_prob", mixup_prob), ("mixup_switch_prob", mixup_switch_prob)):
-            if not 0 <= probability <= 1:
-                raise ValueError(f"`{name}` has to be a probability in [0, 1], got {probability}")
+        check_shares(mixup_prob=mixup_prob, mixup_switch_prob=mixup_switch_prob)
         self.num_labels = num_labels
         self.mixup_alpha, self.cutmix_alpha = mixup_alpha, cutmix_alpha
         self.mixup_prob = mixup_prob
@@ -110,19 +109,8 @@ class MixupCutmix:
         self, pixel_values: torch.Tensor, labels: torch.Tensor, rng: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Mix a batch.
-
-        Args:
-            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
-                Floating-point images.
-            labels (`torch.Tensor` of shape `(batch_size,)`):
-                Classes.
-            rng (`np.random.Generator`):
-                Source of all randomness.
-
-        Returns:
-            `tuple[torch.Tensor, torch.Tensor]`: the mixed images, and targets of shape `(batch_size, num_labels)` in
-            float32 whose rows sum to 1.
+        Mix floating-point images of shape `(batch_size, num_channels, height, width)` with classes of shape
+        `(batch_size,)`, and return them with targets of shape `(batch_size, num_labels)` in float32 whose rows sum to 1.
 
         Raises:
             `ValueError`: `labels` are not one integer for each sample.
@@ -141,8 +129,7 @@ class MixupCutmix:
         if self.cutmix_share:
             weight = torch.maximum(weight, box_mask(box, height, width).float())
 
-        one_hot = torch.zeros(len(labels), self.num_labels, device=labels.device)
-        one_hot.scatter_(1, labels.long()[:, None], 1.0)
+        one_hot = F.one_hot(labels.long(), self.num_labels).float()
         # `lerp` returns its ends exactly at the weights 0 and 1
         pixel_values = torch.lerp(pixel_values, pixel_values.index_select(0, partner), weight.to(pixel_values.dtype))
         return pixel_values, torch.lerp(one_hot, one_hot.index_select(0, partner), target[:, None])

@@ -6,20 +6,15 @@ from typing import Any
 from transformers import PreTrainedModel
 
 
-def layer_depths(model: PreTrainedModel) -> dict[str, int]:
+def layer_depth(name: str, num_layers: int) -> int:
     """
-    Return the depth of every parameter by name: 0 for the patch embedding, `i + 1` for Mixer layer `i`, and one more
-    than the last layer for all that follows.
+    Return the depth of a parameter: 0 in the patch embedding, `i + 1` in Mixer layer `i`, and one more than in the last
+    layer for all that follows.
     """
-    num_layers = model.config.num_hidden_layers
-    depths = {}
-    for name, _ in model.named_parameters():
-        parts = name.split(".")
-        if "layers" in parts:
-            depths[name] = int(parts[parts.index("layers") + 1]) + 1
-        else:
-            depths[name] = 0 if "embeddings" in parts else num_layers + 1
-    return depths
+    parts = name.split(".")
+    if "layers" in parts:
+        return int(parts[parts.index("layers") + 1]) + 1
+    return 0 if "embeddings" in parts else num_layers + 1
 
 
 def parameter_groups(
@@ -56,22 +51,16 @@ def parameter_groups(
     ```"""
     if not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay has to be in (0, 1], got {layer_decay}")
-    depths = layer_depths(model)
     top = model.config.num_hidden_layers + 1
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        depth = depths[name] if layer_decay < 1 else top
+        depth = layer_depth(name, model.config.num_hidden_layers) if layer_decay < 1 else top
         decays = parameter.ndim > 1 and not name.endswith("mask_token")
-        group = groups.setdefault(
-            (depth, decays),
-            {
-                "params": [],
-                "lr": learning_rate * layer_decay ** (top - depth),
-                "weight_decay": weight_decay if decays else 0.0,
-            },
-        )
-        group["params"].append(parameter)
+        if (depth, decays) not in groups:
+            rate = learning_rate * layer_decay ** (top - depth)
+            groups[depth, decays] = {"params": [], "lr": rate, "weight_decay": weight_decay if decays else 0.0}
+        groups[depth, decays]["params"].append(parameter)
     # `Trainer` logs the learning rate of the first one
     return [groups[key] for key in sorted(groups, reverse=True)]

@@ -46,11 +46,12 @@ def describe_command(arguments: list[str]) -> str:
 def hyperparameters(args: TrainingArguments) -> dict[str, Any]:
     """Return the arguments that make up the recipe of a run: the usual ones, and the Mixer's where they are in use."""
     values = {name: getattr(args, name) for name in HYPERPARAMETERS}
-    usual = {field.name for field in fields(TrainingArguments)}
+    # The path of the images makes no difference to the model
+    other = {field.name for field in fields(TrainingArguments)} | {"cache_images"}
     for field in fields(args):
-        if field.name not in usual and field.name != "cache_images":
-            default = field.default_factory() if callable(field.default_factory) else field.default
-            values[field.name] = None if getattr(args, field.name) == default else getattr(args, field.name)
+        default = field.default_factory() if callable(field.default_factory) else field.default
+        if field.name not in other and getattr(args, field.name) != default:
+            values[field.name] = getattr(args, field.name)
     values = {name: getattr(value, "value", value) for name, value in values.items()}
     return {name: value for name, value in values.items() if value not in (None, {}, False, -1, "")}
 
@@ -73,8 +74,8 @@ def write_training_run(
             The metrics that `trainer.train` returned.
         dataset (`dict`):
             `name`, `config`, `train_split`, `eval_split`, `num_train_images` and `num_eval_images`.
-        command (`str`, *optional*), recipe (`str`, *optional*), base_model (`str`, *optional*):
-            The command line, the recipe and the pretrained model that the run started from.
+        base_model (`str`, *optional*):
+            The pretrained model that the run started from.
     """
     args: MixerTrainingArguments = trainer.args
     record = {

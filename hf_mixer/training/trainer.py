@@ -2,7 +2,6 @@
 """`Trainer` for Mixers."""
 
 import inspect
-import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,16 @@ from torch.utils.data import DataLoader
 
 from ..data.images import ImageDataError
 from ..data.loaders import StreamedImages
+from ..utils import error_message
 from .arguments import MixerTrainingArguments
 from .augmentation import BatchAugmentation, normalize_pixels
-from .checkpointing import FiniteLossCallback, SafeCheckpointTrainer, TrainingError, describe_last_checkpoint
+from .checkpointing import (
+    FiniteLossCallback,
+    SafeCheckpointTrainer,
+    TrainingError,
+    describe_last_checkpoint,
+    find_checkpoint_to_resume,
+)
 from .ema import EmaCallback
 from .losses import ClassificationLoss
 from .optimization import parameter_groups
@@ -93,26 +99,25 @@ class MixerTrainer(SafeCheckpointTrainer):
         )
         self.finite_loss = FiniteLossCallback()
         self.add_callback(self.finite_loss)
-        if args.ema_decay is not None and self.is_fsdp_enabled:
-            raise ValueError(
-                "ema_decay does not go with FSDP, which shards the weights: train with DDP, or without EMA"
-            )
-        self.ema = EmaCallback(args.ema_decay) if args.ema_decay is not None else None
-        if self.ema is not None:
+        self.ema = None
+        if args.ema_decay is not None:
+            if self.is_fsdp_enabled:
+                raise ValueError(
+                    "ema_decay does not go with FSDP, which shards the weights: train with DDP, or without EMA"
+                )
+            self.ema = EmaCallback(args.ema_decay)
             self.add_callback(self.ema)
         self.write_card = write_card
         self.batch_in_step = (-1, 0)
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         if self.ema is not None:
-            is_named = isinstance(resume_from_checkpoint, str | os.PathLike)
-            self.ema.checkpoint = os.fspath(resume_from_checkpoint) if is_named else None
+            self.ema.checkpoint = find_checkpoint_to_resume(self.args.output_dir, resume_from_checkpoint)
         try:
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         except ImageDataError as error:
-            # Out of a worker, the message is a traceback that ends with the error itself
-            message = str(error).strip().splitlines()[-1].removeprefix(f"{ImageDataError.__module__}.ImageDataError: ")
-            raise TrainingError(f"{message}. {describe_last_checkpoint(self.args.output_dir)}") from error
+            checkpoint = describe_last_checkpoint(self.args.output_dir)
+            raise TrainingError(f"{error_message(error)}. {checkpoint}") from error
 
     def get_train_dataloader(self):
         args = self.args
@@ -191,6 +196,7 @@ class MixerTrainer(SafeCheckpointTrainer):
 
     def write_model(self, folder):
         super().write_model(folder)
+        # Now, because `Trainer` pushes a checkpoint to the Hub before it calls `on_save`
         if self.ema is not None and self.args.should_save and folder == self.checkpoints.unfinished:
             self.ema.save_trained_weights(folder, self.state.global_step)
 

@@ -9,7 +9,7 @@ from PIL import Image
 from hf_mixer import load_checkpoint
 from hf_mixer.commands.evaluate import main, parse_arguments
 from hf_mixer.low_precision import QUANTIZED
-from tests.helpers import make_dataset, run, save_classifier
+from tests.helpers import make_dataset, run_on_two_processes, save_classifier
 
 
 LABELS = ["ant", "bee", "cat", "dog", "eel", "fox"]
@@ -76,17 +76,13 @@ def test_evaluate_writes_what_it_promises(dtype, model_folder, photos, expected_
 
 
 def test_two_processes_count_every_image_once(model_folder, photos, expected_matrix, tmp_path):
-    config = tmp_path / "accelerate.yaml"
-    config.write_text("distributed_type: MULTI_GPU\nuse_cpu: true\nnum_processes: 2\n")
-    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(config)]
     arguments = ["--eval_dir", photos / "test", "--output_dir", tmp_path, "--per_device_eval_batch_size", 4]
-    result = run("evaluate.py", model_folder, *arguments, launcher=launcher)
-    assert result.returncode == 0, result.stderr
+    printed = run_on_two_processes("scripts/evaluate.py", model_folder, *arguments)
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())
     assert evaluation["confusion_matrix"] == expected_matrix
     assert evaluation["dataset"]["num_images"] == sum(entry["num_images"] for entry in evaluation["per_class"]) == 13
     assert evaluation["num_processes"] == 2
-    assert result.stdout.count("top-1 accuracy") == 1
+    assert printed.count("top-1 accuracy") == 1
 
 
 def test_other_image_sizes_are_measured_and_nothing_is_written(model_folder, photos, capsys):

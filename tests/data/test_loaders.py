@@ -30,7 +30,7 @@ def test_images_that_cannot_be_read_are_named_by_their_row():
     broken = Dataset.from_dict({"image": images, "label": examples["label"]}, features=examples.features)
     transform = make_transform()
     for read in (
-        lambda: CachedImages(broken, transform, num_threads=2),
+        lambda: CachedImages(broken, transform),
         lambda: NamedRows(broken.with_transform(transform)).__getitems__([3, 270]),
     ):
         with pytest.raises(ImageDataError, match="^image 270 of the data: cannot read the image in memory: "):
@@ -39,7 +39,7 @@ def test_images_that_cannot_be_read_are_named_by_their_row():
 
 def test_cached_images_are_the_images():
     images, transform = make_images(20), make_transform()
-    cached = CachedImages(images, transform, num_threads=2)
+    cached = CachedImages(images, transform)
     batch = cached.__getitems__([7, 2])
     assert torch.equal(batch["pixel_values"], transform(images[[7, 2]])["pixel_values"])
     assert batch["labels"].tolist() == images[[7, 2]]["label"]

@@ -3,15 +3,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import top_k_accuracy_score
 
-from hf_mixer.evaluation.metrics import (
-    calibration_bins,
-    expected_calibration_error,
-    per_class_accuracy,
-    score_logits,
-    top_k_accuracy,
-)
+from hf_mixer.evaluation.metrics import calibration_bins, expected_calibration_error, per_class_accuracy, score_logits
 
 
 def test_scores_of_a_batch_by_hand():
@@ -22,15 +15,6 @@ def test_scores_of_a_batch_by_hand():
     assert scores["finite"].tolist() == [False, True, True]
     torch.testing.assert_close(scores["confidences"][:2], torch.tensor([3 / 4, 1 / 3]))
     torch.testing.assert_close(scores["losses"][:2], torch.tensor([math.log(4), math.log(3)]))
-    assert [top_k_accuracy(scores["ranks"].numpy(), k) for k in (1, 2, 3)] == [1 / 3, 2 / 3, 1.0]
-
-
-def test_top_k_accuracy_is_that_of_scikit_learn():
-    torch.manual_seed(0)
-    logits, labels = torch.randn(200, 10), torch.randint(10, (200,))
-    ranks = score_logits(logits, labels)["ranks"].numpy()
-    for k in (1, 3, 5):
-        assert top_k_accuracy(ranks, k) == pytest.approx(top_k_accuracy_score(labels, logits.numpy(), k=k))
 
 
 def test_equal_logits_have_one_prediction_and_rank():

@@ -17,7 +17,7 @@ from tests.helpers import make_trainer
         ({"dataloader_num_workers": -2}, "dataloader_num_workers has to be at least -1, got -2"),
         ({"ema_decay": 1.0}, r"ema_decay has to be in \(0, 1\), got 1.0"),
         ({"label_smoothing_factor": 1.0}, r"label_smoothing has to be in \[0, 1\), got 1.0"),
-        ({"horizontal_flip": 2.0}, r"`horizontal_flip` has to be a probability in \[0, 1\], got 2.0"),
+        ({"horizontal_flip": 2.0}, r"`horizontal_flip` has to be in \[0, 1\], got 2.0"),
         (
             {"per_device_train_batch_size": 64, "dataloader_drop_last": True},
             "45 images are fewer than one batch of 64",

@@ -19,7 +19,11 @@ LEVEL = 1e-3
 def augment(images, labels=None, seed=0, image_size=None, **kwargs):
     generator = torch.Generator().manual_seed(seed)
     augmentation = BatchAugmentation(image_size or tuple(images.shape[-2:]), **{**RAW, **kwargs}, generator=generator)
-    return augmentation({"pixel_values": images} if labels is None else {"pixel_values": images, "labels": labels})
+    before = images.clone()
+    batch = augmentation({"pixel_values": images} if labels is None else {"pixel_values": images, "labels": labels})
+    # A comparison would wait for the GPU
+    assert images.is_cuda or torch.equal(images, before)
+    return batch
 
 
 def coordinates(batch_size, size, step=1):
@@ -143,16 +147,14 @@ def test_erasing_sets_boxes_to_the_mean_pixel():
     assert share.mean() == pytest.approx((0.02 + 1 / 3) / 2, abs=0.01)
 
 
-def constant_classes(batch_size, size):
-    """One class for each sample, whose number is the value of its pixels; and their augmentation's arguments."""
-    images = torch.arange(batch_size, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, size, size)
-    return images, torch.arange(batch_size), batch_size
-
-
 def mix_many(repeats, size, **kwargs):
-    """Return images, targets, and each sample's own share, of many mixed batches; samples without a partner left out."""
-    images, labels, num_labels = constant_classes(200, size)
-    mixed = [augment(images, labels, seed, num_labels=num_labels, **kwargs) for seed in range(repeats)]
+    """
+    Return images, targets, and each sample's own share, of many mixed batches of 200 samples, each of a class of its own,
+    whose number is the value of its pixels.
+    """
+    labels = torch.arange(200)
+    images = labels.byte().view(-1, 1, 1, 1).expand(-1, 3, size, size)
+    mixed = [augment(images, labels, seed, num_labels=200, **kwargs) for seed in range(repeats)]
     pixel_values, targets = (torch.cat([batch[name] for batch in mixed]) for name in ("pixel_values", "labels"))
     return pixel_values, targets, targets[torch.arange(len(targets)), labels.repeat(repeats)]
 
@@ -165,13 +167,9 @@ def test_mixup_lambdas_follow_the_beta_distribution(alpha):
     # A weight below the precision of float32 next to 1 looks like no partner
     assert stats.kstest(own[has_partner], stats.beta(alpha, alpha).cdf).pvalue > LEVEL
     torch.testing.assert_close(targets.sum(1), torch.ones(len(targets)))
+    # No sample is the partner of two others
+    assert (targets > 0).view(20, 200, 200).sum(1).max() == 2
     torch.testing.assert_close(pixel_values.mean((1, 2, 3)), targets @ torch.arange(200.0), rtol=1e-5, atol=1e-4)
-
-
-def test_mixup_weights_are_drawn_for_each_sample_and_every_sample_is_a_partner_once():
-    drawn = MixupCutmix(10, mixup_alpha=0.8).sample(500, 4, 4, np.random.default_rng(0))
-    assert len(np.unique(drawn["mixup"])) > 490
-    assert sorted(drawn["partner"]) == list(range(500))
 
 
 def test_cutmix_targets_are_the_pasted_area():
@@ -297,15 +295,6 @@ def test_color_jitter_has_uniform_factors_and_pillows_operations():
         assert (out.int() - from_pil(expected).int()).abs().max() <= 3
 
 
-SETTINGS = [
-    dict(crop_padding=4),
-    dict(random_resized_crop=True),
-    dict(horizontal_flip=0.5),
-    dict(auto_augment="randaugment"),
-    dict(auto_augment="trivialaugment"),
-    dict(color_jitter=0.4),
-    dict(random_erasing=0.5),
-]
 EVERYTHING = dict(
     random_resized_crop=True,
     horizontal_flip=0.5,
@@ -316,16 +305,6 @@ EVERYTHING = dict(
     cutmix_alpha=1.0,
     num_labels=10,
 )
-
-
-@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: next(iter(settings)))
-def test_equal_images_of_a_batch_come_out_different(settings):
-    images = photographs(2, 16, 16)[1:].expand(32, -1, -1, -1)
-    before = images.clone()
-    out = augment(images, **settings)["pixel_values"]
-    num_different = len(out.flatten(1).unique(dim=0))
-    assert num_different == 2 if "horizontal_flip" in settings else num_different >= 12
-    assert torch.equal(images, before)
 
 
 def test_a_seed_fixes_everything():

@@ -17,12 +17,8 @@ from transformers import TrainerCallback
 from hf_mixer import MixerForImageClassification
 from hf_mixer.data.loaders import StreamedImages
 from hf_mixer.training import TrainingError, checkpointing
-from hf_mixer.training.checkpointing import (
-    find_checkpoint_to_resume,
-    find_last_checkpoint,
-    is_complete_checkpoint,
-)
-from tests.helpers import AUGMENTED, losses_of, make_images, make_trainer, make_transform
+from hf_mixer.training.checkpointing import find_checkpoint_to_resume, find_last_checkpoint, is_complete_checkpoint
+from tests.helpers import AUGMENTED, losses_of, make_images, make_trainer, make_transform, same_weights
 
 
 # 6 steps in each of 4 epochs; a worker process and evaluations in between must not matter
@@ -37,7 +33,7 @@ RUN = {
 }
 
 
-def kill(*args, **kwargs):
+def kill():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -76,15 +72,16 @@ def train_until_killed(output_dir, at_step=None, before_file=None, resume=None):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
+    """The output folder of a run that was not killed."""
     output_dir = tmp_path_factory.mktemp("uninterrupted")
     trainer = make_trainer(output_dir, **RUN)
     trainer.train()
     trainer.save_model()
-    return trainer, output_dir
+    trainer.save_state()
+    return output_dir
 
 
 def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(uninterrupted, tmp_path):
-    expected, expected_dir = uninterrupted
     train_until_killed(tmp_path, at_step=8)
     assert find_last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-5")
     # In the middle of a checkpoint, then with all its files there but the manifest
@@ -96,10 +93,10 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(un
     trainer = make_trainer(tmp_path, **RUN, save_total_limit=2)
     trainer.train(resume_from_checkpoint=True)
     trainer.save_model()
-    assert losses_of(trainer.state.log_history) == losses_of(expected.state.log_history)
+    expected = json.loads((uninterrupted / "trainer_state.json").read_text())
+    assert losses_of(trainer.state.log_history) == losses_of(expected["log_history"])
     for name in ("model.safetensors", "checkpoint-20/model.safetensors", "checkpoint-20/trained_weights.safetensors"):
-        ours, theirs = load_file(tmp_path / name), load_file(expected_dir / name)
-        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+        assert same_weights(load_file(tmp_path / name), load_file(uninterrupted / name))
     # The half-written one was not counted, and is there for whoever wants to look at it
     folders = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
     assert folders == ["_damaged-checkpoint-15", "checkpoint-20", "checkpoint-24"]
@@ -109,9 +106,8 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(un
     "name", ["trainer_state.json", "optimizer.pt", "trained_weights.safetensors", "manifest.json"]
 )
 def test_a_checkpoint_with_a_file_cut_off_or_missing_is_not_complete(name, uninterrupted, tmp_path):
-    _, output_dir = uninterrupted
     for step in (10, 20):
-        shutil.copytree(output_dir / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
+        shutil.copytree(uninterrupted / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
     broken = tmp_path / "checkpoint-20"
     assert is_complete_checkpoint(broken)
     (broken / name).write_bytes((broken / name).read_bytes()[:100])
@@ -122,9 +118,7 @@ def test_a_checkpoint_with_a_file_cut_off_or_missing_is_not_complete(name, unint
 
 
 def test_a_checkpoint_of_a_plain_trainer_is_resumed_from_where_it_is_named(uninterrupted, tmp_path):
-    _, output_dir = uninterrupted
-    plain = tmp_path / "checkpoint-20"
-    shutil.copytree(output_dir / "checkpoint-20", plain)
+    plain = shutil.copytree(uninterrupted / "checkpoint-20", tmp_path / "checkpoint-20")
     (plain / "manifest.json").unlink()
     with pytest.raises(ValueError, match="holds no complete checkpoint to resume from"):
         make_trainer(tmp_path, **RUN).train(resume_from_checkpoint=True)
@@ -137,14 +131,12 @@ def test_a_checkpoint_of_a_plain_trainer_is_resumed_from_where_it_is_named(unint
 
 
 def test_a_run_that_has_only_its_end_left_ends_the_same(uninterrupted, tmp_path):
-    _, output_dir = uninterrupted
-    shutil.copytree(output_dir / "checkpoint-24", tmp_path / "checkpoint-24")
+    shutil.copytree(uninterrupted / "checkpoint-24", tmp_path / "checkpoint-24")
     trainer = make_trainer(tmp_path, **RUN)
     trainer.train(resume_from_checkpoint=True)
     trainer.save_model()
     assert trainer.state.global_step == 24
-    ours, theirs = load_file(tmp_path / "model.safetensors"), load_file(output_dir / "model.safetensors")
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert same_weights(load_file(tmp_path / "model.safetensors"), load_file(uninterrupted / "model.safetensors"))
 
 
 def test_a_stream_that_has_come_to_its_end_goes_no_further(tmp_path):
@@ -157,24 +149,21 @@ def test_a_stream_that_has_come_to_its_end_goes_no_further(tmp_path):
 
     (first, weights), (second, again) = train(), train(resume=True)
     assert first == second == 5
-    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    assert same_weights(weights, again)
 
 
 def test_going_on_from_an_older_checkpoint_keeps_what_is_new(uninterrupted, tmp_path):
-    _, output_dir = uninterrupted
     for step in (5, 15, 20):
-        shutil.copytree(output_dir / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
-    trainer = make_trainer(tmp_path, **RUN, save_total_limit=2, max_steps=12)
+        shutil.copytree(uninterrupted / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
+    trainer = make_trainer(tmp_path, **RUN, save_total_limit=2, max_steps=10)
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
-    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-12"]
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-5"]
 
 
 def test_another_learning_rate_holds_after_resuming(uninterrupted, tmp_path):
-    _, output_dir = uninterrupted
-
     def rates(**arguments):
         trainer = make_trainer(tmp_path, **{**RUN, "save_strategy": "no", **arguments})
-        trainer.train(resume_from_checkpoint=str(output_dir / "checkpoint-20"))
+        trainer.train(resume_from_checkpoint=str(uninterrupted / "checkpoint-20"))
         return [entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry][-3:]
 
     assert rates(learning_rate=1e-4) == pytest.approx([rate / 100 for rate in rates()])
@@ -197,8 +186,7 @@ def test_the_best_model_is_kept_and_loaded_with_its_average(tmp_path):
     assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-12")
     state = json.loads((tmp_path / "checkpoint-12" / "trainer_state.json").read_text())
     assert state["best_model_checkpoint"] == str(tmp_path / "checkpoint-12")
-    best = load_file(tmp_path / "checkpoint-12" / "model.safetensors")
-    assert all(torch.equal(best[name], tensor) for name, tensor in trainer.model.state_dict().items())
+    assert same_weights(load_file(tmp_path / "checkpoint-12" / "model.safetensors"), trainer.model.state_dict())
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(tmp_path):
@@ -267,4 +255,4 @@ def test_weights_that_fsdp_has_sharded_are_saved_as_a_model(tmp_path):
     assert not list(tmp_path.glob("_fsdp*"))
     saved = MixerForImageClassification.from_pretrained(tmp_path)
     assert saved.config.architectures == ["MixerForImageClassification"]
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in saved.state_dict().items())
+    assert same_weights(saved.state_dict(), expected)

@@ -1,7 +1,7 @@
 import pytest
 from PIL import Image
 
-from hf_mixer.training.curves import draw_training_curves, save_training_curves
+from hf_mixer.training.curves import save_training_curves
 
 
 LOG = [
@@ -13,8 +13,8 @@ LOG = [
 ]
 
 
-def test_training_curves_show_what_was_logged():
-    loss, accuracy, learning_rate = draw_training_curves(LOG).axes
+def test_training_curves_show_what_was_logged(tmp_path):
+    loss, accuracy, learning_rate = save_training_curves(tmp_path / "curves.png", LOG).axes
     assert {line.get_label(): line.get_xydata().tolist() for line in loss.lines} == {
         "training": [[0.5, 2.0], [1.0, 1.0]],
         "validation": [[1.0, 1.5], [2.0, 1.2]],
@@ -33,7 +33,7 @@ def test_training_curves_show_what_was_logged():
     ],
 )
 def test_training_curves_go_without_what_is_missing(log, titles, tmp_path):
-    assert [axes.get_title() for axes in draw_training_curves(log).axes] == titles
-    save_training_curves(tmp_path / "curves.png", log)
+    figure = save_training_curves(tmp_path / "curves.png", log)
+    assert [axes.get_title() for axes in figure.axes] == titles
     with Image.open(tmp_path / "curves.png") as image:
         assert image.size == (450 * max(len(titles), 1), 350)

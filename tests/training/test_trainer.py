@@ -1,21 +1,35 @@
 """What the trainer does with images, on one process and on two."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from transformers import Trainer, TrainingArguments
 
-from hf_mixer import MixerConfig, MixerForImageClassification, MixerImageProcessorPil
+from hf_mixer import MixerForImageClassification, MixerImageProcessorPil
 from hf_mixer.data import ImageDataError, collate_images
 from hf_mixer.data.images import open_image
 from hf_mixer.data.loaders import CachedImages, StreamedImages
 from hf_mixer.training import ClassificationLoss, EmaCallback, FiniteLossCallback, MixerTrainer, TrainingError
-from tests.helpers import AUGMENTED, NUM_EVAL_IMAGES, ROOT, losses_of, make_images, make_trainer, make_transform
+from tests.helpers import (
+    AUGMENTED,
+    NUM_EVAL_IMAGES,
+    losses_of,
+    make_images,
+    make_trainer,
+    make_transform,
+    run_on_two_processes,
+    same_weights,
+)
+
+
+def evaluation_logits(model) -> torch.Tensor:
+    """What a model says of the images to evaluate on, prepared by its image processor."""
+    images = [open_image(image["bytes"]) for image in make_images(NUM_EVAL_IMAGES, seed=1)["image"]]
+    processor = MixerImageProcessorPil(size={"height": 16, "width": 16})
+    with torch.no_grad():
+        return model.eval()(**processor(images, return_tensors="pt")).logits
 
 
 def test_seed_and_step_alone_decide(tmp_path):
@@ -33,18 +47,11 @@ def test_evaluation_does_not_augment(tmp_path):
     trainer = make_trainer(tmp_path, **AUGMENTED)
     first, second = (trainer.predict(trainer.eval_dataset).predictions for _ in range(2))
     assert (first == second).all()
-    images = [open_image(image["bytes"]) for image in make_images(NUM_EVAL_IMAGES, seed=1)["image"]]
-    with torch.no_grad():
-        logits = trainer.model.eval()(**trainer.processing_class(images, return_tensors="pt")).logits
-    torch.testing.assert_close(torch.tensor(first), logits, atol=1e-6, rtol=0)
+    torch.testing.assert_close(torch.tensor(first), evaluation_logits(trainer.model), atol=1e-6, rtol=0)
 
 
 def test_two_processes_do_the_work_of_one(tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "scripts/accelerate/cpu.yaml"]
-    command = [*launch, "-m", "tests.training.processes", str(tmp_path)]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
+    run_on_two_processes("-m", "tests.training.processes", tmp_path)
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["world_size"] == 2
 
@@ -53,27 +60,17 @@ def test_two_processes_do_the_work_of_one(tmp_path):
     assert report["losses"] == pytest.approx(losses_of(trainer.state.log_history), abs=1e-5)
     # Adam takes steps of full size where the gradient is nothing but rounding, so that only what the model does agrees
     together = MixerForImageClassification.from_pretrained(tmp_path / "halves")
-    pixel_values = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        logits, expected = (model.eval()(pixel_values).logits for model in (together, trainer.model))
-    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+    logits = evaluation_logits(together)
+    torch.testing.assert_close(logits, evaluation_logits(trainer.model), atol=1e-4, rtol=0)
 
+    # Each image counts once
     assert report["evaluated"] == report["evaluated from a stream"] == 23
-    assert report["eval_loss"] == pytest.approx(together_loss(together), abs=1e-6)
+    labels = torch.tensor(make_images(NUM_EVAL_IMAGES, seed=1)["label"])
+    assert report["eval_loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), abs=1e-6)
     for num_shards in (4, 1):
         assert report[f"streamed from {num_shards} shards"] == list(range(40))
     assert report["steps of a stream"] == 12
     assert report["threads that would keep the process"] == []
-
-
-def together_loss(model) -> float:
-    """The mean loss over the images that are evaluated on, each counted once."""
-    examples = make_images(NUM_EVAL_IMAGES, seed=1)
-    images = [open_image(image["bytes"]) for image in examples["image"]]
-    processor = MixerImageProcessorPil(size={"height": 16, "width": 16})
-    with torch.no_grad():
-        logits = model.eval()(**processor(images, return_tensors="pt")).logits
-    return torch.nn.functional.cross_entropy(logits, torch.tensor(examples["label"])).item()
 
 
 def test_batches_of_a_data_loader_are_collated_once(tmp_path):
@@ -111,16 +108,16 @@ def test_training_sees_the_pixels_of_the_image_processor(switches, tmp_path):
     trainer = make_trainer(tmp_path)
     processor = MixerImageProcessorPil(size={"height": 16, "width": 16}, **switches)
     trainer = MixerTrainer(trainer.model, trainer.args, processor, train_dataset=trainer.train_dataset)
-    image = open_image(make_images(1)["image"][0]["bytes"])
-    expected = processor(image, return_tensors="pt").pixel_values.float()
-    pixels = make_transform()({"image": [{"bytes": make_images(1)["image"][0]["bytes"], "path": None}], "label": [0]})
+    images = make_images(1)[:1]
+    expected = processor(open_image(images["image"][0]["bytes"]), return_tensors="pt").pixel_values.float()
+    batch = {"pixel_values": make_transform()(images)["pixel_values"], "labels": torch.tensor([0])}
     seen = []
     trainer.model.register_forward_pre_hook(
         lambda model, args, kwargs: seen.append(kwargs["pixel_values"]), with_kwargs=True
     )
     for training in (False, True):
         trainer.model.train(training)
-        trainer.compute_loss(trainer.model, {"pixel_values": pixels["pixel_values"], "labels": torch.tensor([0])})
+        trainer.compute_loss(trainer.model, batch)
         torch.testing.assert_close(seen.pop(), expected, atol=1e-5, rtol=0)
 
 
@@ -155,24 +152,19 @@ def test_parts_work_with_a_plain_trainer(tmp_path):
         {"pixel_values": pixels / 127.5 - 1, "labels": label}
         for pixels, label in zip(cached.pixel_values, cached.labels)
     ]
-    ema = EmaCallback(0.9)
     arguments = {"max_steps": 6, "save_steps": 4, "report_to": "none", "disable_tqdm": True, "use_cpu": True}
 
     def trainer(callbacks):
-        torch.manual_seed(0)
         args = TrainingArguments(str(tmp_path), **arguments)
-        loss = ClassificationLoss(0.1)
-        config = MixerConfig(image_size=16, patch_size=8, hidden_size=8, num_hidden_layers=3, num_labels=3)
-        model = MixerForImageClassification(config)
+        model, loss = make_trainer(tmp_path).model, ClassificationLoss(0.1)
         return Trainer(model, args, train_dataset=images, compute_loss_func=loss, callbacks=callbacks)
 
-    first = trainer([ema])
+    first = trainer([EmaCallback(0.9)])
     first.train()
     assert (tmp_path / "checkpoint-4" / "trained_weights.safetensors").exists()
-    expected = first.model.state_dict()
     second = trainer([EmaCallback(0.9)])
     second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
-    assert all(torch.equal(expected[name], tensor) for name, tensor in second.model.state_dict().items())
+    assert same_weights(second.model.state_dict(), first.model.state_dict())
     (tmp_path / "checkpoint-4" / "trained_weights.safetensors").unlink()
     with pytest.raises(ValueError, match="was saved without ema_decay"):
         trainer([EmaCallback(0.9)]).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
