@@ -16,7 +16,8 @@
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.utils import auto_docstring, requires_backends
 
-from .image_processing_pil_mixer import MixerImageConversion
+# transformers looks for the keyword arguments of a processor in its own file
+from .image_processing_pil_mixer import MixerImageConversion, MixerImageProcessorKwargs  # noqa: F401
 
 
 @auto_docstring(

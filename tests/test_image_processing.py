@@ -1,4 +1,5 @@
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -155,3 +156,10 @@ def test_saved_settings_name_both_backends_and_load_with_either(processor_class,
 def test_without_torchvision_its_processor_says_so():
     with pytest.raises(ImportError, match="(?i)MixerImageProcessor requires the Torchvision library"):
         MixerImageProcessor()
+
+
+@pytest.mark.parametrize("processor_class", [MixerImageProcessorPil, MixerImageProcessor])
+def test_the_keyword_arguments_are_found_beside_the_processor(processor_class):
+    # Where transformers' own suite for image processors looks for them
+    module = sys.modules[processor_class.__module__]
+    assert module.MixerImageProcessorKwargs is processor_class.valid_kwargs
