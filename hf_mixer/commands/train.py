@@ -256,7 +256,7 @@ def run(parsed: tuple) -> None:
 
     if training_args.push_to_hub:
         trainer.push_to_hub()
-    else:
+    elif training_args.do_train:
         trainer.create_model_card()
     accelerator = trainer.accelerator
     del trainer  # it holds the group of processes that ends now
