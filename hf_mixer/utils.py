@@ -71,6 +71,8 @@ def one_line_errors(types: tuple[type[Exception], ...] = INPUT_ERRORS) -> Iterat
     try:
         yield
     except types as error:
+        if isinstance(error, ImportError) and error.path is not None:
+            raise  # a module is there, and a name in it is missing: no package that the user could install
         sys.exit(f"error: {' '.join(error_message(error).split())}")
 
 

@@ -91,6 +91,13 @@ def test_a_folder_with_a_model_is_not_written_over(trained):
     assert {path: path.read_bytes() for path in trained.iterdir() if path.is_file()} == before
 
 
+def test_evaluation_alone_measures_and_saves_no_model(trained, photos, tmp_path):
+    model = ["--model_name_or_path", trained, "--do_train", "false", "--do_eval", "true"]
+    train("--train_dir", photos, "--output_dir", tmp_path, *model)
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".json"] == []
+    assert json.loads((tmp_path / "eval_results.json").read_text())["eval_accuracy"] == 1.0
+
+
 def test_two_processes_under_accelerate(tmp_path):
     run_on_two_processes("scripts/train.py", "--output_dir", tmp_path / "out", "--num_train_epochs", "3")
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
