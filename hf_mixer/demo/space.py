@@ -5,13 +5,13 @@ import importlib.metadata
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from huggingface_hub import SpaceCardData
 
 from ..publishing.release import find_model_files
+from ..utils import check_destination, written_whole
 
 
 GRADIO_VERSION = "6.31.0"
@@ -96,19 +96,14 @@ def export_space(
         `ValueError`: the directory is not empty, the folder lacks something, or `repo_id` comes without `revision`.
     """
     directory, folder = Path(directory), Path(folder)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ValueError(f"{directory} already exists and is not an empty directory: choose another, or remove it")
+    check_destination(directory)
     if (repo_id is None) != (revision is None):
         raise ValueError("`repo_id` and `revision` go together: a Space runs the code of one commit")
-    directory.parent.mkdir(parents=True, exist_ok=True)
     title = (repo_id or folder.resolve().name).split("/")[-1]
-    # Written elsewhere first, so that there is never half a Space
-    with tempfile.TemporaryDirectory(dir=directory.parent) as temporary:
-        space = Path(temporary) / "space"
+    with written_whole(directory) as space:
         space.mkdir()
         write_space(space, repo_id or "model", title, revision, examples)
         if repo_id is None:
             (space / "model").mkdir()
             for name, path in find_model_files(folder).items():
                 shutil.copyfile(path, space / "model" / name)
-        space.replace(directory)

@@ -12,7 +12,7 @@ from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..utils import read_json
-from .card import create_card
+from .card import create_card, read_model
 
 
 CARD_NAME = "README.md"
@@ -96,17 +96,7 @@ def find_model_files(folder: Path) -> dict[str, Path]:
     Raises:
         `ValueError`: the folder lacks something, or holds another model.
     """
-    if not folder.is_dir():
-        raise ValueError(f"the folder {folder} does not exist")
-    for name in (CONFIG_NAME, IMAGE_PROCESSOR_NAME):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder} holds no {name}: expected a trained folder, as `hf-mixer train` writes it")
-    config, processor = read_json(folder / CONFIG_NAME), read_json(folder / IMAGE_PROCESSOR_NAME)
-    if config.get("architectures") != ["MixerForImageClassification"]:
-        raise ValueError(
-            f"{folder / CONFIG_NAME} names the architectures {config.get('architectures')}, expected "
-            "['MixerForImageClassification']. `model.push_to_hub(...)` uploads any model."
-        )
+    read_model(folder)
     names = [CONFIG_NAME, IMAGE_PROCESSOR_NAME]
     if (folder / SAFE_WEIGHTS_NAME).is_file():
         names.append(SAFE_WEIGHTS_NAME)
@@ -115,12 +105,13 @@ def find_model_files(folder: Path) -> dict[str, Path]:
         names += [SAFE_WEIGHTS_INDEX_NAME, *shards]
     else:
         raise ValueError(f"{folder} holds no weights: expected {SAFE_WEIGHTS_NAME} or {SAFE_WEIGHTS_INDEX_NAME}")
-    if not config.get("auto_map") or not processor.get("auto_map"):
+    auto_maps = [read_json(folder / name).get("auto_map") for name in (CONFIG_NAME, IMAGE_PROCESSOR_NAME)]
+    if not all(auto_maps):
         raise ValueError(
             f"{folder} names no code, so nobody could load it without hf_mixer: save the model and its image processor "
             "again with `save_pretrained` of this package"
         )
-    code = find_code(folder, json.dumps([config["auto_map"], processor["auto_map"]]))
+    code = find_code(folder, json.dumps(auto_maps))
     files = {name: folder / name for name in names} | code
     missing = sorted(name for name, source in files.items() if not source.is_file())
     if missing:

@@ -252,6 +252,9 @@ def test_no_model_no_card(folder, tmp_path):
     MixerModel(MixerConfig.from_pretrained(folder)).save_pretrained(folder)
     with pytest.raises(ValueError, match=r"holds no image classifier.*MixerModel"):
         create_card(folder)
+    MixerForImageClassification(MixerConfig.from_pretrained(folder, num_labels=0)).save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"holds no image classifier: the model in it has no labels"):
+        create_card(folder)
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(ValueError, match=r"holds no preprocessor_config.json.*image_processor.save_pretrained"):
         create_card(folder)
