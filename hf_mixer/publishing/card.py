@@ -118,7 +118,8 @@ def read_model(folder: Path) -> tuple[MixerConfig, MixerImageProcessorPil]:
                 f"{folder} holds no {file}: give the output folder of `hf-mixer train`, or write the file with "
                 f"`{writer}.save_pretrained({str(folder)!r})`"
             )
-    expected, architectures = [MixerForImageClassification.__name__], read_json(folder / CONFIG_NAME).get("architectures")
+    expected = [MixerForImageClassification.__name__]
+    architectures = read_json(folder / CONFIG_NAME).get("architectures")
     if architectures != expected:
         raise ValueError(
             f"{folder} holds no image classifier: {CONFIG_NAME} names the architectures {architectures}, expected "
@@ -172,11 +173,12 @@ def create_metadata(
 def describe_source(folder: Path, repo_id: str | None, revision: str | None) -> dict[str, Any]:
     """Return how the examples of the card load the model, in Python and in a shell."""
     source = repo_id or os.fspath(folder)
+    pinned = revision if repo_id else None
     return {
         "source": json.dumps(source),
         "shell_source": shlex.quote(source),
-        "shell_revision": f" --model_revision {shlex.quote(revision)}" if repo_id and revision else "",
-        "pinned": f", revision={json.dumps(revision)}" if repo_id and revision else "",
+        "shell_revision": f" --model_revision {shlex.quote(pinned)}" if pinned else "",
+        "pinned": f", revision={json.dumps(pinned)}" if pinned else "",
         "find_revision": repo_id is not None and revision is None,
         # Publishing adds the code to a folder without it
         "carries_code": repo_id is not None or any(folder.glob("*_mixer.py")),
