@@ -79,9 +79,6 @@ def one_line_errors(types: tuple[type[Exception], ...] = INPUT_ERRORS) -> Iterat
     try:
         yield
     except types as error:
-        if isinstance(error, ImportError) and error.name is not None and not isinstance(error, ModuleNotFoundError):
-            # Python names a module that is there and lacks something: a mistake in the code
-            raise
         text = str(error).strip()
         if text.startswith("Caught ") and "DataLoader worker process" in text:
             # torch hands on a worker's traceback as the message; its last line is the error itself
