@@ -66,8 +66,8 @@ trust_remote_code=True
 ## Preprocessing
 resized to 16 x 16 pixels (bilinear); divided by 255; normalized with mean 0.5
 ## Architecture
-| parameters | 3,699 |
-| patches | 4 x 4 of 4 x 4 pixels |
+| parameters | 8,655 |
+| patches | 2 x 2 of 8 x 8 pixels |
 ## Training
 hf-mixer train --dataset_name uoft-cs/cifar10 --output_dir out --token ***
 | training images | 45,000 |
