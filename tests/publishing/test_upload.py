@@ -164,8 +164,8 @@ def test_a_commit_of_somebody_else_in_the_meantime_is_kept(publish, hub, on_hub,
 def test_a_wrong_and_a_missing_file_are_named(damage, publish, hub, monkeypatch):
     tree = hub.tree
 
-    def damaged(repo, revision, folder):
-        entries = tree(repo, revision, folder)
+    def damaged(repo, revision):
+        entries = tree(repo, revision)
         if damage == "missing":
             return [entry for entry in entries if entry["path"] != "config.json"]
         return [{**entry, "oid": "0" * 40} if entry["path"] == "config.json" else entry for entry in entries]
