@@ -58,6 +58,7 @@ def occlusion_map(model, pixel_values: torch.Tensor, window: int) -> torch.Tenso
 
 
 def log_probabilities(model, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Return the logarithm of the score of every label, of shape `(batch_size, num_labels)`."""
     logits = model(pixel_values).logits.float()
     if model.config.problem_type == "multi_label_classification":
         return torch.nn.functional.logsigmoid(logits)

@@ -60,13 +60,8 @@ def predict_without_package(folder: str | os.PathLike) -> dict:
 
 def check_remote_code(source: str | os.PathLike, folder: str | os.PathLike) -> None:
     """
-    Load a folder as somebody without this package does, and compare a prediction with that of the folder it comes from.
-
-    Args:
-        source (`str` or `os.PathLike`):
-            The folder that this package loads.
-        folder (`str` or `os.PathLike`):
-            The folder that is loaded without it.
+    Load `folder` as somebody without this package does, and compare a prediction with that of `source`, the folder it
+    comes from, on this package.
 
     Raises:
         `ValueError`: one of them does not load, or the predictions differ.
