@@ -275,10 +275,15 @@ def check_tensors(source: Source, allow_nan: bool) -> None:
             raise ValueError(f"{source.path}: {theirs!r} holds {tensor.dtype}, expected floating-point weights")
         if tensor.numel() == 0:
             raise ValueError(f"{source.path}: {theirs!r} of the shape {tuple(tensor.shape)} holds no values")
-        if not allow_nan and not tensor.isfinite().all():
-            raise ValueError(
-                f"{source.path}: {theirs!r} holds values that are not finite; pass allow_nan to accept them"
-            )
+    if not allow_nan:
+        check_finite(source.path, source.tensors)
+
+
+def check_finite(path: str, tensors: dict[str, torch.Tensor]) -> None:
+    """Refuse weights that are not finite."""
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{path}: {name!r} holds values that are not finite; pass allow_nan to accept them")
 
 
 def infer_config(source: Source, image_size=None, num_channels: int | None = None) -> MixerConfig:

@@ -3,7 +3,6 @@
 
 import codecs
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -45,19 +44,15 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def prepare_release(
-    folder: str | os.PathLike,
-    directory: str | os.PathLike,
-    repo_id: str,
-    revision: str | None = None,
-    token: str | None = None,
+    folder: Path, directory: Path, repo_id: str, revision: str | None = None, token: str | None = None
 ) -> list[str]:
     """
     Put into `directory` what goes to the Hub of a trained folder: links to its files, the code that they need, and a card.
 
     Args:
-        folder (`str` or `os.PathLike`):
+        folder (`Path`):
             A folder with a trained `MixerForImageClassification`, as `hf-mixer train` writes it. It stays as it is.
-        directory (`str` or `os.PathLike`):
+        directory (`Path`):
             An empty directory.
         repo_id (`str`):
             The repository that the card speaks of.
@@ -72,7 +67,6 @@ def prepare_release(
     Raises:
         `ValueError`: the folder lacks something, holds another model, or a file holds a secret.
     """
-    folder, directory = Path(folder), Path(directory)
     sources = find_model_files(folder)
     sources |= {name: folder / name for name in OPTIONAL_FILES if (folder / name).is_file()}
     for name, source in sources.items():
