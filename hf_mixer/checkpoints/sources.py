@@ -188,9 +188,10 @@ def read_google(file: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
         with zipfile.ZipFile(file) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
             stems = ("stem/kernel", "embedding/kernel")
-            prefix = next((prefix for prefix in GOOGLE_PREFIXES for stem in stems if prefix + stem in names), None)
-            if prefix is None:
+            prefixes = [prefix for prefix in GOOGLE_PREFIXES if any(prefix + stem in names for stem in stems)]
+            if not prefixes:
                 raise ValueError(f"{file} is not an MLP-Mixer of Google: no array 'stem/kernel' or 'embedding/kernel'")
+            prefix = prefixes[0]
             dropped = [name for name in names if not name.startswith(prefix)]
             arrays = {
                 name.removeprefix(prefix): read_array(archive, file, name) for name in names if name not in dropped

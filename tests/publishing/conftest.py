@@ -1,7 +1,5 @@
 """A trained folder, a Hub to publish it on, and the command that does it, for the tests of this room."""
 
-import hashlib
-
 import pytest
 from huggingface_hub import HfApi
 from PIL import Image
@@ -36,9 +34,10 @@ def names():
 
 
 @pytest.fixture
-def blob(folder):
-    """The hash of the weights."""
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+def release(tmp_path):
+    """An empty directory."""
+    (tmp_path / "release").mkdir()
+    return tmp_path / "release"
 
 
 @pytest.fixture
