@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,8 +22,6 @@ import transformers
 
 # An `ImportError` says which optional package is missing
 INPUT_ERRORS = (ValueError, OSError, RuntimeError, ImportError, StrictDataclassError, SafetensorError)
-
-
 # Arguments whose values are tokens of the Hub, also abbreviated as argparse takes them, and tokens by their form
 TOKENS = re.compile(
     r"""((?:^|[\s'"])--(?:token|hub_t(?:o|ok|oke|oken)?)[=\s]+)(?:'[^']*'|"[^"]*"|[^\s'"]+)|\b(?:hf|api_org)_\w{20,}"""
@@ -116,3 +115,21 @@ def find_output_dir(model: str, output_dir: Path | None) -> Path:
     if output_dir is None and not Path(model).is_dir():
         raise ValueError(f"{model} is no local folder: say with --output_dir where to write the results")
     return output_dir or Path(model)
+
+
+def check_destination(path: Path) -> None:
+    """Refuse to write over a file or over a folder that is not empty."""
+    if path.is_file() or (path.exists() and any(path.iterdir())):
+        raise ValueError(f"{path} already exists and is no empty folder: choose another destination, or remove it")
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yield where to write a file or folder, which becomes `path` when all went well and vanishes otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as temporary:
+        unfinished = Path(temporary) / path.name
+        yield unfinished
+        if path.is_dir():
+            path.rmdir()
+        unfinished.replace(path)

@@ -71,23 +71,24 @@ def make_folder(root, classes=("cat", "dog"), images_per_class=6):
     return root
 
 
-def save_classifier(folder, labels):
-    """Save a tiny classifier of images of 16 x 16 pixels, with its image processor, whose answers vary."""
+def save_classifier(folder, labels, **overrides):
+    """Save a tiny classifier, by default of images of 16 x 16 pixels, with its image processor, whose answers vary."""
     torch.manual_seed(0)
-    config = MixerConfig(
-        image_size=16,
-        patch_size=8,
-        hidden_size=32,
-        num_hidden_layers=1,
-        token_mlp_dim=8,
-        channel_mlp_dim=32,
-        id2label=dict(enumerate(labels)),
-        label2id={label: index for index, label in enumerate(labels)},
-    )
+    sizes = {
+        "image_size": 16,
+        "patch_size": 8,
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "token_mlp_dim": 8,
+        "channel_mlp_dim": 32,
+        **overrides,
+    }
+    names = dict(enumerate(labels))
+    config = MixerConfig(**sizes, id2label=names, label2id={label: index for index, label in names.items()})
     model = MixerForImageClassification(config)
     torch.nn.init.normal_(model.classifier.weight, std=1.0)
     model.save_pretrained(folder)
-    MixerImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder)
+    MixerImageProcessorPil(size=config.image_size).save_pretrained(folder)
     return folder
 
 

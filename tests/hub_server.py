@@ -240,16 +240,13 @@ class LoopbackHub:
         siblings = [{"rfilename": path} for path in sorted(repo.commits[oid])]
         return {"id": repo_id, "sha": oid, "private": repo.private, "siblings": siblings, "tags": [], "cardData": {}}
 
-    def tree(self, repo: Repo, revision: str, folder: str):
+    def tree(self, repo: Repo, revision: str):
         entries = []
         for path, file in sorted(repo.commits[repo.resolve(revision)].items()):
-            if not folder or path.startswith(f"{folder}/"):
-                entries.append({"type": "file", "path": path, "oid": file.oid, "size": len(file.content)})
-                if file.is_lfs:
-                    entries[-1]["oid"] = hashlib.sha1(file.oid.encode()).hexdigest()
-                    entries[-1]["lfs"] = {"oid": file.oid, "size": len(file.content), "pointerSize": 134}
-        if folder and not entries:
-            raise HubError(404, f"{folder} does not exist", "EntryNotFound")
+            entries.append({"type": "file", "path": path, "oid": file.oid, "size": len(file.content)})
+            if file.is_lfs:
+                entries[-1]["oid"] = hashlib.sha1(file.oid.encode()).hexdigest()
+                entries[-1]["lfs"] = {"oid": file.oid, "size": len(file.content), "pointerSize": 134}
         return entries
 
 
@@ -308,10 +305,10 @@ class Handler(BaseHTTPRequestHandler):
         query = parse_qs(address.query)
         parts = [unquote(part) for part in address.path.split("/")[1:]]
         if parts[0] == "storage":
-            oid = parts[3]
+            repo, oid = hub.repos["/".join(parts[1:3])], parts[3]
             if self.command == "PUT":
-                return hub.store(hub.repos["/".join(parts[1:3])], oid, int(query["size"][0]), body)
-            return self.cut(hub.repos["/".join(parts[1:3])].objects[oid], {"ETag": f'"{oid}"'})
+                return hub.store(repo, oid, int(query["size"][0]), body)
+            return 200, repo.objects[oid], {"ETag": f'"{oid}"'}
         user = self.user()
         match self.command, parts:
             case "GET", ["api", "whoami-v2"]:
@@ -336,8 +333,8 @@ class Handler(BaseHTTPRequestHandler):
                         return hub.info(repo_id, repo, revision)
                     case "GET", ["refs"]:
                         return hub.list_refs(repo)
-                    case "GET", ["tree", revision, *path]:
-                        return hub.tree(repo, revision, "/".join(path))
+                    case "GET", ["tree", revision]:
+                        return hub.tree(repo, revision)
                     case "POST", ["preupload", revision]:
                         return hub.preupload(repo, revision, json.loads(body))
                     case "POST", ["commit", revision]:
@@ -355,18 +352,8 @@ class Handler(BaseHTTPRequestHandler):
         if path not in repo.commits[oid]:
             raise HubError(404, f"{path} does not exist in {oid}", "EntryNotFound")
         file = repo.commits[oid][path]
-        headers = {"X-Repo-Commit": oid, "ETag": f'"{file.oid}"', "Accept-Ranges": "bytes"}
+        headers = {"X-Repo-Commit": oid, "ETag": f'"{file.oid}"'}
         if file.is_lfs:
             headers |= {"X-Linked-Size": len(file.content), "X-Linked-Etag": f'"{file.oid}"'}
             return 302, b"", headers | {"Location": f"{self.hub.storage}/{repo_id}/{file.oid}"}
-        return self.cut(file.content, headers)
-
-    def cut(self, content: bytes, headers: dict):
-        """Answer with the range of `content` that was asked for."""
-        requested = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if requested is None:
-            return 200, content, headers
-        start, end = int(requested[1]), min(int(requested[2] or len(content) - 1), len(content) - 1)
-        if start > end:
-            raise HubError(416, "Requested range not satisfiable")
-        return 206, content[start : end + 1], headers | {"Content-Range": f"bytes {start}-{end}/{len(content)}"}
+        return 200, file.content, headers

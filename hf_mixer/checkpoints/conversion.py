@@ -5,9 +5,6 @@ import copy
 import json
 import logging
 import math
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from transformers.image_utils import PILImageResampling
 
 from ..configuration_mixer import VARIANTS, MixerConfig, to_pair
 from ..modeling_mixer import MixerForImageClassification
+from ..utils import check_destination, written_whole
 from .layouts import EDIFICE, GOOGLE, LAYOUTS, TIMM, Layout
 from .loading import build_from_source, build_image_processor, is_own_folder, load_checkpoint, set_labels
 from .reference import deterministic_image, reference_forward
@@ -30,24 +28,6 @@ logger = logging.getLogger(__name__)
 
 TOLERANCE = 1e-5
 TIMM_VARIANTS = ("S/32", "S/16", "B/32", "B/16", "L/32", "L/16")
-
-
-def check_destination(path: Path) -> None:
-    """Refuse to write over a file or over a folder that is not empty."""
-    if path.is_file() or (path.exists() and any(path.iterdir())):
-        raise ValueError(f"{path} already exists: choose another destination or remove it")
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Yield where to write a file or folder, which becomes `path` when all went well and vanishes otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as temporary:
-        unfinished = Path(temporary) / path.name
-        yield unfinished
-        if path.is_dir():
-            path.rmdir()
-        unfinished.replace(path)
 
 
 def verify_conversion(source: Source, model: MixerForImageClassification) -> float:

@@ -16,7 +16,7 @@ from ..image_processing_mixer import MixerImageProcessor
 from ..image_processing_pil_mixer import MixerImageProcessorPil
 from ..modeling_mixer import MixerForImageClassification, MixerModel, MixerPreTrainedModel
 from .layouts import GOOGLE, TIMM
-from .sources import Source, find_checkpoint, infer_config, read_settings, read_source
+from .sources import Source, check_finite, find_checkpoint, infer_config, read_settings, read_source
 
 
 # The fields of `MixerConfig` that pretrained weights decide, and that training from scratch chooses
@@ -143,9 +143,8 @@ def load_own_folder(
     missing = sorted(key for key in info["missing_keys"] if not any(name in key for name in ADDED_MODULES))
     if missing:
         raise ValueError(f"{path} misses {len(missing)} tensors, such as {missing[0]!r}")
-    for key, tensor in model.state_dict().items():
-        if not allow_nan and not tensor.isfinite().all():
-            raise ValueError(f"{path}: {key!r} holds values that are not finite; pass allow_nan to accept them")
+    if not allow_nan:
+        check_finite(str(path), model.state_dict())
     if num_labels is None and "classifier.weight" in info["missing_keys"]:
         raise ValueError(
             f"{path} holds no classifier: pass `num_labels` to start one, 0 for none, or another `model_class`"

@@ -21,6 +21,7 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
 from ..configuration_mixer import MixerConfig, to_pair
+from ..modeling_mixer import MixerForImageClassification
 from ..utils import read_json
 from .layouts import EDIFICE, GOOGLE, STEM, TIMM, Layout
 
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 GOOGLE_PREFIXES = ("", "params/", "opt/target/")
 PRE_LINEN_MODULES = {"embedding": "stem", "Mixer/encoder_norm": "pre_head_layer_norm", "head": "head"}
 PRE_LINEN_NORM = re.compile(r"Mixer/encoderblock_(\d+)/LayerNorm_(\d+)/(scale|bias)")
-PRE_LINEN_MLP = re.compile(r"(Mixer/encoderblock_(\d+)/(token|channel)_mixing_phase_0)/(kernel|bias)([12])")
+PRE_LINEN_MLP = re.compile(r"Mixer/encoderblock_(\d+)/(token|channel)_mixing_phase_0/(kernel|bias)([12])")
 # Random keys of an Edifice training state
 EDIFICE_RANDOM_KEY = re.compile(r"mixer_\d+_(token|channel)_drop[12]\.key")
 
@@ -187,9 +188,10 @@ def read_google(file: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
         with zipfile.ZipFile(file) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
             stems = ("stem/kernel", "embedding/kernel")
-            prefix = next((prefix for prefix in GOOGLE_PREFIXES for stem in stems if prefix + stem in names), None)
-            if prefix is None:
+            prefixes = [prefix for prefix in GOOGLE_PREFIXES if any(prefix + stem in names for stem in stems)]
+            if not prefixes:
                 raise ValueError(f"{file} is not an MLP-Mixer of Google: no array 'stem/kernel' or 'embedding/kernel'")
+            prefix = prefixes[0]
             dropped = [name for name in names if not name.startswith(prefix)]
             arrays = {
                 name.removeprefix(prefix): read_array(archive, file, name) for name in names if name not in dropped
@@ -226,7 +228,7 @@ def read_array(archive: zipfile.ZipFile, file: Path, name: str) -> np.ndarray:
         size = math.prod(shape) * dtype.itemsize
         if size != member.file_size - stream.tell() or size > 64 * file.stat().st_size + 2**24:
             raise ValueError(f"{file}: {name!r} should hold {size} bytes for its shape {shape}, the archive disagrees")
-    with archive.open(member) as stream:
+        stream.seek(0)
         array = np.lib.format.read_array(stream, allow_pickle=False)
     return array if dtype.isnative else array.astype(dtype.newbyteorder("="))
 
@@ -234,7 +236,7 @@ def read_array(archive: zipfile.ZipFile, file: Path, name: str) -> np.ndarray:
 def from_pre_linen(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """
     Rename the keys of Google's older layout. Its LayerNorms are numbered in the order of use, not from 0 in every block,
-    and its mixing kernels may have axes of length one.
+    and its mixing weights may have more axes, of length one.
     """
     norms: dict[str, set[int]] = {}
     for key in arrays:
@@ -249,85 +251,40 @@ def from_pre_linen(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             block, number, name = match.groups()
             key = f"MixerBlock_{block}/LayerNorm_{sorted(norms[block]).index(int(number))}/{name}"
         elif match := PRE_LINEN_MLP.fullmatch(key):
-            array = array.reshape(pre_linen_shape(arrays, key))
-            _, block, axis, name, number = match.groups()
+            block, axis, name, number = match.groups()
             key = f"MixerBlock_{block}/{axis}_mixing/Dense_{int(number) - 1}/{name}"
+            while array.ndim > (2 if name == "kernel" else 1) and 1 in array.shape:
+                array = array.squeeze(array.shape.index(1))
         renamed[key] = array
     return renamed
 
 
-def pre_linen_shape(arrays: dict[str, np.ndarray], key: str) -> tuple[int, ...]:
-    """Return the shape of a weight of an MLP, without axes of length one, from the sizes of the two biases."""
-    module, _, name = key.rpartition("/")
-    biases = [f"{module}/bias1", f"{module}/bias2"]
-    if any(bias not in arrays for bias in biases):
-        raise ValueError(f"{module!r} has no bias1 or bias2")
-    mlp_dim, features = (arrays[bias].size for bias in biases)
-    shape = {
-        "kernel1": (features, mlp_dim),
-        "bias1": (mlp_dim,),
-        "kernel2": (mlp_dim, features),
-        "bias2": (features,),
-    }[name]
-    if arrays[key].size != math.prod(shape):
-        raise ValueError(f"{key!r} has the shape {arrays[key].shape}, expected {shape} and axes of length one")
-    return shape
-
-
 def check_tensors(source: Source, allow_nan: bool) -> None:
-    """Refuse a source with a tensor missing, unknown, of a wrong shape or not finite."""
+    """Refuse a source with a tensor missing, unknown, empty, of another type or not finite."""
     if source.num_layers == 0:
         raise ValueError(f"{source.path} holds no layers of an MLP-Mixer")
-    expected = {theirs: ours for ours, theirs in source.layout.keys(source.num_layers, source.has_head)}
+    expected = {theirs for _, theirs in source.layout.keys(source.num_layers, source.has_head)}
     for problem, keys in (
-        ("misses", expected.keys() - source.tensors.keys()),
-        ("has an unknown", source.tensors.keys() - expected.keys()),
+        ("misses", expected - source.tensors.keys()),
+        ("has an unknown", source.tensors.keys() - expected),
     ):
         if keys:
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
             raise ValueError(f"{source.path} {problem} tensor {min(keys)!r}{more}")
-    shapes = expected_shapes(source)
-    for theirs, ours in expected.items():
-        tensor = source.tensors[theirs]
-        if tuple(tensor.shape) != shapes[ours]:
-            raise ValueError(f"{source.path}: {theirs!r} has the shape {tuple(tensor.shape)}, expected {shapes[ours]}")
+    for theirs, tensor in source.tensors.items():
         if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
             raise ValueError(f"{source.path}: {theirs!r} holds {tensor.dtype}, expected floating-point weights")
-        if not allow_nan and not tensor.isfinite().all():
-            raise ValueError(
-                f"{source.path}: {theirs!r} holds values that are not finite; pass allow_nan to accept them"
-            )
+        if tensor.numel() == 0:
+            raise ValueError(f"{source.path}: {theirs!r} of the shape {tuple(tensor.shape)} holds no values")
+    if not allow_nan:
+        check_finite(source.path, source.tensors)
 
 
-def expected_shapes(source: Source) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each of their tensors by our name, from the sizes of the first layer and the classifier."""
-    hidden_size = source.hidden_size
-    token_mlp_dim, num_tokens = source.linear_sizes("mixer.layers.0.token_mixing.fc1")
-    channel_mlp_dim, _ = source.linear_sizes("mixer.layers.0.channel_mixing.fc1")
-    linears = {
-        "token_mixing.fc1": (token_mlp_dim, num_tokens),
-        "token_mixing.fc2": (num_tokens, token_mlp_dim),
-        "channel_mixing.fc1": (channel_mlp_dim, hidden_size),
-        "channel_mixing.fc2": (hidden_size, channel_mlp_dim),
-        "classifier": (source.num_labels, hidden_size),
-    }
-    shapes = {}
-    for ours, theirs in source.layout.keys(source.num_layers, source.has_head):
-        module, _, name = ours.rpartition(".")
-        sizes = next((sizes for suffix, sizes in linears.items() if module.endswith(suffix)), None)
-        if module == STEM and name == "weight":
-            # The sizes of the patches and the number of channels are free
-            axes, shape = source.layout.stem.replace("(IHW)", "I"), source.tensors[theirs].shape
-            if len(shape) != len(axes):
-                raise ValueError(f"{source.path}: {theirs!r} has {len(shape)} axes, expected {len(axes)}")
-            shapes[ours] = tuple(hidden_size if axis == "O" else length for axis, length in zip(axes, shape))
-        elif sizes is None:
-            shapes[ours] = (hidden_size,)
-        elif name == "bias":
-            shapes[ours] = sizes[:1]
-        else:
-            shapes[ours] = sizes[::-1] if source.layout.transposed else sizes
-    return shapes
+def check_finite(path: str, tensors: dict[str, torch.Tensor]) -> None:
+    """Refuse weights that are not finite."""
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{path}: {name!r} holds values that are not finite; pass allow_nan to accept them")
 
 
 def infer_config(source: Source, image_size=None, num_channels: int | None = None) -> MixerConfig:
@@ -336,11 +293,11 @@ def infer_config(source: Source, image_size=None, num_channels: int | None = Non
     channels of an Edifice checkpoint that has neither 3 nor 1.
 
     Raises:
-        `ValueError`: the tensors leave a size open, or contradict one that was given.
+        `ValueError`: the tensors leave a size open, contradict one that was given, or contradict each other.
     """
     num_channels, patch_size = infer_patches(source, num_channels)
     image_size = infer_image_size(source, patch_size, image_size)
-    return MixerConfig(
+    config = MixerConfig(
         image_size=image_size[0] if image_size[0] == image_size[1] else image_size,
         patch_size=patch_size[0] if patch_size[0] == patch_size[1] else patch_size,
         num_channels=num_channels,
@@ -352,12 +309,24 @@ def infer_config(source: Source, image_size=None, num_channels: int | None = Non
         layer_norm_eps=source.layout.layer_norm_eps,
         num_labels=source.num_labels,
     )
+    with torch.device("meta"):
+        state = MixerForImageClassification(config).state_dict()
+    for ours, theirs in source.layout.keys(source.num_layers, source.has_head):
+        shape, expected = source.tensors[theirs].shape, source.layout.export_tensor(ours, state[ours]).shape
+        if shape != expected:
+            raise ValueError(f"{source.path}: {theirs!r} has the shape {tuple(shape)}, expected {tuple(expected)}")
+    return config
 
 
 def infer_patches(source: Source, num_channels: int | None = None) -> tuple[int, tuple[int, int]]:
     """Return the number of channels, and the height and width of a patch."""
-    stem = source.tensors[stem_key(source.layout)]
-    if source.layout.stem != "(IHW)O":
+    key = stem_key(source.layout)
+    stem = source.tensors[key]
+    is_matrix = source.layout.stem == "(IHW)O"
+    num_axes = 2 if is_matrix else 4
+    if stem.ndim != num_axes:
+        raise ValueError(f"{source.path}: {key!r} has {stem.ndim} axes, expected {num_axes}")
+    if not is_matrix:
         axes = dict(zip(source.layout.stem, stem.shape))
         return axes["I"], (axes["H"], axes["W"])
     if num_channels is not None and num_channels <= 0:

@@ -39,19 +39,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parsed
 
 
-def read_config(folder: Path):
-    """Return the configuration of the classifier in `folder`."""
-    from ..configuration_mixer import MixerConfig
-
-    for name in ("config.json", "preprocessor_config.json"):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder} holds no {name}: give the output folder of `hf-mixer train`")
-    config = MixerConfig.from_pretrained(folder)
-    if not config.num_labels:
-        raise ValueError(f"{folder} holds no classifier")
-    return config
-
-
 def find_examples(folder: Path | None, labels: list[str], temporary: Path) -> list[Path]:
     """Return image files to offer: those in `folder`, or digits for a model that reads digits."""
     from PIL import Image
@@ -78,13 +65,14 @@ def run(arguments: argparse.Namespace) -> None:
     from huggingface_hub import HfApi
 
     from ..demo.space import export_space, write_space
+    from ..publishing.card import read_model
     from ..utils import one_line_errors
 
     with tempfile.TemporaryDirectory() as temporary:
         space = Path(temporary) / "space"
         space.mkdir()
         with one_line_errors():
-            config = read_config(arguments.folder)
+            config, _ = read_model(arguments.folder)
             examples = find_examples(arguments.examples, list(config.id2label.values()), Path(temporary))
             if arguments.export_space is not None:
                 revision = None

@@ -13,7 +13,7 @@ from pathlib import Path
 import gradio as gr
 import torch
 from PIL import Image
-from saliency import draw_saliency, occlusion_map
+from saliency import draw_saliency, log_probabilities, occlusion_map
 
 from transformers import AutoModelForImageClassification
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
@@ -90,9 +90,7 @@ class Demo:
         except ValueError as error:
             raise refuse(str(error)) from error
         with torch.inference_mode():
-            logits = self.model(pixel_values.to(self.model.device)).logits[0].float()
-        multi_label = self.model.config.problem_type == "multi_label_classification"
-        scores = logits.sigmoid() if multi_label else logits.softmax(dim=-1)
+            scores = log_probabilities(self.model, pixel_values.to(self.model.device))[0].exp()
         names = self.model.config.id2label
         labels = {names[index]: score for index, score in enumerate(scores.tolist())}
         yield labels, None

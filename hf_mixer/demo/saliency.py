@@ -11,18 +11,16 @@ from PIL import Image
 
 
 SUPPORTING, OPPOSING = (230, 97, 1), (94, 60, 153)  # orange and purple, which the colour-blind can tell apart
+# Covered images per forward pass
+BATCH_SIZE = 32
+# The shorter side of the picture, in pixels
+PICTURE_SIZE = 448
 
 
 @torch.no_grad()
-def occlusion_map(
-    model,
-    pixel_values: torch.Tensor,
-    label: int | None = None,
-    window: int = 1,
-    batch_size: int = 32,
-) -> torch.Tensor:
+def occlusion_map(model, pixel_values: torch.Tensor, window: int) -> torch.Tensor:
     """
-    Cover the image part by part, and see how much less likely the label becomes (Zeiler and Fergus,
+    Cover the image part by part, and see how much less likely its most likely label becomes (Zeiler and Fergus,
     https://huggingface.co/papers/1311.2901).
 
     Args:
@@ -30,48 +28,37 @@ def occlusion_map(
             The classifier, in evaluation mode.
         pixel_values (`torch.Tensor` of shape `(1, num_channels, height, width)`):
             One image, as the image processor returns it.
-        label (`int`, *optional*):
-            The index of the label. By default the most likely one.
-        window (`int`, *optional*, defaults to 1):
+        window (`int`):
             Height and width of the covered part, in patches. A larger one needs fewer forward passes: one for each
             part.
-        batch_size (`int`, *optional*, defaults to 32):
-            Covered images per forward pass.
 
     Returns:
         `torch.Tensor` of shape `(rows, columns)`, one value per patch, on the CPU: by how much the log-probability of
         the label falls when the patch takes the mean color of the image. Positive where the image speaks for the label.
-
-    Raises:
-        `ValueError`: `pixel_values` is not one image, or `window` is not positive.
     """
-    if pixel_values.dim() != 4 or len(pixel_values) != 1:
-        raise ValueError(f"`pixel_values` has to be one image, of shape (1, C, H, W), got {tuple(pixel_values.shape)}")
-    if window < 1:
-        raise ValueError(f"`window` has to be at least 1, got {window}")
     pixel_values = pixel_values.to(model.device)
     rows, columns = model.config.grid
     patch_height, patch_width = pixel_values.shape[2] // rows, pixel_values.shape[3] // columns
 
-    scores = _log_probabilities(model, pixel_values)[0]
-    if label is None:
-        label = int(scores.argmax())
+    scores = log_probabilities(model, pixel_values)[0]
+    label = scores.argmax()
     mean_color = pixel_values.mean(dim=(2, 3), keepdim=True)
     corners = [(row, column) for row in range(0, rows, window) for column in range(0, columns, window)]
     saliency = torch.zeros(rows, columns)
-    for start in range(0, len(corners), batch_size):
-        batch = corners[start : start + batch_size]
+    for start in range(0, len(corners), BATCH_SIZE):
+        batch = corners[start : start + BATCH_SIZE]
         covered = pixel_values.repeat(len(batch), 1, 1, 1)
         for image, (row, column) in zip(covered, batch):
             top, left = row * patch_height, column * patch_width
             image[:, top : top + window * patch_height, left : left + window * patch_width] = mean_color[0]
-        falls = scores[label] - _log_probabilities(model, covered)[:, label]
+        falls = scores[label] - log_probabilities(model, covered)[:, label]
         for (row, column), fall in zip(batch, falls.tolist()):
             saliency[row : row + window, column : column + window] = fall
     return saliency
 
 
-def _log_probabilities(model, pixel_values: torch.Tensor) -> torch.Tensor:
+def log_probabilities(model, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Return the logarithm of the score of every label, of shape `(batch_size, num_labels)`."""
     logits = model(pixel_values).logits.float()
     if model.config.problem_type == "multi_label_classification":
         return torch.nn.functional.logsigmoid(logits)
@@ -81,9 +68,8 @@ def _log_probabilities(model, pixel_values: torch.Tensor) -> torch.Tensor:
 def draw_saliency(
     pixel_values: torch.Tensor,
     saliency: torch.Tensor,
-    image_mean: list[float] | float = 0.5,
-    image_std: list[float] | float = 0.5,
-    size: int = 448,
+    image_mean: list[float] | float,
+    image_std: list[float] | float,
 ) -> Image.Image:
     """
     Draw an image as the model sees it: orange where it speaks for the label, purple where it speaks against it.
@@ -93,10 +79,8 @@ def draw_saliency(
             The image, as the image processor returns it. Other than three channels are drawn as their mean.
         saliency (`torch.Tensor` of shape `(rows, columns)`):
             One value per patch, as `occlusion_map` returns them. The strongest one gets the full color, unless it is under 1e-4.
-        image_mean (`list[float]` or `float`, *optional*, defaults to 0.5), image_std (`list[float]` or `float`,
-            *optional*, defaults to 0.5): How the image was normalized.
-        size (`int`, *optional*, defaults to 448):
-            The shorter side of the picture, in pixels.
+        image_mean (`list[float]` or `float`), image_std (`list[float]` or `float`):
+            How the image was normalized.
 
     Returns:
         `PIL.Image.Image`: in RGB.
@@ -105,7 +89,7 @@ def draw_saliency(
     if image.shape[2] != 3:
         image = image.mean(axis=2, keepdims=True).repeat(3, axis=2)
     height, width = image.shape[:2]
-    scale = size / min(height, width)
+    scale = PICTURE_SIZE / min(height, width)
     target = (round(width * scale), round(height * scale))
     # Small images keep their pixels visible
     resample = Image.Resampling.NEAREST if scale > 4 else Image.Resampling.BICUBIC

@@ -3,15 +3,14 @@
 
 import importlib.metadata
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from huggingface_hub import SpaceCardData
 
 from ..publishing.release import find_model_files
+from ..utils import check_destination, written_whole
 
 
 GRADIO_VERSION = "6.31.0"
@@ -25,17 +24,17 @@ Drop an image, see the most likely labels and what the model looked at. `python 
 
 
 def write_space(
-    directory: str | os.PathLike,
+    directory: Path,
     model: str,
     title: str,
     revision: str | None = None,
-    examples: Iterable[str | os.PathLike] = (),
+    examples: Iterable[Path] = (),
 ) -> None:
     """
     Write the files of a Space into a directory.
 
     Args:
-        directory (`str` or `os.PathLike`):
+        directory (`Path`):
             An existing directory.
         model (`str`):
             With `revision` a repository on the Hub, else a folder: an absolute path, or one inside `directory`.
@@ -43,10 +42,9 @@ def write_space(
             What the page is called.
         revision (`str`, *optional*):
             The commit of the repository whose code and weights the Space runs.
-        examples (`Iterable[str | os.PathLike]`, *optional*):
+        examples (`Iterable[Path]`, *optional*):
             Image files to offer to visitors.
     """
-    directory = Path(directory)
     for name in ("app.py", "saliency.py"):
         shutil.copyfile(Path(__file__).with_name(name), directory / name)
     settings = {"model": model, "revision": revision, "title": title}
@@ -69,46 +67,40 @@ def write_space(
     (directory / "README.md").write_text(README.format(metadata=metadata.to_yaml()), encoding="utf-8")
     (directory / "examples").mkdir()
     for number, example in enumerate(examples, start=1):
-        shutil.copyfile(example, directory / "examples" / f"{number}{Path(example).suffix.lower()}")
+        shutil.copyfile(example, directory / "examples" / f"{number}{example.suffix.lower()}")
 
 
 def export_space(
-    directory: str | os.PathLike,
-    folder: str | os.PathLike,
+    directory: Path,
+    folder: Path,
     repo_id: str | None = None,
     revision: str | None = None,
-    examples: Iterable[str | os.PathLike] = (),
+    examples: Iterable[Path] = (),
 ) -> None:
     """
     Write a Space that is ready to be pushed to the Hub.
 
     Args:
-        directory (`str` or `os.PathLike`):
+        directory (`Path`):
             Where to write it. Must not exist yet, or be empty.
-        folder (`str` or `os.PathLike`):
+        folder (`Path`):
             The trained model. Without `repo_id` its weights, settings and code are copied into the Space.
         repo_id (`str`, *optional*), revision (`str`, *optional*):
             The same model on the Hub and its commit, for the Space to load.
-        examples (`Iterable[str | os.PathLike]`, *optional*):
+        examples (`Iterable[Path]`, *optional*):
             Image files to offer to visitors.
 
     Raises:
         `ValueError`: the directory is not empty, the folder lacks something, or `repo_id` comes without `revision`.
     """
-    directory, folder = Path(directory), Path(folder)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ValueError(f"{directory} already exists and is not an empty directory: choose another, or remove it")
+    check_destination(directory)
     if (repo_id is None) != (revision is None):
         raise ValueError("`repo_id` and `revision` go together: a Space runs the code of one commit")
-    directory.parent.mkdir(parents=True, exist_ok=True)
     title = (repo_id or folder.resolve().name).split("/")[-1]
-    # Written elsewhere first, so that there is never half a Space
-    with tempfile.TemporaryDirectory(dir=directory.parent) as temporary:
-        space = Path(temporary) / "space"
+    with written_whole(directory) as space:
         space.mkdir()
         write_space(space, repo_id or "model", title, revision, examples)
         if repo_id is None:
             (space / "model").mkdir()
             for name, path in find_model_files(folder).items():
                 shutil.copyfile(path, space / "model" / name)
-        space.replace(directory)

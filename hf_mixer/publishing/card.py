@@ -104,22 +104,30 @@ def create_card(folder: str | os.PathLike, repo_id: str | None = None, revision:
 
 
 def read_model(folder: Path) -> tuple[MixerConfig, MixerImageProcessorPil]:
-    """Return the configuration and the image processor in `folder`."""
+    """
+    Return the configuration of the classifier in `folder` and its image processor.
+
+    Raises:
+        `ValueError`: the folder does not hold both.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"the folder {folder} does not exist")
     for file, writer in ((CONFIG_NAME, "model"), (IMAGE_PROCESSOR_NAME, "image_processor")):
         if not (folder / file).is_file():
             raise ValueError(
                 f"{folder} holds no {file}: give the output folder of `hf-mixer train`, or write the file with "
                 f"`{writer}.save_pretrained({str(folder)!r})`"
             )
-    model_type = read_json(folder / CONFIG_NAME).get("model_type")
-    if model_type != MixerConfig.model_type:
-        raise ValueError(f"{folder} holds a model of type {model_type!r}, not {MixerConfig.model_type!r}")
-    config = MixerConfig.from_pretrained(folder)
-    if MixerForImageClassification.__name__ not in (config.architectures or []) or not config.num_labels:
+    expected = [MixerForImageClassification.__name__]
+    architectures = read_json(folder / CONFIG_NAME).get("architectures")
+    if architectures != expected:
         raise ValueError(
-            f"{folder} holds no image classifier: expected a `MixerForImageClassification` with labels, got "
-            f"{', '.join(config.architectures or ['no architecture'])} with {config.num_labels}"
+            f"{folder} holds no image classifier: {CONFIG_NAME} names the architectures {architectures}, expected "
+            f"{expected}. `model.push_to_hub(...)` uploads any model."
         )
+    config = MixerConfig.from_pretrained(folder)
+    if not config.num_labels:
+        raise ValueError(f"{folder} holds no image classifier: the model in it has no labels")
     return config, MixerImageProcessorPil.from_pretrained(folder)
 
 
@@ -165,11 +173,12 @@ def create_metadata(
 def describe_source(folder: Path, repo_id: str | None, revision: str | None) -> dict[str, Any]:
     """Return how the examples of the card load the model, in Python and in a shell."""
     source = repo_id or os.fspath(folder)
+    pinned = revision if repo_id else None
     return {
         "source": json.dumps(source),
         "shell_source": shlex.quote(source),
-        "shell_revision": f" --model_revision {shlex.quote(revision)}" if repo_id and revision else "",
-        "pinned": f", revision={json.dumps(revision)}" if repo_id and revision else "",
+        "shell_revision": f" --model_revision {shlex.quote(pinned)}" if pinned else "",
+        "pinned": f", revision={json.dumps(pinned)}" if pinned else "",
         "find_revision": repo_id is not None and revision is None,
         # Publishing adds the code to a folder without it
         "carries_code": repo_id is not None or any(folder.glob("*_mixer.py")),

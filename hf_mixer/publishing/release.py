@@ -3,7 +3,6 @@
 
 import codecs
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -12,7 +11,7 @@ from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..utils import read_json
-from .card import create_card
+from .card import create_card, read_model
 
 
 CARD_NAME = "README.md"
@@ -45,19 +44,15 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def prepare_release(
-    folder: str | os.PathLike,
-    directory: str | os.PathLike,
-    repo_id: str,
-    revision: str | None = None,
-    token: str | None = None,
+    folder: Path, directory: Path, repo_id: str, revision: str | None = None, token: str | None = None
 ) -> list[str]:
     """
     Put into `directory` what goes to the Hub of a trained folder: links to its files, the code that they need, and a card.
 
     Args:
-        folder (`str` or `os.PathLike`):
+        folder (`Path`):
             A folder with a trained `MixerForImageClassification`, as `hf-mixer train` writes it. It stays as it is.
-        directory (`str` or `os.PathLike`):
+        directory (`Path`):
             An empty directory.
         repo_id (`str`):
             The repository that the card speaks of.
@@ -72,7 +67,6 @@ def prepare_release(
     Raises:
         `ValueError`: the folder lacks something, holds another model, or a file holds a secret.
     """
-    folder, directory = Path(folder), Path(directory)
     sources = find_model_files(folder)
     sources |= {name: folder / name for name in OPTIONAL_FILES if (folder / name).is_file()}
     for name, source in sources.items():
@@ -96,17 +90,7 @@ def find_model_files(folder: Path) -> dict[str, Path]:
     Raises:
         `ValueError`: the folder lacks something, or holds another model.
     """
-    if not folder.is_dir():
-        raise ValueError(f"the folder {folder} does not exist")
-    for name in (CONFIG_NAME, IMAGE_PROCESSOR_NAME):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder} holds no {name}: expected a trained folder, as `hf-mixer train` writes it")
-    config, processor = read_json(folder / CONFIG_NAME), read_json(folder / IMAGE_PROCESSOR_NAME)
-    if config.get("architectures") != ["MixerForImageClassification"]:
-        raise ValueError(
-            f"{folder / CONFIG_NAME} names the architectures {config.get('architectures')}, expected "
-            "['MixerForImageClassification']. `model.push_to_hub(...)` uploads any model."
-        )
+    read_model(folder)
     names = [CONFIG_NAME, IMAGE_PROCESSOR_NAME]
     if (folder / SAFE_WEIGHTS_NAME).is_file():
         names.append(SAFE_WEIGHTS_NAME)
@@ -115,12 +99,13 @@ def find_model_files(folder: Path) -> dict[str, Path]:
         names += [SAFE_WEIGHTS_INDEX_NAME, *shards]
     else:
         raise ValueError(f"{folder} holds no weights: expected {SAFE_WEIGHTS_NAME} or {SAFE_WEIGHTS_INDEX_NAME}")
-    if not config.get("auto_map") or not processor.get("auto_map"):
+    auto_maps = [read_json(folder / name).get("auto_map") for name in (CONFIG_NAME, IMAGE_PROCESSOR_NAME)]
+    if not all(auto_maps):
         raise ValueError(
             f"{folder} names no code, so nobody could load it without hf_mixer: save the model and its image processor "
             "again with `save_pretrained` of this package"
         )
-    code = find_code(folder, json.dumps([config["auto_map"], processor["auto_map"]]))
+    code = find_code(folder, json.dumps(auto_maps))
     files = {name: folder / name for name in names} | code
     missing = sorted(name for name, source in files.items() if not source.is_file())
     if missing:

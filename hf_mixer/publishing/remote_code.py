@@ -29,7 +29,7 @@ def predict(model, image_processor) -> dict:
     return {"labels": labels, "logits": logits.float().tolist()}
 
 
-def predict_without_package(folder: str | os.PathLike) -> dict:
+def predict_without_package(folder: Path) -> dict:
     """
     Return what `predict` does in a process that finds no hf_mixer, no token and no cache.
 
@@ -43,7 +43,7 @@ def predict_without_package(folder: str | os.PathLike) -> dict:
         environment |= {"HF_HOME": temporary, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
         environment |= {"HF_MODULES_CACHE": str(Path(temporary, "modules"))}
         result = subprocess.run(
-            [sys.executable, "-c", program, __file__, str(Path(folder).resolve())],
+            [sys.executable, "-c", program, __file__, str(folder.resolve())],
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
@@ -58,15 +58,10 @@ def predict_without_package(folder: str | os.PathLike) -> dict:
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def check_remote_code(source: str | os.PathLike, folder: str | os.PathLike) -> None:
+def check_remote_code(source: Path, folder: Path) -> None:
     """
-    Load a folder as somebody without this package does, and compare a prediction with that of the folder it comes from.
-
-    Args:
-        source (`str` or `os.PathLike`):
-            The folder that this package loads.
-        folder (`str` or `os.PathLike`):
-            The folder that is loaded without it.
+    Load `folder` as somebody without this package does, and compare a prediction with that of `source`, the folder it
+    comes from, on this package.
 
     Raises:
         `ValueError`: one of them does not load, or the predictions differ.
@@ -74,7 +69,7 @@ def check_remote_code(source: str | os.PathLike, folder: str | os.PathLike) -> N
     """
     from ..checkpoints import load_checkpoint
 
-    expected = predict(*load_checkpoint(os.fspath(source)))
+    expected = predict(*load_checkpoint(str(source)))
     actual = predict_without_package(folder)
     if actual["labels"] != expected["labels"]:
         raise ValueError(f"the code in the folder gives the labels {actual['labels']}, here {expected['labels']}")

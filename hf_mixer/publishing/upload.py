@@ -32,23 +32,13 @@ RUN_AGAIN = "What has arrived is kept: run the same command again to finish."
 
 @dataclass(frozen=True)
 class Publication:
-    """
-    What the Hub holds now.
-
-    Attributes:
-        oid (`str`):
-            The commit.
-        url (`str`):
-            Its page, or that of the pull request.
-        sent (`list[str]`):
-            The files that this commit changes; empty where the Hub had them all.
-        kept (`list[str]`):
-            Files of the repository that are not from the folder, and stay.
-    """
+    """What the Hub holds now: the commit, and its page or that of the pull request."""
 
     oid: str
     url: str
+    # The files that this commit changes; empty where the Hub had them all
     sent: list[str]
+    # Files of the repository that are not from the folder, and stay
     kept: list[str]
 
 
@@ -115,7 +105,6 @@ def publish(
         `PermissionError`, `ConnectionError`, `OSError`, `RuntimeError`: see `clear_errors`.
     """
     branch = revision or constants.DEFAULT_REVISION
-    check_options(revision, create_pr, tag)
     with clear_errors(repo_id):
         if branch.startswith("refs/pr/") and not api.repo_exists(repo_id):
             raise ValueError(f"{repo_id} does not exist, so it has no pull request {branch}. Nothing was sent.")
@@ -128,50 +117,41 @@ def publish(
             )
         head, tagged = prepare_branch(api, repo_id, branch, tag)
         changed, kept = compare(api, repo_id, folder, head)
-        there: tuple[str, str] | None = None
+        finished: tuple[str, str] | None = None
         if head is not None and not changed:
-            there = head, f"{api.endpoint}/{repo_id}/commit/{head}"
+            finished = head, f"{api.endpoint}/{repo_id}/commit/{head}"
         elif create_pr:
-            there = find_pull_request(api, repo_id, folder)
-        if tagged is not None and (there is None or tagged != there[0]):
+            finished = find_pull_request(api, repo_id, folder)
+        if tagged is not None and (finished is None or tagged != finished[0]):
             raise ValueError(
                 f"{repo_id} has a tag {tag} already, at {tagged}. Choose another, or delete it with "
                 f"`hf repos tag delete {repo_id} {tag}`. Nothing was sent."
             )
-        oid, url = there or commit(api, repo_id, folder, changed, branch, head, create_pr)
+        oid, url = finished or commit(api, repo_id, folder, changed, branch, head, create_pr)
         if tag is not None and tagged is None:
             api.create_tag(repo_id, tag=tag, revision=oid, exist_ok=True)
-    return Publication(oid, url, sent=[] if there else changed, kept=kept)
+    return Publication(oid, url, sent=[] if finished else changed, kept=kept)
 
 
 def check_options(revision: str | None, create_pr: bool, tag: str | None) -> None:
     """
-    Refuse what cannot be done, before anything is sent.
+    Refuse what cannot be done, before the Hub is asked.
 
     Raises:
-        `ValueError`: a name is not valid, or a pull request would be tagged.
+        `ValueError`: git would not take the name of the branch or the tag, or a pull request would be tagged.
     """
-    if revision is not None:
-        check_reference("revision", revision)
-    if tag is not None:
-        check_reference("tag", tag)
-        if create_pr:
-            raise ValueError("--tag names a commit of your own: leave it out with --create-pr. Nothing was sent.")
-
-
-def check_reference(kind: str, name: str) -> None:
-    """
-    Refuse what git would not take as the name of a branch or a tag.
-
-    Raises:
-        `ValueError`: the name is not valid, or a tag would hide the main branch.
-    """
-    is_valid = re.fullmatch(r"\w[\w.+-]*(/[\w+-][\w.+-]*)*", name) is not None
-    if not is_valid or ".." in name or name.endswith((".", ".lock")) or (kind == "tag" and name == "main"):
-        raise ValueError(
-            f"--{kind} {name!r} is not a valid name: use letters, digits, '.', '-', '_' and '/', such as v1.0. Nothing was "
-            "sent."
-        )
+    for option, name in (("--revision", revision), ("--tag", tag)):
+        if name is None:
+            continue
+        is_valid = re.fullmatch(r"\w[\w.+-]*(/[\w+-][\w.+-]*)*", name) and ".." not in name
+        # A tag `main` would hide the branch
+        if not is_valid or name.endswith((".", ".lock")) or (option, name) == ("--tag", "main"):
+            raise ValueError(
+                f"{option} {name!r} is not a valid name: use letters, digits, '.', '-', '_' and '/', such as v1.0. "
+                "Nothing was sent."
+            )
+    if create_pr and tag is not None:
+        raise ValueError("--tag names a commit of your own: leave it out with --create-pr. Nothing was sent.")
 
 
 def validate_card(api: HfApi, folder: Path) -> None:

@@ -143,6 +143,4 @@ def test_destinations_are_not_written_over(tmp_path):
         convert_checkpoint(str(TIMM_TINY), str(tmp_path / "out"))
     with pytest.raises(ValueError, match=r"google is a \.npz file"):
         export_checkpoint(str(TIMM_TINY), str(tmp_path / "x.safetensors"), "google")
-    with pytest.raises(ValueError, match="Unknown layout 'keras', expected one of google, timm, edifice"):
-        export_checkpoint(str(TIMM_TINY), str(tmp_path / "x.h5"), "keras")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes.txt"]

@@ -1,30 +1,16 @@
 """A small classifier, a photo and the Space made of them, for the tests of this room."""
 
 import pytest
-import torch
 from PIL import Image
 
-from hf_mixer import MixerConfig, MixerForImageClassification, MixerImageProcessorPil
 from hf_mixer.demo.space import export_space
+from tests.helpers import save_classifier
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("demo") / "my-mixer"
-    torch.manual_seed(0)
-    config = MixerConfig(
-        image_size=32,
-        patch_size=2,
-        hidden_size=16,
-        num_hidden_layers=1,
-        token_mlp_dim=16,
-        channel_mlp_dim=32,
-        initializer_range=1.0,
-        id2label={0: "cat", 1: "dog", 2: "owl"},
-        label2id={"cat": 0, "dog": 1, "owl": 2},
-    )
-    MixerForImageClassification(config).save_pretrained(folder)
-    MixerImageProcessorPil(size=32).save_pretrained(folder)
+    overrides = {"image_size": 32, "patch_size": 2, "initializer_range": 1.0}
+    folder = save_classifier(tmp_path_factory.mktemp("demo") / "my-mixer", ["cat", "dog", "owl"], **overrides)
     for leftover in ("optimizer.pt", "training_args.bin", ".env"):
         (folder / leftover).write_text("not for the Hub")
     return folder

@@ -1,6 +1,6 @@
 """The page of the demo."""
 
-import importlib.util
+import importlib
 import json
 import sys
 
@@ -20,12 +20,9 @@ gradio = pytest.importorskip("gradio", reason="pip install '.[demo]'")
 def app(space):
     """The app of the exported Space."""
     sys.path.insert(0, str(space))
-    spec = importlib.util.spec_from_file_location("space_app", space / "app.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
+    yield importlib.import_module("app")
     sys.path.remove(str(space))
-    sys.modules.pop("saliency")
+    del sys.modules["app"], sys.modules["saliency"]
 
 
 @pytest.fixture(scope="module")

@@ -34,10 +34,10 @@ def pixel_values():
 
 
 @pytest.mark.parametrize("problem_type", ["single_label_classification", "multi_label_classification"])
-@pytest.mark.parametrize("batch_size", [5, 32])
-def test_only_the_patch_that_matters_stands_out(model, pixel_values, problem_type, batch_size, monkeypatch):
+def test_only_the_patch_that_matters_stands_out(model, pixel_values, problem_type, monkeypatch):
     monkeypatch.setattr(model.config, "problem_type", problem_type)
-    saliency = occlusion_map(model, pixel_values, batch_size=batch_size)
+    monkeypatch.setattr("hf_mixer.demo.saliency.BATCH_SIZE", 5)
+    saliency = occlusion_map(model, pixel_values, window=1)
     assert saliency.shape == (4, 6)
     assert saliency[ROW, COLUMN].abs() > 1e-2
     saliency[ROW, COLUMN] = 0
@@ -49,12 +49,8 @@ def test_value_is_the_fall_of_the_log_probability(model, pixel_values):
     covered[:, :, 8:12, 16:20] = pixel_values.mean(dim=(2, 3), keepdim=True)
     with torch.no_grad():
         before, after = model(torch.cat([pixel_values, covered])).logits.log_softmax(-1)
-    for label in range(5):
-        assert occlusion_map(model, pixel_values, label)[ROW, COLUMN] == pytest.approx(
-            (before - after)[label].item(), abs=1e-5
-        )
-    best = before.argmax().item()
-    assert torch.equal(occlusion_map(model, pixel_values), occlusion_map(model, pixel_values, best))
+    fall = (before - after)[before.argmax()]
+    assert occlusion_map(model, pixel_values, window=1)[ROW, COLUMN] == pytest.approx(fall.item(), abs=1e-5)
 
 
 def test_larger_windows_need_fewer_passes(model, pixel_values):
@@ -65,21 +61,15 @@ def test_larger_windows_need_fewer_passes(model, pixel_values):
     assert saliency[0, 4].abs() > 1e-2
 
 
-def test_refusals(model, pixel_values):
-    with pytest.raises(ValueError, match=r"has to be one image.*\(2, 3, 16, 24\)"):
-        occlusion_map(model, pixel_values.repeat(2, 1, 1, 1))
-    with pytest.raises(ValueError, match="window"):
-        occlusion_map(model, pixel_values, window=0)
-
-
 def test_picture_colors_the_patches_by_their_sign():
     saliency = torch.zeros(4, 6)
     saliency[ROW, COLUMN], saliency[0, 0] = 2.0, -1.0
     gray = torch.zeros(1, 1, 16, 24)
-    picture = np.asarray(draw_saliency(gray, saliency, image_mean=[0.5], image_std=[0.5], size=160)).astype(int)
-    assert picture.shape == (160, 240, 3)
-    assert (picture[60, 60] == 128).all()
-    red, _, blue = picture[40 * ROW + 20, 40 * COLUMN + 20]
+    picture = np.asarray(draw_saliency(gray, saliency, image_mean=[0.5], image_std=[0.5])).astype(int)
+    # Every patch has 112 x 112 pixels of the picture
+    assert picture.shape == (448, 672, 3)
+    assert (picture[168, 168] == 128).all()
+    red, _, blue = picture[112 * ROW + 56, 112 * COLUMN + 56]
     assert red > 180 > 60 > blue
-    red, _, blue = picture[20, 20]
+    red, _, blue = picture[56, 56]
     assert blue > red

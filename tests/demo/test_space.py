@@ -62,7 +62,7 @@ def test_refusals_leave_everything_alone(folder, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     for arguments, message in (
-        ([folder, "--export-space", tmp_path / "full"], "already exists and is not an empty directory"),
+        ([folder, "--export-space", tmp_path / "full"], "already exists and is no empty folder"),
         ([tmp_path, "--export-space", tmp_path / "space"], "holds no config.json"),
         ([folder, "--export-space", tmp_path / "space", "--examples", tmp_path / "full"], "holds no images"),
         ([folder, "--repo_id", "me/pets"], "--repo_id is for --export-space"),

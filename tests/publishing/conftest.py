@@ -1,19 +1,14 @@
 """A trained folder, a Hub to publish it on, and the command that does it, for the tests of this room."""
 
-import hashlib
-
 import pytest
-import torch
 from huggingface_hub import HfApi
 from PIL import Image
 
-from hf_mixer import MixerConfig, MixerForImageClassification, MixerImageProcessorPil
 from hf_mixer.commands.publish import main
-from tests.helpers import REMOTE_CODE
+from tests.helpers import REMOTE_CODE, save_classifier
 from tests.hub_server import LoopbackHub
 
 
-CONFIG = dict(image_size=16, patch_size=4, hidden_size=16, num_hidden_layers=2, token_mlp_dim=8, channel_mlp_dim=32)
 LABELS = ["plane", "sea | lake", "`quoted`"]
 
 
@@ -21,10 +16,7 @@ LABELS = ["plane", "sea | lake", "`quoted`"]
 def folder(tmp_path):
     """A folder as training leaves it behind, with what must not leave the machine."""
     folder = tmp_path / "digits-mixer"
-    torch.manual_seed(0)
-    names = {"id2label": dict(enumerate(LABELS)), "label2id": {label: index for index, label in enumerate(LABELS)}}
-    MixerForImageClassification(MixerConfig(**CONFIG, **names)).save_pretrained(folder)
-    MixerImageProcessorPil(size=16).save_pretrained(folder)
+    save_classifier(folder, LABELS)
     (folder / "all_results.json").write_text('{"eval_accuracy": 0.9}')
     Image.new("RGB", (30, 30), "red").save(folder / "confusion_matrix.png")
     for name in (".env", "optimizer.pt", "training_args.bin", "notes.py", "README.md"):
@@ -42,9 +34,10 @@ def names():
 
 
 @pytest.fixture
-def blob(folder):
-    """The hash of the weights."""
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+def release(tmp_path):
+    """An empty directory."""
+    (tmp_path / "release").mkdir()
+    return tmp_path / "release"
 
 
 @pytest.fixture

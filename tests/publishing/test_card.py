@@ -66,8 +66,8 @@ trust_remote_code=True
 ## Preprocessing
 resized to 16 x 16 pixels (bilinear); divided by 255; normalized with mean 0.5
 ## Architecture
-| parameters | 3,699 |
-| patches | 4 x 4 of 4 x 4 pixels |
+| parameters | 8,655 |
+| patches | 2 x 2 of 8 x 8 pixels |
 ## Training
 hf-mixer train --dataset_name uoft-cs/cifar10 --output_dir out --token ***
 | training images | 45,000 |
@@ -251,6 +251,9 @@ def test_no_model_no_card(folder, tmp_path):
         create_card(folder)
     MixerModel(MixerConfig.from_pretrained(folder)).save_pretrained(folder)
     with pytest.raises(ValueError, match=r"holds no image classifier.*MixerModel"):
+        create_card(folder)
+    MixerForImageClassification(MixerConfig.from_pretrained(folder, num_labels=0)).save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"holds no image classifier: the model in it has no labels"):
         create_card(folder)
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(ValueError, match=r"holds no preprocessor_config.json.*image_processor.save_pretrained"):

@@ -6,18 +6,11 @@ import re
 import pytest
 from safetensors.torch import load_file, save_file
 
-from hf_mixer.publishing.release import PACKAGE, prepare_release
+from hf_mixer.publishing.release import prepare_release
 from hf_mixer.utils import hide_tokens
-from tests.helpers import REMOTE_CODE, ROOT
 
 
 TOKEN = "hf_" + "a1" * 12
-
-
-@pytest.fixture
-def release(tmp_path):
-    (tmp_path / "release").mkdir()
-    return tmp_path / "release"
 
 
 def test_only_what_is_on_the_list_goes_up(folder, release, names):
@@ -27,14 +20,6 @@ def test_only_what_is_on_the_list_goes_up(folder, release, names):
     for name in names - {"README.md"}:
         assert (release / name).read_bytes() == (folder / name).read_bytes()
     assert "alice/mixer" in (release / "README.md").read_text()
-
-
-def test_the_package_adds_the_code_that_a_folder_lacks(release):
-    folder = ROOT / "model_cards" / "mixer-nano-cifar10"
-    assert not list(folder.glob("*.py"))
-    prepare_release(folder, release, "alice/nano")
-    assert {path.name for path in release.glob("*.py")} == REMOTE_CODE
-    assert all((release / name).read_bytes() == (PACKAGE / name).read_bytes() for name in REMOTE_CODE)
 
 
 def test_weights_in_several_files_go_up(folder, release):

@@ -6,12 +6,11 @@ from hf_mixer.publishing.release import prepare_release
 from hf_mixer.publishing.remote_code import check_remote_code
 
 
-def test_code_that_predicts_something_else_is_refused(folder, tmp_path):
+def test_code_that_predicts_something_else_is_refused(folder, release):
     code = (folder / "layers_mixer.py").read_text()
     changed = code.replace("self.drop_path(hidden_states) + residual", "self.drop_path(hidden_states) - residual")
     assert changed != code
     (folder / "layers_mixer.py").write_text(changed)
-    (tmp_path / "release").mkdir()
-    prepare_release(folder, tmp_path / "release", "alice/mixer")
+    prepare_release(folder, release, "alice/mixer")
     with pytest.raises(ValueError, match="logits differ"):
-        check_remote_code(folder, tmp_path / "release")
+        check_remote_code(folder, release)
