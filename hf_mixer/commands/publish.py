@@ -12,6 +12,7 @@ the Hub has is not sent again.
 """
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
@@ -105,8 +106,11 @@ def publish_folder(arguments: argparse.Namespace, release: Path) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from ..utils import one_line_errors
 
-    with one_line_errors(), tempfile.TemporaryDirectory(prefix="mixer-release-") as release:
-        publish_folder(arguments, Path(release))
+    try:
+        with one_line_errors(), tempfile.TemporaryDirectory(prefix="mixer-release-") as release:
+            publish_folder(arguments, Path(release))
+    except KeyboardInterrupt:
+        sys.exit("interrupted: the same command goes on where this one stopped")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -217,3 +217,12 @@ def test_a_token_given_to_the_training_is_not_published(hub, tmp_path):
     pushed = hub.files("alice/run")
     assert "training_args.bin" in pushed
     assert not [name for name, content in pushed.items() if b"hf_alice_write" in content]
+
+
+def test_an_interruption_from_the_keyboard_says_how_to_go_on(publish, monkeypatch):
+    def interrupt(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("huggingface_hub.HfApi.whoami", interrupt)
+    with pytest.raises(SystemExit, match="the same command goes on"):
+        publish("alice/mixer")
