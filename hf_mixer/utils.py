@@ -33,6 +33,11 @@ def hide_tokens(command: str) -> str:
     return TOKENS.sub(lambda match: f"{match[1] or ''}***", command)
 
 
+def is_hub_id(name: str | None) -> bool:
+    """Whether `name` looks like `owner/repository`, and not like a folder or a file."""
+    return bool(name and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not os.path.exists(name))
+
+
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
     """
     Read a file that holds a JSON object.

@@ -17,7 +17,7 @@ from transformers.image_utils import PILImageResampling
 
 from ..configuration_mixer import VARIANTS, MixerConfig, to_pair
 from ..modeling_mixer import MixerForImageClassification
-from ..utils import check_destination, written_whole
+from ..utils import check_destination, is_hub_id, written_whole
 from .layouts import EDIFICE, GOOGLE, LAYOUTS, TIMM, Layout
 from .loading import build_from_source, build_image_processor, is_own_folder, load_checkpoint, set_labels
 from .reference import deterministic_image, reference_forward
@@ -121,7 +121,7 @@ def write_card(folder: Path, source: str, origin: str, license_name: str | None,
         pipeline_tag="image-classification" if config.num_labels else "image-feature-extraction",
         license=license_name,
         tags=["mlp-mixer", "vision"],
-        base_model=source if source.count("/") == 1 and not Path(source).exists() else None,
+        base_model=source if is_hub_id(source) else None,
     )
     name = Path(source).name
     license_text = f"License of the weights: {license_name}." if license_name else "The source states no license."

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..configuration_mixer import MixerConfig, to_pair
 from ..modeling_mixer import MixerForImageClassification
-from ..utils import read_json
+from ..utils import is_hub_id, read_json
 from .layouts import EDIFICE, GOOGLE, STEM, TIMM, Layout
 
 
@@ -101,7 +101,7 @@ def find_checkpoint(source: str, revision: str | None = None, **hub_kwargs) -> P
     path = Path(source)
     if path.exists():
         return path
-    if path.suffix in (".npz", ".safetensors") or source.count("/") != 1 or source.startswith((".", "/", "~")):
+    if path.suffix in (".npz", ".safetensors") or not is_hub_id(source):
         raise ValueError(f"{source} is neither a file or folder nor the name of a repository on the Hub")
     patterns = ["*.json", "*.safetensors", "*.npz", "*.py"]
     return Path(snapshot_download(source, revision=revision, allow_patterns=patterns, **hub_kwargs))

@@ -19,7 +19,7 @@ from ..configuration_mixer import MixerConfig, to_pair
 from ..flops import estimate_flops
 from ..image_processing_pil_mixer import MixerImageProcessorPil
 from ..modeling_mixer import MixerForImageClassification
-from ..utils import hide_tokens, read_json
+from ..utils import hide_tokens, is_hub_id, read_json
 
 
 TEMPLATE = Path(__file__).parent / "TEMPLATE.md"
@@ -299,11 +299,6 @@ def find_extremes(per_class: list[dict[str, Any]]) -> list[str]:
 
 def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def is_hub_id(name: str | None) -> bool:
-    """Whether `name` looks like `owner/repository`, and not like a folder or a file."""
-    return bool(name and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not os.path.exists(name))
 
 
 def find_known_data(*names: str | None) -> list[str]:

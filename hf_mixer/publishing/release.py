@@ -11,7 +11,7 @@ from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..utils import read_json
-from .card import create_card, read_model
+from .card import PICTURES, create_card, read_model
 
 
 CARD_NAME = "README.md"
@@ -23,9 +23,7 @@ OPTIONAL_FILES = (
     "train_results.json",
     "eval_results.json",
     "evaluation.json",
-    "training_curves.png",
-    "confusion_matrix.png",
-    "calibration.png",
+    *PICTURES,
     "LICENSE",
     "NOTICE",
 )
