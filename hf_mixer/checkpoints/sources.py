@@ -253,8 +253,14 @@ def from_pre_linen(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         elif match := PRE_LINEN_MLP.fullmatch(key):
             block, axis, name, number = match.groups()
             key = f"MixerBlock_{block}/{axis}_mixing/Dense_{int(number) - 1}/{name}"
-            while array.ndim > (2 if name == "kernel" else 1) and 1 in array.shape:
-                array = array.squeeze(array.shape.index(1))
+            biases = [f"{module}/bias1", f"{module}/bias2"]
+            if name == "bias":
+                array = array.reshape(-1)
+            elif all(bias in arrays for bias in biases):
+                # A size may be one itself: the biases tell it from the axes to drop
+                mlp_dim, features = (arrays[bias].size for bias in biases)
+                shape = (features, mlp_dim) if number == "1" else (mlp_dim, features)
+                array = array.reshape(shape) if array.size == math.prod(shape) else array
         renamed[key] = array
     return renamed
 
@@ -295,6 +301,13 @@ def infer_config(source: Source, image_size=None, num_channels: int | None = Non
     Raises:
         `ValueError`: the tensors leave a size open, contradict one that was given, or contradict each other.
     """
+    first, second = "mixer.layers.0.token_mixing.fc1", "mixer.layers.0.token_mixing.fc2"
+    inputs, outputs = source.linear_sizes(first)[1], source.linear_sizes(second)[0]
+    if inputs != outputs:
+        raise ValueError(
+            f"{source.path}: {source.key(f'{first}.weight')!r} is for {inputs} patches, {source.key(f'{second}.weight')!r} "
+            f"for {outputs}: expected the same number"
+        )
     num_channels, patch_size = infer_patches(source, num_channels)
     image_size = infer_image_size(source, patch_size, image_size)
     config = MixerConfig(

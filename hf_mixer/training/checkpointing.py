@@ -133,23 +133,23 @@ class CheckpointCallback(TrainerCallback):
 
     The age of checkpoints is known from the run itself: what it has written is newer than the checkpoint that it went on
     from, and that one is newer than all others, whatever their numbers. Add it after the callbacks that write into
-    checkpoints.
-
-    Args:
-        save_total_limit (`int`, *optional*):
-            How many complete checkpoints to keep: the newest ones, and the best one where there is a best one.
+    checkpoints, and call `start` before each run.
     """
 
-    def __init__(self, save_total_limit: int | None = None):
-        self.save_total_limit = save_total_limit
+    def __init__(self):
+        self.save_total_limit: int | None = None
         self.by_age: list[Path] = []
         # The checkpoint that is being written
         self.unfinished: Path | None = None
         # What the optimizer's groups should start from, which a checkpoint overwrites
         self.learning_rates: list[float] = []
 
-    def start(self, output_dir: str | os.PathLike, resumed: str | None) -> None:
-        """Take note of the checkpoints that are there before the run, the oldest first."""
+    def start(self, output_dir: str | os.PathLike, resumed: str | None, save_total_limit: int | None) -> None:
+        """
+        Take note of the checkpoints that are there before a run, and of how many to keep: the newest ones, and the best one
+        where there is a best one.
+        """
+        self.save_total_limit = save_total_limit
         self.by_age = [path.resolve() for path in list_checkpoints(output_dir)]
         if resumed is not None and Path(resumed).resolve() in self.by_age:
             self.set_newest(Path(resumed).resolve())
@@ -210,7 +210,7 @@ class SafeCheckpointTrainer(Trainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.checkpoints = CheckpointCallback(self.args.save_total_limit)
+        self.checkpoints = CheckpointCallback()
         self.finished_step = 0
 
     def train(self, resume_from_checkpoint=None, **kwargs):
@@ -224,7 +224,7 @@ class SafeCheckpointTrainer(Trainer):
         # Last, so that a checkpoint is complete when all others have written what belongs into it
         self.pop_callback(self.checkpoints)
         self.add_callback(self.checkpoints)
-        self.checkpoints.start(output_dir, checkpoint)
+        self.checkpoints.start(output_dir, checkpoint, args.save_total_limit)
         # `Trainer` would judge the age of checkpoints by the clock of the file system
         limit, args.save_total_limit = args.save_total_limit, None
         try:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_mixer import load_checkpoint
 from hf_mixer.checkpoints import convert_checkpoint
+from hf_mixer.checkpoints.sources import from_pre_linen
 from tests.helpers import GOOGLE_RECTANGLE, GOOGLE_SQUARE, TIMM_TINY, read_io, read_npz
 
 
@@ -41,6 +42,26 @@ def test_pre_linen_numbers_norms_by_order_and_may_have_singleton_axes(numbers, a
     model, _ = load_checkpoint(str(tmp_path / "old.npz"))
     pixel_values, expected = read_io(GOOGLE_SQUARE)
     torch.testing.assert_close(model(pixel_values).logits, expected, rtol=0, atol=2e-6)
+
+
+def test_pre_linen_sizes_of_one_are_no_axes_to_drop():
+    shapes = {"kernel1": (1, 4, 1), "bias1": (4,), "kernel2": (1, 4, 1), "bias2": (1, 1)}
+    module = "Mixer/encoderblock_0/token_mixing_phase_0"
+    renamed = from_pre_linen({f"{module}/{name}": np.zeros(shape) for name, shape in shapes.items()})
+    assert {key.split("token_mixing/")[1]: array.shape for key, array in renamed.items()} == {
+        "Dense_0/kernel": (1, 4),
+        "Dense_0/bias": (4,),
+        "Dense_1/kernel": (4, 1),
+        "Dense_1/bias": (1,),
+    }
+
+
+def test_two_numbers_of_patches_are_named(tmp_path):
+    tensors = load_file(TIMM_TINY / "model.safetensors")
+    key = "blocks.0.mlp_tokens.fc1.weight"
+    save_file({**tensors, key: tensors[key][:, 1:].contiguous()}, tmp_path / "damaged.safetensors")
+    with pytest.raises(ValueError, match=f"'{key}' is for [0-9]+ patches, .*fc2.weight' for"):
+        load_checkpoint(str(tmp_path / "damaged.safetensors"))
 
 
 def test_mixed_types_keep_their_precision(tmp_path):
