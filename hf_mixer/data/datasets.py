@@ -425,8 +425,8 @@ def _find_column(features: Features, name: str | None, default: str) -> str:
 
 
 def _find_label_columns(features: Features, names: str | Sequence[str] | None) -> list[str]:
-    if not names or isinstance(names, str):
-        return [_find_column(features, names or None, "label")]
+    if names is None or isinstance(names, str):
+        return [_find_column(features, names, "label")]
     if len(set(names)) < len(names):
         raise ValueError(f"--label_column_name names a column twice: {shorten(names)}")
     return [_find_column(features, name, "label") for name in names]

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,10 +167,10 @@ def _read_metadata(folder: Path, files: Sequence[Path]) -> ImageTable:
     paths: dict[str, list[str]] = {}
     for file in files:
         new_rows, new_places = read(file)
-        columns = [column for column in new_rows[0] if column == "file_name" or column.endswith("_file_name")]
-        if not columns:
+        path_columns = [column for column in new_rows[0] if column == "file_name" or column.endswith("_file_name")]
+        if not path_columns:
             raise ValueError(f"{file} has no column 'file_name', only {shorten(list(new_rows[0]))}")
-        for column in columns:
+        for column in path_columns:
             new_paths = [_join(file, row.pop(column, None), place) for row, place in zip(new_rows, new_places)]
             paths.setdefault(column.removesuffix("file_name").removesuffix("_") or "image", []).extend(new_paths)
         rows += new_rows
@@ -279,7 +279,7 @@ def _infer_columns(rows: list[dict], places: Sequence[str]) -> dict[str, list]:
 
 
 def _build_table(
-    paths: dict[str, Sequence],
+    paths: Mapping[str, Sequence],
     columns: dict[str, list],
     features: Features | None,
     places: Sequence[str] | None = None,
