@@ -355,6 +355,9 @@ def prepare_image_dataset(
         for split, data in splits.items()
     }
     problem_type = choose_problem_type(splits["train"].features["label"], problem_type)
+    for data in splits.values():
+        if data.features["label"] != Value("null"):  # null where all labels are missing
+            choose_problem_type(data.features["label"], problem_type)
     splits, names = prepare_labels(splits, problem_type, columns)
     if is_stream:
         return _prepare_stream(splits, limits, seed), names
@@ -405,8 +408,8 @@ def _select_or_unlabel(data, image_column_name, columns: Sequence[str], problem_
     """Select the columns of a split. Where the split `test` does not have those of the labels, its labels are `None`."""
     if split == "test" and not set(columns) <= data.features.keys():
         image_column = _find_column(data.features, image_column_name, "image")
-        data = data.select_columns(image_column).add_column("label", [None] * len(data), feature=Value("string"))
-        return select_image_columns(data, image_column, "label")
+        data = data.select_columns(image_column).add_column("label", [None] * len(data), feature=Value("null"))
+        return data.rename_column(image_column, "image").cast_column("image", ImageFeature(decode=False))
     return select_image_columns(data, image_column_name, columns, problem_type)
 
 
