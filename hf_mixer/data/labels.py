@@ -211,7 +211,8 @@ def encode_labels(dataset, encode: Callable, feature: Any):
 
 
 def _encode_example(example: dict, encode: Callable) -> dict:
-    return {**example, "label": encode(example["label"])}
+    label = encode(example["label"])
+    return {**example, "label": label.tolist() if isinstance(label, np.ndarray) else label}
 
 
 def prepare_labels(dataset: dict, problem_type: str, columns: Sequence[str]) -> tuple[dict, list[str]]:
