@@ -68,6 +68,8 @@ def choose_problem_type(feature: Any, problem_type: str | None = None, column: s
         ("floats", True): (REGRESSION, MULTI_LABEL),
     }
     fitting = fitting_by_kind.get((kind, is_list))
+    if feature == Value("null"):
+        raise ValueError(f"no image has a label: the column {column!r} is empty")
     if fitting is None:
         raise ValueError(f"the column {column!r} holds no classes, integers, numbers, strings or lists of them")
     if problem_type is None:

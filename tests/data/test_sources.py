@@ -51,7 +51,7 @@ def test_images_beside_the_class_folders_are_told_of(tmp_path, caplog):
     save_images(tmp_path, "stray.png", "cat/1.png", "Cat/2.png")
     (tmp_path / "cat/notes.heic").write_text("")
     with caplog.at_level(logging.INFO):
-        dataset, labels = prepare_image_dataset(load_image_dataset(train_dir=str(tmp_path)), train_val_split=0.5)
+        _, labels = prepare_image_dataset(load_image_dataset(train_dir=str(tmp_path)), train_val_split=0.5)
     assert labels == ["Cat", "cat"]
     messages = " ".join(caplog.messages)
     assert "Left out 1 images that lie beside the class folders" in messages
@@ -86,7 +86,7 @@ def test_a_test_folder_may_lack_labels_and_be_broken_where_it_is_not_used(tmp_pa
     assert rows_of(dataset["test"]) == [("4.png", None), ("broken.png", None)]
     with pytest.raises(ValueError, match="cannot read the image .*broken.png"):
         load_image_dataset(str(tmp_path), check_test=True)
-    with pytest.raises(ValueError, match="images of the split 'validation' have no label"):
+    with pytest.raises(ValueError, match="no image has a label"):
         prepare_image_dataset(load_image_dataset(str(tmp_path)), eval_split="test")
 
 
@@ -235,21 +235,24 @@ def test_cells_of_a_list_have_the_type_of_their_column(cells, values, tmp_path):
 
 def test_unreadable_images_are_left_out_where_that_is_asked_for(tmp_path, caplog):
     make_folder(tmp_path, images_per_class=10)
-    (tmp_path / "cat/3.jpg").write_bytes(b"broken")
+    (tmp_path / "cat/3.png").write_bytes(b"broken")
     (tmp_path / "dog/0.jpg").write_bytes((tmp_path / "dog/0.jpg").read_bytes()[:200])
     with pytest.raises(ValueError, match=r"3\.png.*--skip_unreadable_images"):
-        (tmp_path / "cat/3.png").write_bytes(b"broken")
         load_image_dataset(train_dir=str(tmp_path))
-    (tmp_path / "cat/3.jpg").unlink()
     loaded = load_image_dataset(train_dir=str(tmp_path), skip_unreadable_images=True)
     assert loaded.num_skipped_images == 2
-    assert [message.split(": ")[:2] for message in caplog.messages] == [
-        ["Left out", f"cannot read the image {tmp_path}/{name}"] for name in ("cat/3.png", "dog/0.jpg")
-    ]
-    names = [name for name, _ in rows_of(prepare_image_dataset(loaded, train_val_split=0.5)[0]["train"])]
-    assert len(loaded["train"]) == 18
-    assert "3.png" not in names or names.count("3.png") == 1
-    (tmp_path / "cat/4.JPG").write_bytes(b"broken")
+    expected = [f"Left out: cannot read the image {tmp_path / name}" for name in ("cat/3.png", "dog/0.jpg")]
+    assert [message.rsplit(": ", 1)[0] for message in caplog.messages] == expected
+    dataset, _ = prepare_image_dataset(loaded, train_val_split=0.5)
+    kept = {row["image"]["path"] for split in dataset.values() for row in split}
+    assert len(kept) == 18
+    assert not kept & {str(tmp_path / "cat/3.png"), str(tmp_path / "dog/0.jpg")}
+
+
+def test_too_many_unreadable_images_are_refused(tmp_path):
+    make_folder(tmp_path, images_per_class=10)
+    for name in ("2.png", "3.png", "7.png"):
+        (tmp_path / "cat" / name).write_bytes(b"broken")
     with pytest.raises(ValueError, match=r"3 of the 20 images of the split 'train' cannot be read, more than 10%"):
         load_image_dataset(train_dir=str(tmp_path), skip_unreadable_images=True)
     with pytest.raises(ValueError, match="cannot be used with --streaming"):
