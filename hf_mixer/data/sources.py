@@ -109,7 +109,7 @@ def _read_class_folders(folder: Path, may_lack_labels: bool) -> ImageTable:
         names = shorten([path.name for path in loose], 3)
         logger.warning(f"Left out {len(loose)} images that lie beside the class folders in {folder}: {names}")
 
-    images: list[Path] = []
+    images: list[str] = []
     labels: list[int] = []
     others: Counter[str] = Counter()
     for label, class_folder in enumerate(classes):
