@@ -4,7 +4,7 @@
 import io
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,7 @@ def scan_images(folder: str | os.PathLike) -> tuple[list[Path], Counter[str]]:
     """Return the same as `find_images`, and how many other files there are of each suffix, such as `.txt`."""
     images: list[Path] = []
     others: Counter[str] = Counter()
-    for directory, folders, names in os.walk(folder, followlinks=True):
+    for directory, folders, names in os.walk(os.fspath(folder), followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             suffix = os.path.splitext(name)[1].lower()
@@ -135,7 +135,7 @@ def _describe(source: dict) -> str | None:
         with Image.open(io.BytesIO(contents) if isinstance(contents, bytes) else contents) as image:
             if _has_many_bits(image):
                 return "16 bit"
-            if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+            if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
                 return "transparent"
     except Exception as error:  # as in `open_image`
         raise _unreadable(contents, source["path"], error) from error
