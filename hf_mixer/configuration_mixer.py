@@ -228,7 +228,7 @@ class MixerConfig(BackboneConfigMixin, PreTrainedConfig):
             isinstance(num_labels, bool) or not isinstance(num_labels, int) or num_labels < 0
         ):
             raise ValueError(f"`num_labels` (or `num_classes`) has to be 0 or a positive integer, got {num_labels!r}")
-        if num_labels is not None and len(kwargs.get("id2label") or range(num_labels)) != num_labels:
+        if num_labels is not None and len(self.id2label or range(num_labels)) != num_labels:
             # As when a saved model gets other labels than those that the thresholds were chosen for
             self.label_thresholds = None
 
