@@ -215,7 +215,7 @@ def describe_preprocessing(processor: MixerImageProcessorPil) -> str:
     """Say in words what the image processor does, in the order in which it does it."""
     steps = []
     if processor.do_convert_rgb:
-        steps.append(f"converted to {'RGB' if processor.num_channels == 3 else 'grey'}, transparency on white")
+        steps.append(f"turned upright and converted to {'RGB' if processor.num_channels == 3 else 'grey'}")
     if processor.do_resize:
         resample = PILImageResampling(processor.resample).name.lower()
         size = dict(processor.size)
