@@ -18,7 +18,7 @@ from ..evaluation.metrics import METRICS, Metric
 from ..image_processing_pil_mixer import MixerImageProcessorPil
 from ..modeling_mixer import MixerForImageClassification
 from ..utils import is_hub_id, read_json
-from .saving import save_card, sign
+from .saving import sign
 from .wording import (
     dataset_name,
     dataset_type,
@@ -116,20 +116,6 @@ def create_card(folder: str | os.PathLike, repo_id: str | None = None, revision:
     return card
 
 
-def write_card(folder: str | os.PathLike, repo_id: str | None = None) -> Path:
-    """
-    Save the model card of a trained folder in it; for the arguments see `create_card`.
-
-    Returns:
-        `Path`: that of README.md, or that of MODEL_CARD.md beside a README.md that a person or another program wrote, or
-        that was edited.
-
-    Raises:
-        `ValueError`: see `create_card`; or neither of the two may be replaced.
-    """
-    return save_card(create_card(folder, repo_id), Path(folder))
-
-
 def read_model(folder: Path) -> tuple[MixerConfig, MixerImageProcessorPil]:
     """
     Return the configuration of the classifier in `folder` and its image processor.
@@ -216,4 +202,4 @@ def describe_source(folder: Path, repo_id: str | None, revision: str | None) -> 
     }
 
 
-__all__ = ["create_card", "write_card"]
+__all__ = ["create_card"]
