@@ -22,6 +22,7 @@ from .saving import sign
 from .wording import (
     dataset_name,
     dataset_type,
+    describe_conversion,
     describe_extremes,
     describe_measurement,
     describe_model,
@@ -102,6 +103,7 @@ def create_card(folder: str | os.PathLike, repo_id: str | None = None, revision:
         **describe_training(run),
         results=[(metric.title, format_metric(metric, value)) for metric, value in metrics],
         measured_on=describe_measurement(measured_on),
+        measured_conversion=describe_conversion(measured_on)["conversion"],
         extremes=describe_extremes(problem_type, evaluation.get("per_class") or []),
         speed=[
             (what, f"{record['images_per_second']:,.0f}", plain(record["hardware"]))
