@@ -276,7 +276,7 @@ def _stream(data: ImageTable | IterableDataset, split: str, mix: bool) -> Iterab
     if not isinstance(data, ImageTable):
         return data
     check_files(data)
-    return to_stream(data.dataset.cast_column(data.image_column, ImageFeature()), split, mix)
+    return to_stream(data, split, mix)
 
 
 def _check_images(
@@ -399,17 +399,22 @@ def select_image_columns(
         dataset = dataset.select_columns([image_column, *columns])
         if columns[0] != "label":
             dataset = dataset.rename_column(columns[0], "label")
+    return _leave_undecoded(dataset, image_column)
+
+
+def _leave_undecoded(dataset, image_column: str):
     if image_column != "image":
         dataset = dataset.rename_column(image_column, "image")
     return dataset.cast_column("image", ImageFeature(decode=False))
 
 
 def _select_or_unlabel(data, image_column_name, columns: Sequence[str], problem_type: str | None, split: str):
-    """Select the columns of a split. Where the split `test` does not have those of the labels, its labels are `None`."""
-    if split == "test" and not set(columns) <= data.features.keys():
+    """Select the columns of a split. Where the split `test` has no labels, they are `None`."""
+    labelled = all(data.features.get(column, Value("null")) != Value("null") for column in columns)
+    if split == "test" and not labelled:
         image_column = _find_column(data.features, image_column_name, "image")
         data = data.select_columns(image_column).add_column("label", [None] * len(data), feature=Value("null"))
-        return data.rename_column(image_column, "image").cast_column("image", ImageFeature(decode=False))
+        return _leave_undecoded(data, image_column)
     return select_image_columns(data, image_column_name, columns, problem_type)
 
 

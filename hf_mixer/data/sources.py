@@ -336,14 +336,15 @@ def check_files(table: ImageTable) -> None:
             raise ValueError(f"no such image: {path['path']} ({place})")
 
 
-def to_stream(dataset: Dataset, split: str, mix: bool) -> IterableDataset:
+def to_stream(table: ImageTable, split: str, mix: bool) -> IterableDataset:
     """
-    Return a stream that knows its number of images, in parts for processes and workers to share out. To `mix` puts the
+    Return the files as a stream that knows its number of images, in parts for processes and workers to share out. To `mix` puts the
     images in one other order, so that neighbours are not of the same class.
     """
+    dataset = table.dataset
     if mix:
-        dataset = dataset.shuffle(seed=0).flatten_indices()
+        dataset = Dataset.from_dict(dataset.shuffle(seed=0)[:], features=dataset.features)
     num_shards = min(MAX_SHARDS, 2 ** (max(len(dataset), 1).bit_length() - 1))
     stream = dataset.to_iterable_dataset(num_shards)
     stream.info.splits = SplitDict({split: SplitInfo(split, num_examples=len(dataset))})
-    return stream
+    return stream.cast_column(table.image_column, ImageFeature())
