@@ -1,10 +1,234 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures that sum up what a classifier gets right."""
+"""The figures that sum up what a model gets right, for each kind of label."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import expit
+from sklearn import metrics as sklearn_metrics
+
+
+@dataclass(frozen=True)
+class Metric:
+    """
+    How to read a figure.
+
+    Args:
+        title (`str`):
+            Its name in tables.
+        hub_id (`str`):
+            Its identifier at https://huggingface.co/metrics.
+        greater_is_better (`bool`, *optional*, defaults to `True`):
+            Whether a good model has a high one.
+        is_share (`bool`, *optional*, defaults to `True`):
+            Whether it lies in [0, 1] and can be written in percent.
+    """
+
+    title: str
+    hub_id: str
+    greater_is_better: bool = True
+    is_share: bool = True
+
+
+# By the problem types of transformers. The first metric of each is the one that sums up a model best.
+METRICS: dict[str, dict[str, Metric]] = {
+    "single_label_classification": {
+        "accuracy": Metric("accuracy", "accuracy"),
+        "top5_accuracy": Metric("top-5 accuracy", "accuracy"),
+        "balanced_accuracy": Metric("balanced accuracy", "accuracy"),
+        "f1_macro": Metric("macro F1", "f1"),
+        "f1_weighted": Metric("weighted F1", "f1"),
+        "precision_macro": Metric("macro precision", "precision"),
+        "recall_macro": Metric("macro recall", "recall"),
+        "cohen_kappa": Metric("Cohen's kappa", "cohen_kappa", is_share=False),
+        "ece": Metric("expected calibration error", "ece", greater_is_better=False),
+    },
+    "multi_label_classification": {
+        "mean_average_precision": Metric("mean average precision", "mean_average_precision"),
+        "f1_micro": Metric("micro F1", "f1"),
+        "f1_macro": Metric("macro F1", "f1"),
+        "precision_micro": Metric("micro precision", "precision"),
+        "recall_micro": Metric("micro recall", "recall"),
+        "precision_macro": Metric("macro precision", "precision"),
+        "recall_macro": Metric("macro recall", "recall"),
+        "subset_accuracy": Metric("subset accuracy", "accuracy"),
+    },
+    "regression": {
+        "r2": Metric("R\N{SUPERSCRIPT TWO}", "r_squared", is_share=False),
+        "mae": Metric("mean absolute error", "mae", greater_is_better=False, is_share=False),
+        "mse": Metric("mean squared error", "mse", greater_is_better=False, is_share=False),
+        "rmse": Metric("root mean squared error", "rmse", greater_is_better=False, is_share=False),
+    },
+}
+
+
+def compute_metrics(
+    problem_type: str, logits: np.ndarray, labels: np.ndarray, thresholds: Sequence[float] | None = None
+) -> dict[str, float]:
+    """
+    Sum up the answers of a model in the metrics of `METRICS`, computed by scikit-learn.
+
+    Macro averages are over the labels that occur in the data or among the predictions: a label that is predicted without
+    any image counts as 0, one that does neither is left out. Balanced accuracy and mean average precision are over the
+    labels that have images. What would be 0 / 0, such as the precision of a label that is never predicted, is 0.
+
+    Args:
+        problem_type (`str`):
+            `"single_label_classification"`, `"multi_label_classification"` or `"regression"`.
+        logits (`np.ndarray` of shape `(num_images, num_labels)`):
+            The outputs of the model.
+        labels (`np.ndarray`):
+            The truth: indices of shape `(num_images,)` for a single label, otherwise of shape `(num_images, num_labels)`,
+            with 1 for every label that is present, or with the values to predict.
+        thresholds (`Sequence[float]`, *optional*):
+            For several labels, the probability from which each of them counts as present. Defaults to 0.5.
+
+    Returns:
+        `dict[str, float]`: the metrics by key. There is no `top5_accuracy` with fewer than six labels, and no `r2` of a
+        single image.
+
+    Raises:
+        `ValueError`: the problem type is unknown, or there are no images.
+    """
+    if problem_type not in METRICS:
+        raise ValueError(f"unknown problem type {problem_type!r}, expected one of {', '.join(METRICS)}")
+    if len(labels) == 0:
+        raise ValueError("there are no images to compute metrics of")
+    if problem_type == "regression":
+        return regression_metrics(logits, labels)
+    if problem_type == "multi_label_classification":
+        return multi_label_metrics(logits, labels, thresholds)
+    scores = score_logits(torch.tensor(logits), torch.tensor(labels))
+    return single_label_metrics({name: value.numpy() for name, value in scores.items()}, logits.shape[1])
+
+
+def single_label_metrics(scores: dict[str, np.ndarray], num_labels: int) -> dict[str, float]:
+    """Return the metrics of images that have one label each, from what `score_logits` says of them."""
+    labels, predictions = scores["labels"], scores["predictions"]
+    occurring = np.union1d(labels, predictions)
+    results = {"accuracy": float(sklearn_metrics.accuracy_score(labels, predictions))}
+    if num_labels > 5:
+        results["top5_accuracy"] = float(np.mean(scores["ranks"] < 5))
+    macro: dict[str, Any] = {"labels": occurring, "average": "macro", "zero_division": 0}
+    with _many_labels_allowed():
+        # `balanced_accuracy_score` is the same, and warns of predictions without images
+        present = {**macro, "labels": np.unique(labels)}
+        results["balanced_accuracy"] = sklearn_metrics.recall_score(labels, predictions, **present)
+        results["f1_macro"] = sklearn_metrics.f1_score(labels, predictions, **macro)
+        results["f1_weighted"] = sklearn_metrics.f1_score(labels, predictions, **{**macro, "average": "weighted"})
+        results["precision_macro"] = sklearn_metrics.precision_score(labels, predictions, **macro)
+        results["recall_macro"] = sklearn_metrics.recall_score(labels, predictions, **macro)
+        # With one label in both, nothing can agree beyond chance
+        is_defined = len(occurring) > 1
+        results["cohen_kappa"] = sklearn_metrics.cohen_kappa_score(labels, predictions) if is_defined else 0
+    bins = calibration_bins(scores["confidences"], predictions == labels)
+    results["ece"] = expected_calibration_error(bins)
+    return {name: float(value) for name, value in results.items()}
+
+
+def multi_label_metrics(
+    logits: np.ndarray, labels: np.ndarray, thresholds: Sequence[float] | None = None
+) -> dict[str, float]:
+    """Return the metrics of images that have any number of labels; for the arguments see `compute_metrics`."""
+    truth, predictions = labels > 0.5, predict_present(logits, thresholds)
+    per_label = per_label_scores(logits, truth, thresholds)
+    occurring = truth.any(axis=0) | predictions.any(axis=0)
+    precisions = [entry for entry in per_label["average_precision"] if entry is not None]
+    results = {
+        "mean_average_precision": np.mean(precisions) if precisions else 0,
+        "subset_accuracy": np.mean((truth == predictions).all(axis=1)),
+    }
+    # To pool the labels is to take every pair of image and label for a decision of its own
+    pooled = sklearn_metrics.precision_recall_fscore_support(
+        truth.ravel(), predictions.ravel(), average="binary", zero_division=0
+    )
+    for name, micro in zip(("precision", "recall", "f1"), pooled):
+        values = per_label[name][occurring]
+        results |= {f"{name}_micro": micro, f"{name}_macro": values.mean() if len(values) else 0}
+    return {name: float(results[name]) for name in METRICS["multi_label_classification"]}
+
+
+def regression_metrics(values: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Return the metrics of predicted `values`, each the mean over the outputs; both of shape `(num_images, num_labels)`."""
+    values = np.asarray(values, dtype=np.float64)
+    truth = np.asarray(truth, dtype=np.float64).reshape(values.shape)
+    results = {}
+    if len(values) > 1:
+        results["r2"] = float(sklearn_metrics.r2_score(truth, values))
+    results["mae"] = float(sklearn_metrics.mean_absolute_error(truth, values))
+    results["mse"] = float(sklearn_metrics.mean_squared_error(truth, values))
+    results["rmse"] = float(sklearn_metrics.root_mean_squared_error(truth, values))
+    return results
+
+
+def predict_present(logits: np.ndarray, thresholds: Sequence[float] | None = None) -> np.ndarray:
+    """
+    Return which labels count as present, a boolean array of the shape of `logits`, `(num_images, num_labels)`: those
+    whose probability reaches their threshold, by default 0.5.
+    """
+    return expit(logits.astype(np.float64)) >= (0.5 if thresholds is None else np.asarray(thresholds))
+
+
+def best_thresholds(logits: np.ndarray, labels: np.ndarray) -> list[float]:
+    """
+    Return for every label the probability from which it has to count as present for the highest F1.
+
+    A threshold lies halfway between two probabilities of the data. Of equally good ones it is the closest to 0.5, which
+    also is that of labels without images.
+
+    Args:
+        logits (`np.ndarray` of shape `(num_images, num_labels)`), labels (`np.ndarray` of the same shape):
+            The outputs of the model, and 1 for every label that is present.
+    """
+    probabilities = expit(logits.astype(np.float64))
+    return [_best_threshold(column, truth > 0.5) for column, truth in zip(probabilities.T, labels.T)]
+
+
+def _best_threshold(probabilities: np.ndarray, truth: np.ndarray) -> float:
+    if not truth.any():
+        return 0.5
+    precision, recall, scores = sklearn_metrics.precision_recall_curve(truth, probabilities)
+    # The last point of the curve belongs to no score: nothing is present
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    thresholds = (scores + np.concatenate([[0], scores[:-1]])) / 2
+    best = thresholds[np.isclose(f1[:-1], f1[:-1].max(), rtol=1e-9)]
+    return float(best[np.abs(best - 0.5).argmin()])
+
+
+def per_label_scores(
+    logits: np.ndarray, labels: np.ndarray, thresholds: Sequence[float] | None = None
+) -> dict[str, Any]:
+    """
+    Judge every label on its own; for the arguments see `compute_metrics`.
+
+    Returns:
+        `dict`: arrays `precision`, `recall` and `f1` of shape `(num_labels,)`, and the list `average_precision`, with
+        `None` for labels without images.
+    """
+    truth, predictions = labels > 0.5, predict_present(logits, thresholds)
+    # scikit-learn takes a single column for a choice of two
+    only = [1] if truth.shape[1] == 1 else None
+    precision, recall, f1, _ = sklearn_metrics.precision_recall_fscore_support(
+        truth, predictions, labels=only, average=None, zero_division=0
+    )
+    average_precision = [
+        float(sklearn_metrics.average_precision_score(column, scores)) if column.any() else None
+        for column, scores in zip(truth.T, logits.T)
+    ]
+    return {"precision": precision, "recall": recall, "f1": f1, "average_precision": average_precision}
+
+
+@contextmanager
+def _many_labels_allowed() -> Iterator[None]:
+    """Keep scikit-learn from warning that few images of many labels might be meant as numbers."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%", UserWarning)
+        yield
 
 
 def score_logits(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
