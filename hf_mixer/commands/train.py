@@ -18,12 +18,10 @@ but eval_results.json. `--do_predict true` predicts the split `test`.
 """
 
 import logging
-import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -39,20 +37,63 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple:
         return (arguments, *parse_training_arguments(RECIPES, __doc__, arguments))
 
 
-def check_output_dir(training_args) -> str | None:
-    """Refuse to write over anything, and return the checkpoint to go on from, if any was asked for."""
+def find_checkpoint(training_args) -> str | None:
+    """Return the checkpoint to go on from, if any was asked for. Otherwise refuse to write over anything."""
     from ..output_folder import refuse_foreign_files
     from ..training.checkpointing import find_checkpoint_to_resume
 
-    resume = training_args.resume_from_checkpoint
-    if resume is not None and str(resume).lower() in ("true", "1", "yes"):
-        resume = True
-    elif resume is not None and str(resume).lower() in ("false", "0", "no"):
-        resume = None
-    resume = find_checkpoint_to_resume(training_args.output_dir, resume)
-    if resume is None:
+    asked = training_args.resume_from_checkpoint
+    words = {"true": True, "1": True, "yes": True, "false": None, "0": None, "no": None}
+    checkpoint = find_checkpoint_to_resume(training_args.output_dir, words.get(str(asked).lower(), asked))
+    if checkpoint is None:
         refuse_foreign_files(training_args.output_dir)
-    return resume
+    return checkpoint
+
+
+@contextmanager
+def reserved_output_dir(training_args, command: str) -> Iterator[None]:
+    """Have the output folder for oneself while a model trains. A new folder vanishes where nothing was written into it."""
+    from ..output_folder import lock_output_dir
+    from ..utils import one_line_errors
+
+    folder = Path(training_args.output_dir)
+    if not training_args.do_train:
+        is_new = not folder.exists()
+        try:
+            yield
+        finally:
+            if is_new and folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        return
+    with one_line_errors(), training_args.main_process_first(local=False, desc="locking the output folder"):
+        lock = lock_output_dir(folder, command, training_args.process_index, training_args.world_size)
+    with lock:
+        yield
+
+
+@contextmanager
+def run_errors(training_args) -> Iterator[None]:
+    """End the program in one line where a run is interrupted, out of memory, or cannot go on with what the user gave it."""
+    import torch
+
+    from ..training.checkpointing import TrainingError, describe_last_checkpoint
+    from ..utils import one_line_errors
+
+    is_main = training_args.process_index == 0
+    try:
+        with one_line_errors((TrainingError, ValueError, OSError, ImportError)):
+            yield
+    except KeyboardInterrupt:
+        if is_main and training_args.do_train:
+            print(f"\ninterrupted. {describe_last_checkpoint(training_args.output_dir)}", file=sys.stderr)
+        sys.exit(130)
+    except (torch.OutOfMemoryError, MemoryError):
+        batch_size = training_args.per_device_train_batch_size
+        sys.exit(
+            f"error: out of memory on {training_args.device} with batches of {batch_size} images: lower "
+            "--per_device_train_batch_size (--gradient_accumulation_steps makes up for it), or --image_size, or give "
+            "--activation_checkpointing true"
+        )
 
 
 def write_card(output_dir, repo_id: str | None = None) -> None:
@@ -64,3 +105,210 @@ def write_card(output_dir, repo_id: str | None = None) -> None:
         print(f"README.md was written by hand and stays as it is: the model card is {path}", flush=True)
 
 
+def build_trainer(prepared, data_args, training_args):
+    """Return the trainer of a prepared run, its data by split as it reads them, and what prints its progress."""
+    from ..data.images import collate_images
+    from ..training.curves import TrainingCurvesCallback
+    from ..training.preparation import build_datasets, build_transforms, read_labels, set_stream_length
+    from ..training.progress import ConsoleCallback
+    from ..training.trainer import MixerTrainer
+
+    streaming = data_args.streaming
+    if streaming and training_args.do_train:
+        set_stream_length(prepared.dataset, training_args, data_args.max_train_samples)
+    transforms = build_transforms(prepared.image_processor, data_args, training_args)
+    splits = build_datasets(prepared.dataset, transforms, training_args, streaming)
+    has_labels = training_args.do_train and not streaming
+    trainer = MixerTrainer(
+        model=prepared.model,
+        args=training_args,
+        train_dataset=splits.get("train"),
+        eval_dataset=splits["validation"],
+        train_labels=read_labels(prepared.dataset["train"]) if has_labels else None,
+        data_collator=collate_images,
+        processing_class=prepared.image_processor,
+        callbacks=[TrainingCurvesCallback()] if training_args.do_train else [],
+        write_card=write_card,
+    )
+    console = ConsoleCallback(prepared.problem_type)
+    console.attach(trainer)
+    return trainer, splits, console
+
+
+def set_up_console(training_args) -> None:
+    """Say what matters, once: no bars where nobody watches, and none of transformers' for every file."""
+    import datasets
+
+    import transformers
+
+    from ..training.progress import is_interactive
+
+    logging.basicConfig(format="%(message)s", level=logging.INFO if training_args.should_log else logging.WARNING)
+    transformers.utils.logging.set_verbosity(training_args.get_process_log_level())
+    transformers.utils.logging.disable_progress_bar()
+    for name in ("httpx", "huggingface_hub", "accelerate"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if not is_interactive(training_args):
+        datasets.disable_progress_bars()
+
+
+def announce_source(data_args, training_args) -> None:
+    """Print what the run is about, before anything is loaded."""
+    from ..training.preparation import name_source
+
+    if not training_args.do_train:
+        return
+    if data_args.has_source:
+        recipe = f"with the recipe {data_args.recipe}" if data_args.recipe else "without a recipe"
+        print(f"Training on {name_source(data_args)}, {recipe}", flush=True)
+        return
+    print(
+        "Training on the 1,797 handwritten digits that ship with scikit-learn: no data was\nnamed (--train_dir, "
+        "--train_file, --dataset_name)",
+        flush=True,
+    )
+
+
+def announce_run(prepared, trainer, description: dict, data_args) -> None:
+    """Print what was found, and what the run will do with it."""
+    from ..data.images import count_special_images
+    from ..training import summary
+    from ..training.preparation import read_labels
+
+    dataset, training_args = prepared.dataset, trainer.args
+    entries = []
+    if training_args.do_train:
+        entries.append(("images", summary.describe_images(description)))
+    else:
+        entries.append(("images", f"{len(dataset['validation']):,} to evaluate on"))
+    titles = f"{summary.PROBLEM_TITLES[prepared.problem_type]}: {len(prepared.labels)}"
+    if "class_counts" in description:
+        entries.append(("labels", f"{titles} labels. {summary.describe_classes(description['class_counts'])}"))
+    elif prepared.problem_type == "regression" and "train" in dataset and not data_args.streaming:
+        values = summary.describe_values(read_labels(dataset["train"]), prepared.labels)
+        entries.append(("labels", f"{titles} value(s). {values}"))
+    else:
+        entries.append(("labels", titles))
+    if training_args.do_train and not data_args.streaming:
+        special = count_special_images(dataset["train"])
+        conversion = description.get("image_conversion", {})
+        entries += [("caution", line) for line in summary.describe_special_images(special, conversion)]
+    entries.append(("model", summary.describe_model(trainer.model, prepared.base_model)))
+    entries.append(("device", summary.describe_device(training_args)))
+    if training_args.do_train:
+        entries.append(("steps", summary.describe_steps(training_args, description["num_train_images"])))
+    if prepared.changed:
+        names = ", ".join(prepared.changed)
+        entries.append(("recipe", f"for these labels without {names}"))
+    for name, text in entries:
+        print(summary.format_entry(name, text), flush=True)
+
+
+def train(trainer, checkpoint: str | None, description: dict, command_line: list[str], model_args, data_args) -> dict:
+    """Train, save what came out, and return the metrics of the training."""
+    from ..training.record import describe_command, write_training_run
+
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_metrics("train", result.metrics)
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        write_training_run(
+            trainer,
+            result.metrics,
+            description,
+            command=describe_command(command_line),
+            recipe=data_args.recipe,
+            base_model=model_args.model_name_or_path,
+        )
+    return result.metrics
+
+
+def predict(trainer, test_dataset, prepared) -> str:
+    """Predict the split `test`, and return where its predictions are."""
+    from ..training.predictions import PREDICTIONS_NAME, write_predictions
+
+    path = Path(trainer.args.output_dir) / PREDICTIONS_NAME
+    output = trainer.predict(test_dataset, metric_key_prefix="predict")
+    if prepared.has_test_labels:
+        trainer.save_metrics("predict", output.metrics, combined=trainer.args.do_train)
+    if trainer.is_world_process_zero():
+        sources = prepared.dataset["test"]["image"]
+        write_predictions(path, output.predictions, sources, trainer.model.config)
+    return str(path)
+
+
+def evaluate(trainer, prepared, data_args) -> None:
+    """Measure the model on the validation images, and print and save the figures."""
+    from ..training.summary import describe_result
+
+    metrics = trainer.evaluate()
+    trainer.save_metrics("eval", metrics, combined=trainer.args.do_train)
+    num_images = None if data_args.streaming else len(prepared.dataset["validation"])
+    if trainer.is_world_process_zero():
+        print(describe_result(prepared.problem_type, metrics, num_images, "validation"), flush=True)
+
+
+def announce_outcome(trainer, train_metrics: dict, prepared, data_args) -> None:
+    """Print where everything is, and the commands that come next."""
+    from ..training import summary
+    from ..training.preparation import find_example_image, name_evaluation_data
+
+    output_dir = trainer.args.output_dir
+    for name, text in summary.describe_outcome(output_dir, train_metrics):
+        print(summary.format_entry(name, text))
+    image = find_example_image(prepared.dataset)
+    commands = summary.next_commands(output_dir, image, name_evaluation_data(data_args))
+    print("Next:", *(f"  {command}" for command in commands), sep="\n", flush=True)
+
+
+def run(parsed: tuple) -> None:
+    import transformers
+
+    from ..training.preparation import check_results, describe_dataset, prepare_run
+    from ..training.record import describe_command
+    from ..utils import end_together, one_line_errors
+
+    command_line, model_args, data_args, training_args = parsed
+    is_main = training_args.process_index == 0
+    with one_line_errors():
+        set_up_console(training_args)
+        checkpoint = find_checkpoint(training_args) if training_args.do_train else None
+    with run_errors(training_args), reserved_output_dir(training_args, describe_command(command_line)):
+        # Everything before the first step, in which the user's input can still be refused
+        with one_line_errors():
+            if is_main:
+                announce_source(data_args, training_args)
+            transformers.set_seed(training_args.seed)
+            prepared = prepare_run(model_args, data_args, training_args)
+            description = describe_dataset(prepared, data_args)
+            if training_args.do_eval and not training_args.do_train:
+                check_results(training_args.output_dir, description)
+            trainer, splits, console = build_trainer(prepared, data_args, training_args)
+            if is_main:
+                announce_run(prepared, trainer, description, data_args)
+        try:
+            train_metrics = None
+            if training_args.do_train:
+                train_metrics = train(trainer, checkpoint, description, command_line, model_args, data_args)
+            if training_args.do_eval:
+                evaluate(trainer, prepared, data_args)
+            if training_args.do_predict:
+                path = predict(trainer, splits["test"], prepared)
+        finally:
+            console.close()
+        if training_args.push_to_hub and training_args.do_train:
+            trainer.push_to_hub()
+        elif training_args.do_train:
+            trainer.create_model_card()
+        if is_main and training_args.do_predict:
+            print(f"The predictions for {len(prepared.dataset['test']):,} images are in {path}", flush=True)
+        if is_main and train_metrics is not None:
+            announce_outcome(trainer, train_metrics, prepared, data_args)
+        accelerator = trainer.accelerator
+        del trainer, console  # they hold the group of processes that ends now
+        end_together(accelerator)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    run(parse_arguments(arguments))

@@ -449,7 +449,9 @@ def match_labels(
         result = {label: int(label) for label in labels if label in range(len(model_labels))}
     else:
         unnamed = names is None and all(name == f"LABEL_{index}" for index, name in enumerate(model_labels))
-        found = {label: _find_name(f"LABEL_{name}" if unnamed else name, model_labels) for label, name in name_of.items()}
+        found = {
+            label: _find_name(f"LABEL_{name}" if unnamed else name, model_labels) for label, name in name_of.items()
+        }
         result = {label: index for label, index in found.items() if index is not None}
     unmatched = [name_of[label] for label in labels if label not in result]
     if unmatched:

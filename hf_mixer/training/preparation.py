@@ -28,15 +28,15 @@ from ..data.labels import (
     use_model_labels,
 )
 from ..data.loaders import CachedImages, NamedRows, StreamedImages
-from ..evaluation.metrics import METRICS, compute_metrics
+from ..evaluation.metrics import METRICS
 from ..image_processing_mixer import MixerImageProcessor
 from ..image_processing_pil_mixer import MixerImageProcessorPil
 from ..modeling_mixer import MixerForImageClassification
 from ..utils import read_json
 from .arguments import MixerTrainingArguments
+from .balance import count_classes
 from .command_line import REGULARIZATION_FIELDS, DataTrainingArguments, ModelArguments
 from .record import RECORD_NAME
-from .summary import count_classes
 
 
 DIGITS = "scikit-learn digits"
@@ -274,7 +274,9 @@ def use_labels_of_model(dataset: DatasetDict, labels: list[str], config: MixerCo
     places = match_labels(range(len(labels)), model_labels, labels)
     if problem_type_of(config) == REGRESSION and len(places) < len(model_labels):
         missing = next(name for place, name in enumerate(model_labels) if place not in places.values())
-        raise ValueError(f"the data has no column {missing!r}, which the model estimates: name it in --label_column_name")
+        raise ValueError(
+            f"the data has no column {missing!r}, which the model estimates: name it in --label_column_name"
+        )
 
     def rearrange(values: list | None) -> list | None:
         if values is None:
@@ -284,9 +286,7 @@ def use_labels_of_model(dataset: DatasetDict, labels: list[str], config: MixerCo
             arranged[place] = values[int(label)]
         return arranged
 
-    return DatasetDict(
-        {name: encode_labels(data, rearrange, data.features["label"]) for name, data in splits.items()}
-    )
+    return DatasetDict({name: encode_labels(data, rearrange, data.features["label"]) for name, data in splits.items()})
 
 
 def with_label(dataset, label):
@@ -356,17 +356,6 @@ def set_stream_length(dataset, training_args: MixerTrainingArguments, max_train_
         setattr(training_args, f"{name}_steps", math.ceil(count / images_per_step))
 
 
-def build_compute_metrics(config: MixerConfig):
-    """Return the function that sums up an evaluation for the trainer."""
-
-    def compute(prediction) -> dict[str, float]:
-        return compute_metrics(
-            problem_type_of(config), prediction.predictions, prediction.label_ids, config.label_thresholds
-        )
-
-    return compute
-
-
 def describe_dataset(run: PreparedRun, data_args: DataTrainingArguments) -> dict[str, Any]:
     """Return what the record of a run says of its data."""
     dataset, is_stream = run.dataset, data_args.streaming
@@ -380,7 +369,7 @@ def describe_dataset(run: PreparedRun, data_args: DataTrainingArguments) -> dict
         "problem_type": run.problem_type,
     }
     if not is_stream and "train" in dataset and run.problem_type != REGRESSION:
-        description["class_counts"] = count_classes(run.problem_type, read_labels(dataset["train"]), run.labels)
+        description["class_counts"] = count_classes(read_labels(dataset["train"]), run.labels)
     conversion = {"flatten_transparency": data_args.flatten_transparency, "scale_16_bit": data_args.scale_16_bit}
     if any(conversion.values()):
         description["image_conversion"] = {name: value for name, value in conversion.items() if value}
@@ -390,3 +379,47 @@ def describe_dataset(run: PreparedRun, data_args: DataTrainingArguments) -> dict
 def read_labels(dataset) -> np.ndarray:
     """Return all labels of a split in prepared form: an array of shape `(num_images,)` or `(num_images, num_labels)`."""
     return np.asarray(dataset["label"][:])
+
+
+def check_results(output_dir: str, description: dict[str, Any]) -> None:
+    """
+    Refuse to replace the results of a trained folder by those on other data.
+
+    Raises:
+        `ValueError`: the record in `output_dir` names other data, or another number of images, than `description`.
+    """
+    recorded = read_training_data(output_dir)
+    for key in ("name", "config", "eval_split", "num_eval_images"):
+        if recorded and recorded.get(key) != description[key]:
+            raise ValueError(
+                f"--output_dir {output_dir} holds a model with results on other data ({key} {recorded.get(key)}, here "
+                f"{description[key]}): choose another --output_dir, and name the model with --model_name_or_path"
+            )
+
+
+def find_example_image(dataset) -> str | None:
+    """Return the path of an image of the split `validation`, if its images are files."""
+    if not isinstance(dataset, DatasetDict):
+        return None
+    path = dataset["validation"][0]["image"]["path"]
+    return path if path is not None and Path(path).is_file() else None
+
+
+def name_evaluation_data(data_args: DataTrainingArguments) -> list[str]:
+    """Return the arguments of `hf-mixer evaluate` that name held-out data: that of the run, or a place for one's own."""
+    if data_args.validation_dir is not None:
+        return ["--eval_dir", data_args.validation_dir]
+    if data_args.validation_file is not None:
+        return ["--eval_file", data_args.validation_file]
+    if data_args.train_dir is not None:
+        return ["--eval_dir", "test_photos"]
+    if data_args.train_file is not None:
+        return ["--eval_file", "test.csv"]
+    if data_args.dataset_name is None:
+        return []
+    named = ["--dataset_name", data_args.dataset_name]
+    if data_args.dataset_config_name is not None:
+        named += ["--dataset_config_name", data_args.dataset_config_name]
+    if data_args.eval_split is not None:
+        named += ["--split", data_args.eval_split]
+    return named

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a training run tells of itself: before, what it found and what it will do; after, what came out and what comes next."""
 
+import math
 import shlex
 import shutil
 import textwrap
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..configuration_mixer import to_pair
 from ..evaluation.metrics import METRICS
 from ..utils import describe_hardware
 from .curves import CURVES_NAME
@@ -32,27 +34,13 @@ def format_entry(name: str, text: str) -> str:
     width = max(40, min(shutil.get_terminal_size().columns, MAX_WIDTH))
     indent = " " * (NAME_WIDTH + 2)
     lines = textwrap.wrap(
-        f"{name:<{NAME_WIDTH}}  {text}", width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        f"{name:<{NAME_WIDTH}}  {text}",
+        width,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
     )
     return "\n".join(lines)
-
-
-def count_classes(problem_type: str, labels: np.ndarray, names: list[str]) -> dict[str, int] | None:
-    """
-    Return how many images have each label, by its name.
-
-    Args:
-        labels (`np.ndarray`):
-            Labels in prepared form: indices of shape `(num_images,)`, or of shape `(num_images, num_labels)` with 1 for each
-            label that is present. There are no counts for regression.
-    """
-    if problem_type == "regression":
-        return None
-    if problem_type == "single_label_classification":
-        counts = np.bincount(labels, minlength=len(names))
-    else:
-        counts = np.asarray(labels).sum(axis=0, dtype=np.int64)
-    return dict(zip(names, counts.tolist()))
 
 
 def describe_classes(counts: Mapping[str, int]) -> str:
@@ -83,7 +71,9 @@ def describe_special_images(special: Mapping[str, int], conversion: Mapping[str,
     total, transparent, deep = special["num_images"], special["num_transparent"], special["num_16_bit"]
     if transparent:
         colour = conversion.get("flatten_transparency")
-        fate = f"put on {colour}" if colour else "their transparency is dropped (--flatten_transparency white keeps it)"
+        fate = (
+            f"put on {colour}" if colour else "their transparency is dropped (--flatten_transparency white keeps it)"
+        )
         lines.append(f"{transparent:,} of {total:,} images looked at are transparent: {fate}")
     if deep:
         is_scaled = conversion.get("scale_16_bit")
@@ -92,16 +82,23 @@ def describe_special_images(special: Mapping[str, int], conversion: Mapping[str,
     return lines
 
 
-def describe_model(trainer, base_model: str | None, variant: str) -> str:
+def describe_images(description: Mapping[str, Any]) -> str:
+    """Return the numbers of images of a run, from what its record says of its data."""
+    count, held_out = description["num_train_images"], description["num_eval_images"]
+    if count is None:
+        return "streamed"
+    skipped = description.get("num_skipped_images")
+    rest = f"; {skipped:,} cannot be read and are left out" if skipped else ""
+    return f"{count:,} to train on, {held_out:,} to evaluate on (split {description['eval_split']}){rest}"
+
+
+def describe_model(model, base_model: str | None) -> str:
     """Return where the model comes from, and its size."""
-    config = trainer.model.config
-    size = config.image_size
-    height, width = (size, size) if isinstance(size, int) else size
-    channels = "" if config.num_channels == 3 else f" with {config.num_channels} channel(s)"
-    origin = f"pretrained: {base_model}" if base_model else f"Mixer {variant} from scratch"
-    return (
-        f"{origin}, {trainer.model.num_parameters() / 1e6:,.1f} M parameters, images of {height} x {width} pixels{channels}"
-    )
+    config = model.config
+    height, width = to_pair(config.image_size)
+    color = "" if config.num_channels == 3 else f" with {config.num_channels} channel(s)"
+    origin = base_model or f"from scratch, {config.num_hidden_layers} layers of width {config.hidden_size}"
+    return f"{origin}; {model.num_parameters() / 1e6:,.2f} M parameters; images of {height} x {width} pixels{color}"
 
 
 def describe_device(args) -> str:
@@ -111,23 +108,17 @@ def describe_device(args) -> str:
     return f"{describe_hardware(args.device, args.world_size)}; {precision}; {processes}"
 
 
-def describe_steps(trainer, num_train_images: int | None) -> str:
-    """Return how many images a step takes, and how many steps and epochs the run has."""
-    args = trainer.args
+def describe_steps(args, num_train_images: int | None) -> str:
+    """Return how many steps and epochs the run has, how many images a step takes, and how it learns."""
     per_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
-    if num_train_images is None:
-        return f"{args.max_steps:,} steps of {per_step} images"
-    per_epoch = max(1, num_train_images // per_step)
-    if not args.dataloader_drop_last:
-        per_epoch = -(-num_train_images // per_step)
-    steps = args.max_steps if args.max_steps > 0 else int(np.ceil(args.num_train_epochs * per_epoch))
-    epochs = f"{steps / per_epoch:.3g}"
-    return f"{steps:,} of up to {per_step} images: {epochs} epochs of {per_epoch:,}; {args.optim.value}, {rate_of(args)}"
-
-
-def rate_of(args) -> str:
     scheduler = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
-    return f"learning rate {args.learning_rate:g} ({scheduler})"
+    learning = f"{args.optim.value}, learning rate {args.learning_rate:g} ({scheduler})"
+    if num_train_images is None:
+        return f"{args.max_steps:,} of {per_step} images; {learning}"
+    rounded = math.floor if args.dataloader_drop_last else math.ceil
+    per_epoch = max(1, rounded(num_train_images / per_step))
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
+    return f"{steps:,} of up to {per_step} images, {steps / per_epoch:.3g} epochs; {learning}"
 
 
 def describe_results(problem_type: str, metrics: Mapping[str, Any]) -> list[str]:
@@ -146,17 +137,12 @@ def describe_result(
     return ", ".join(describe_results(problem_type, metrics)) + images
 
 
-def describe_outcome(output_dir: str, train_metrics: Mapping[str, Any] | None, card: str | None) -> list[tuple[str, str]]:
-    """Return the named places of what a run has written, and how long it took."""
-    entries = []
-    if train_metrics is not None:
-        seconds, rate = train_metrics["train_runtime"], train_metrics["train_samples_per_second"]
-        entries.append(("time", f"{format_duration(seconds)}, {rate:,.0f} images per second"))
-    entries.append(("model", output_dir))
+def describe_outcome(output_dir: str, train_metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return how long a training took, and the places of what it has written."""
+    seconds, rate = train_metrics["train_runtime"], train_metrics["train_samples_per_second"]
+    entries = [("time", f"{format_duration(seconds)}, {rate:,.0f} images per second"), ("model", output_dir)]
     if (Path(output_dir) / CURVES_NAME).is_file():
         entries.append(("curves", str(Path(output_dir) / CURVES_NAME)))
-    if card is not None:
-        entries.append(("card", card))
     return entries
 
 
