@@ -138,7 +138,11 @@ def truncated(original, length):
         ("x.npz", changed_google(lambda arrays: arrays.pop("stem/kernel")), "not an MLP-Mixer of Google"),
         ("x.safetensors", truncated(TIMM_TINY / "model.safetensors", 5000), "not a complete safetensors file"),
         ("x.safetensors", vit, "not an MLP-Mixer of timm or Edifice"),
-        ("x.bin", lambda path: path.write_bytes(b"pickle"), "expected a .npz or .safetensors file"),
+        (
+            "x.h5",
+            lambda path: path.write_bytes(b"HDF"),
+            r"expected a file that ends in .safetensors, .npz, .bin, .pth",
+        ),
     ],
 )
 def test_malformed_sources_are_refused_and_nothing_is_written(name, write, message, tmp_path):
@@ -175,7 +179,7 @@ def test_settings_of_other_networks_and_odd_ones_are_refused(settings, message, 
 
 
 def test_what_tensors_do_not_tell_is_asked_for():
-    with pytest.raises(ValueError, match="8 patches of 4x4 pixels are no square image.*--image-size"):
+    with pytest.raises(ValueError, match="8 patches of 4x4 pixels are no square image.*--image_size"):
         load_checkpoint(str(GOOGLE_RECTANGLE / "linen.npz"))
     with pytest.raises(ValueError, match=r"an image of \(8, 8\) has another number"):
         load_checkpoint(str(GOOGLE_RECTANGLE / "linen.npz"), source_image_size=(8, 8))
