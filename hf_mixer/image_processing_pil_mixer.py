@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, PILImageResampling
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import auto_docstring
@@ -40,42 +41,28 @@ class MixerImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call
 
 def convert_pil_image(image: Image.Image, num_channels: int) -> Image.Image:
     """
-    Convert any PIL image to 8-bit RGB (3 channels) or luminance (1 channel) as an image viewer would show it: upright
-    by its EXIF orientation, transparency on white, 16 bits scaled to 8.
+    Convert any PIL image to 8-bit RGB (3 channels) or luminance (1 channel), with the pixels that transformers' pipelines
+    read: upright by its EXIF orientation, then Pillow's `convert("RGB")`, which drops transparency and clips values
+    above 255.
 
     Raises:
-        `ValueError`: a floating-point image has values outside [0, 255], or its range is not known.
+        `ValueError`: Pillow converts no images of this mode.
     """
     try:
-        image = ImageOps.exif_transpose(image)
+        upright = ImageOps.exif_transpose(image)
     except SyntaxError:
         # The metadata cannot be read. The image is taken as it lies.
-        pass
-    if image.mode.startswith("I"):
-        # Pillow opens 16-bit files as "I;16" or, in some formats, as "I" with the same range.
-        pixels = np.asarray(image).astype(np.int64)
-        if pixels.min() < 0 or pixels.max() > 65535:
-            raise ValueError(
-                f"Expected an image of 8 or 16 bits per channel, got values from {pixels.min()} to {pixels.max()} in "
-                f"mode {image.mode!r}. Convert it to 8 bits first."
-            )
-        if image.mode.startswith("I;16") or pixels.max() > 255:
-            pixels = (pixels + 128) // 257
-        image = Image.fromarray(pixels.astype(np.uint8))
-    elif image.mode == "F":
-        pixels = np.asarray(image)
-        if not (pixels.min() >= 0 and pixels.max() <= 255):
-            raise ValueError(
-                f"Expected a floating-point image in [0, 1] or [0, 255], got values from {pixels.min()} to "
-                f"{pixels.max()}. Convert it to 8 bits first."
-            )
-        image = Image.fromarray(np.round(pixels * (255 if pixels.max() <= 1 else 1)).astype(np.uint8))
-    elif image.mode in ("LA", "PA", "RGBA", "RGBa") or (
-        image.mode in ("1", "L", "P", "RGB") and image.info.get("transparency") is not None
-    ):
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB" if num_channels == 3 else "L")
+        upright = image.copy()
+    # Pillow would warn that it drops it
+    upright.info.pop("transparency", None)
+    try:
+        rgb = upright.convert("RGB")
+    except ValueError as error:
+        raise ValueError(
+            f"Expected an image that Pillow converts to RGB, got one in mode {image.mode!r} ({error}). Convert it to RGB "
+            "or RGBA first."
+        ) from error
+    return rgb if num_channels == 3 else rgb.convert("L")
 
 
 class MixerImageConversion:
@@ -97,10 +84,17 @@ class MixerImageConversion:
     do_convert_rgb = True
     num_channels = 3
 
+    def fetch_images(self, image_url_or_urls):
+        # With Pillow in both backends. torchvision's decoder scales 16 bits to 8.
+        return BaseImageProcessor.fetch_images(self, image_url_or_urls)
+
     def process_image(self, image, do_convert_rgb=None, num_channels=3, **kwargs):
         """
         Convert one PIL image, array or tensor to an array (PIL backend) or tensor (torchvision backend) of shape
         `(num_channels, height, width)`. Without `do_convert_rgb` the channels stay as they are.
+
+        Arrays and tensors come out as a PIL image of the same pixels does: integers are clipped to [0, 255], and the last
+        of 2 or 4 channels is taken as alpha and dropped. Floating-point ones keep their range.
         """
         if not do_convert_rgb:
             return super().process_image(image, do_convert_rgb=False, **kwargs)
@@ -111,29 +105,33 @@ class MixerImageConversion:
             )
         if isinstance(image, Image.Image):
             return super().process_image(convert_pil_image(image, num_channels), do_convert_rgb=False, **kwargs)
-        if isinstance(image, np.ndarray) and image.dtype == np.uint16:
-            image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
         image = super().process_image(image, do_convert_rgb=False, **kwargs)  # (channels, height, width)
+        if "float" not in str(image.dtype):
+            image = self._to_8_bits(image)
         if len(image) in (2, 4):
-            opaque = 1 if "float" in str(image.dtype) and image.max() <= 1 else 255
-            alpha = image[-1:] / opaque
-            image = self._round_like(image[:-1] * alpha + opaque * (1 - alpha), image)
+            # Without the alpha channel
+            image = image[:-1]
         if len(image) == num_channels:
             return image
         if len(image) == 1:
             # The one channel, repeated
             return image[[0] * num_channels]
         if len(image) == 3 and num_channels == 1:
+            # Pillow's weights and rounding
             red, green, blue = image[:, None] * 1.0
-            return self._round_like(0.299 * red + 0.587 * green + 0.114 * blue, image)
+            luminance = 19595 / 65536 * red + 38470 / 65536 * green + 7471 / 65536 * blue
+            return luminance if "float" in str(image.dtype) else self._to_8_bits(luminance + 0.5)
         raise ValueError(f"Expected an image of 1 to 4 channels, got {len(image)} channels in shape {image.shape}.")
 
     @staticmethod
-    def _round_like(image, original):
-        """Convert `image` to the type of `original`. It is rounded first where that is a type of integers."""
-        image = image if "float" in str(original.dtype) else image.round()
-        return image.astype(original.dtype) if isinstance(image, np.ndarray) else image.to(original.dtype)
+    def _to_8_bits(image):
+        """Convert numbers to uint8 as Pillow does: clipped to [0, 255], fractions cut off, true as 255."""
+        if "bool" in str(image.dtype):
+            image = image * 255
+        if isinstance(image, np.ndarray):
+            return image.clip(0, 255).astype(np.uint8)
+        return image.long().clip(0, 255).byte()
 
     def _standardize_kwargs(self, num_channels=None, do_convert_rgb=None, **kwargs):
         kwargs = super()._standardize_kwargs(**kwargs)
