@@ -4,7 +4,7 @@
 import io
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,15 +37,24 @@ def scan_images(folder: str | os.PathLike) -> tuple[list[Path], Counter[str]]:
     """Return the same as `find_images`, and how many other files there are of each suffix, such as `.txt`."""
     images: list[Path] = []
     others: Counter[str] = Counter()
-    for directory, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            suffix = os.path.splitext(name)[1].lower()
-            if suffix in IMAGE_EXTENSIONS and not name.startswith("."):
-                images.append(Path(directory, name))
-            elif not name.startswith("."):
-                others[suffix] += 1
+    for path in walk_files(folder):
+        if is_image_name(path):
+            images.append(Path(path))
+        else:
+            others[os.path.splitext(path)[1].lower()] += 1
     return sorted(images), others
+
+
+def walk_files(folder: str | os.PathLike) -> Iterator[str]:
+    """Give the files in `folder` and below it, without hidden files and folders."""
+    for directory, folders, names in os.walk(os.fspath(folder), followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (os.path.join(directory, name) for name in names if not name.startswith("."))
+
+
+def is_image_name(path: str | os.PathLike) -> bool:
+    """Whether the suffix of a file is one of an image format."""
+    return os.path.splitext(path)[1].lower() in IMAGE_EXTENSIONS
 
 
 def open_image(source: str | os.PathLike | bytes, name: str | None = None) -> Image.Image:
@@ -135,7 +144,7 @@ def _describe(source: dict) -> str | None:
         with Image.open(io.BytesIO(contents) if isinstance(contents, bytes) else contents) as image:
             if _has_many_bits(image):
                 return "16 bit"
-            if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+            if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
                 return "transparent"
     except Exception as error:  # as in `open_image`
         raise _unreadable(contents, source["path"], error) from error
@@ -178,7 +187,7 @@ class ImageConversion:
     def __call__(self, image: Image.Image) -> Image.Image:
         """Return the image upright and in 8 bits per channel or opaque, where that was asked for and it was not."""
         scaled = self.scale_16_bit and _has_many_bits(image)
-        flattened = self.flatten_transparency is not None and image.has_transparency_data
+        flattened = self.flatten_transparency is not None and image.has_transparency_data and not _has_many_bits(image)
         if not scaled and not flattened:
             return image
         try:

@@ -8,6 +8,7 @@ for each label of the model (`List(Value("bool"))`), or one number for each of i
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,8 +55,8 @@ def choose_problem_type(feature: Any, problem_type: str | None = None, column: s
     if problem_type not in (None, *PROBLEM_TYPES):
         raise ValueError(f"unknown problem type {problem_type!r}: expected one of {', '.join(PROBLEM_TYPES)}")
     is_list = isinstance(feature, (List, LargeList))
-    kind = _value_kind(feature.feature if is_list else feature)
-    fitting = {
+    kind = value_kind(feature.feature if is_list else feature)
+    fitting_by_kind: dict[tuple[str | None, bool], tuple[str, ...]] = {
         ("classes", False): (SINGLE_LABEL,),
         ("strings", False): (SINGLE_LABEL, REGRESSION),
         ("integers", False): (SINGLE_LABEL, REGRESSION),
@@ -65,7 +66,10 @@ def choose_problem_type(feature: Any, problem_type: str | None = None, column: s
         ("strings", True): (MULTI_LABEL,),
         ("integers", True): (MULTI_LABEL, REGRESSION),
         ("floats", True): (REGRESSION, MULTI_LABEL),
-    }.get((kind, is_list))
+    }
+    fitting = fitting_by_kind.get((kind, is_list))
+    if feature == Value("null"):
+        raise ValueError(f"no image has a label: the column {column!r} is empty")
     if fitting is None:
         raise ValueError(f"the column {column!r} holds no classes, integers, numbers, strings or lists of them")
     if problem_type is None:
@@ -78,7 +82,8 @@ def choose_problem_type(feature: Any, problem_type: str | None = None, column: s
     return problem_type
 
 
-def _value_kind(feature: Any) -> str | None:
+def value_kind(feature: Any) -> str | None:
+    """Return `classes`, `columns` (numbers by name), `integers`, `floats` or `strings`; `None` for anything else."""
     if isinstance(feature, ClassLabel):
         return "classes"
     if isinstance(feature, dict):
@@ -172,7 +177,10 @@ class MultiHotReader:
         if values is None or any(value is None for value in values):
             return None
         if len(values) != self.num_labels or not set(values) <= {0, 1}:
-            raise ValueError(f"expected {self.num_labels} values that are 0 or 1 for every image, got {values}")
+            raise ValueError(
+                f"expected {self.num_labels} values that are 0 or 1 for every image, got {values}: numbers are "
+                "for --problem_type regression"
+            )
         return [label for label, value in enumerate(values) if value]
 
 
@@ -205,7 +213,8 @@ def encode_labels(dataset, encode: Callable, feature: Any):
 
 
 def _encode_example(example: dict, encode: Callable) -> dict:
-    return {**example, "label": encode(example["label"])}
+    label = encode(example["label"])
+    return {**example, "label": label.tolist() if isinstance(label, np.ndarray) else label}
 
 
 def prepare_labels(dataset: dict, problem_type: str, columns: Sequence[str]) -> tuple[dict, list[str]]:
@@ -213,8 +222,8 @@ def prepare_labels(dataset: dict, problem_type: str, columns: Sequence[str]) -> 
     Bring raw labels into prepared form.
 
     Args:
-        dataset (`DatasetDict` or `IterableDatasetDict`):
-            Splits with a column `label`, as `select_image_columns` gives it.
+        dataset (`dict`):
+            Splits (`Dataset` or `IterableDataset`) with a column `label`, as `select_image_columns` gives it.
         problem_type (`str`):
             What `choose_problem_type` says of that column in the split `train`.
         columns (`Sequence[str]`):
@@ -231,21 +240,21 @@ def prepare_labels(dataset: dict, problem_type: str, columns: Sequence[str]) -> 
     if problem_type == REGRESSION:
         names = _number_names(dataset["train"], columns)
         encode = NumberEncoder(names)
-        return type(dataset)({split: encode_labels(data, encode, NUMBERS) for split, data in dataset.items()}), names
+        return {split: encode_labels(data, encode, NUMBERS) for split, data in dataset.items()}, names
 
-    length = find_multi_hot_length(dataset["train"]) if problem_type == MULTI_LABEL else None
+    splits = dict(dataset)
+    length = find_multi_hot_length(splits["train"]) if problem_type == MULTI_LABEL else None
     if length is not None:
-        dataset = {split: read_multi_hot(data, length) for split, data in dataset.items()}
-    names, present = _class_names(dataset["train"], problem_type)
-    prepared = {}
-    for split, data in dataset.items():
+        splits = {split: read_multi_hot(data, length) for split, data in splits.items()}
+    names, present = _class_names(splits["train"], problem_type)
+    for split, data in splits.items():
         index = _index_by_name(data, split, names, present)
         if problem_type == MULTI_LABEL:
             data = encode_labels(data, MultiHotEncoder(index, len(names)), MULTI_HOT)
         elif data.features["label"] != ClassLabel(names=names):
             data = encode_labels(data, ClassEncoder(index), ClassLabel(names=names))
-        prepared[split] = data
-    return prepared, names
+        splits[split] = data
+    return splits, names
 
 
 def _number_names(dataset, columns: Sequence[str]) -> list[str]:
@@ -273,7 +282,7 @@ def find_multi_hot_length(dataset) -> int | None:
     """
     feature = dataset.features["label"]
     dtype = getattr(feature.feature, "dtype", "") if isinstance(feature.feature, Value) else ""
-    if _value_kind(feature.feature) not in ("integers", "floats"):
+    if value_kind(feature.feature) not in ("integers", "floats"):
         return None
     is_vector = not dtype.startswith(("int", "uint"))
     if isinstance(dataset, IterableDataset):
@@ -449,10 +458,13 @@ def match_labels(
         result = {label: int(label) for label in labels if label in range(len(model_labels))}
     else:
         unnamed = names is None and all(name == f"LABEL_{index}" for index, name in enumerate(model_labels))
-        found = {
-            label: _find_name(f"LABEL_{name}" if unnamed else name, model_labels) for label, name in name_of.items()
-        }
-        result = {label: index for label, index in found.items() if index is not None}
+        exact, folded = _unique_positions(model_labels), _unique_positions(map(_fold, model_labels))
+        result = {}
+        for label, name in name_of.items():
+            name = f"LABEL_{name}" if unnamed else name
+            index = exact.get(name, folded.get(_fold(name)))
+            if index is not None:
+                result[label] = index
     unmatched = [name_of[label] for label in labels if label not in result]
     if unmatched:
         raise ValueError(
@@ -463,13 +475,11 @@ def match_labels(
     return result
 
 
-def _find_name(name: str, model_labels: Sequence[str]) -> int | None:
-    """Return the index of the only label of that name, or else of the only one that differs from it in case."""
-    for fold in (str, _fold):
-        found = [index for index, label in enumerate(model_labels) if fold(label) == fold(name)]
-        if len(found) == 1:
-            return found[0]
-    return None
+def _unique_positions(names: Iterable[str]) -> dict[str, int]:
+    """Return the position of every name that occurs once."""
+    names = list(names)
+    counts = Counter(names)
+    return {name: index for index, name in enumerate(names) if counts[name] == 1}
 
 
 def _fold(name: str) -> str:
