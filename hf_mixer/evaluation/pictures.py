@@ -18,17 +18,6 @@ from .plots import (
 )
 
 
-# All that there are; an evaluation has those that fit its results
-PICTURES = (
-    "confusion_matrix.png",
-    "confused_pairs.png",
-    "per_class.png",
-    "mistakes.png",
-    "calibration.png",
-    "regression.png",
-)
-
-
 def save_pictures(
     folder: Path,
     results: dict[str, Any],

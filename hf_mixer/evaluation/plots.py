@@ -117,7 +117,9 @@ def save_per_class(
     """
     measure, values = next(iter(shares.items()))
     # Of equal ones first those with the most images
-    order = sorted(np.flatnonzero(counts), key=lambda index: (values[index] or 0, -counts[index]))
+    order = sorted(
+        (index for index, count in enumerate(counts) if count), key=lambda index: (values[index] or 0, -counts[index])
+    )
     low, high = order, order[:0]
     if len(order) > MAX_LABELS_WITH_NAMES:
         low, high = order[:NUM_LOWEST], order[-NUM_HIGHEST:]
@@ -138,7 +140,7 @@ def save_per_class(
         for row, index in zip(rows, shown):
             axes.text(1.01, row, f"{values[index] or 0:.1%}", va="center", fontsize=8)
         if high:
-            figure.axes[1].hist([values[index] or 0 for index in order], bins=np.linspace(0, 1, 21), color="C0")
+            figure.axes[1].hist([values[index] or 0 for index in order], bins=20, range=(0, 1), color="C0")
         axes.set_xlim(0, 1.12)
         axes.set_xticks(np.linspace(0, 1, 6))
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))

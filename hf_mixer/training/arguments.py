@@ -210,9 +210,9 @@ class MixerTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"--num_train_epochs has to be a positive number, got {self.num_train_epochs}: give it, or --max_steps"
             )
-        names = [name.value for name in OptimizerNames]
-        if self.optim not in names:
-            raise ValueError(f"--optim has to be one of {', '.join(names)}, got {self.optim!r}")
+        optimizers = [name.value for name in OptimizerNames]
+        if self.optim not in optimizers:
+            raise ValueError(f"--optim has to be one of {', '.join(optimizers)}, got {self.optim!r}")
         _ = self.fixed_label_threshold
         BatchAugmentation(1, 0.0, 1.0, num_labels=2, **self.augmentation_settings())
 
@@ -226,8 +226,9 @@ class MixerTrainingArguments(TrainingArguments):
             )
         self.load_best_model_at_end = True
         if (saving, self.save_steps) == DEFAULT_SAVING:
-            self.save_strategy = saving = evaluation
-            self.save_steps = (self.eval_steps or self.logging_steps) if evaluation == "steps" else self.save_steps
+            saving = evaluation
+            steps = (self.eval_steps or self.logging_steps) if evaluation == "steps" else self.save_steps
+            self.__dict__.update(save_strategy=evaluation, save_steps=steps)
         if saving not in (evaluation, "best"):
             raise ValueError(
                 f"--{reason} needs --save_strategy {evaluation}, like --eval_strategy, or best, got {saving}"

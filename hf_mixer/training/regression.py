@@ -72,12 +72,11 @@ class LabelScale:
         Let the optimizer see the weights, the biases and their gradients as if the labels had a standard deviation of 1.
         Hence learning rate, weight decay and the clipping of gradients work as with standardized labels. Call it once.
         """
-        scales = [
-            (classifier.weight, self.std.to(classifier.weight)[:, None]),
-            (classifier.bias, self.std.to(classifier.bias)),
-        ]
-        for parameter, scale in scales:
+        scales = []
+        for parameter, scale in ((classifier.weight, self.std[:, None]), (classifier.bias, self.std)):
             if parameter.requires_grad:
+                scale = scale.to(parameter)
+                scales.append((parameter, scale))
                 parameter.register_hook(lambda gradient, scale=scale: gradient * scale)
 
         def divide(optimizer, args, kwargs):
