@@ -52,7 +52,9 @@ def print_release(folder: Path, release: Path, left_out: list[str]) -> None:
     if left_out:
         print(f"Stays behind: {', '.join(left_out)}")
     if card_name != CARD_NAME:
-        print(f"The {CARD_NAME} in the folder is yours and goes up as it is, with the card beside it as {card_name}.")
+        print(
+            f"{CARD_NAME} goes up as it is in the folder, where it is no generated card or was edited. The card is {card_name}."
+        )
     if "mistakes.png" in sizes:
         print("mistakes.png shows images of the data: remove it from the folder if they are not for others.")
     if "evaluation.json" not in sizes:

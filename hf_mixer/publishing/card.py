@@ -18,10 +18,11 @@ from ..evaluation.metrics import METRICS, Metric
 from ..image_processing_pil_mixer import MixerImageProcessorPil
 from ..modeling_mixer import MixerForImageClassification
 from ..utils import is_hub_id, read_json
-from .saving import save_card, sign
+from .saving import sign
 from .wording import (
     dataset_name,
     dataset_type,
+    describe_conversion,
     describe_extremes,
     describe_measurement,
     describe_model,
@@ -102,6 +103,7 @@ def create_card(folder: str | os.PathLike, repo_id: str | None = None, revision:
         **describe_training(run),
         results=[(metric.title, format_metric(metric, value)) for metric, value in metrics],
         measured_on=describe_measurement(measured_on),
+        measured_conversion=describe_conversion(measured_on)["conversion"],
         extremes=describe_extremes(problem_type, evaluation.get("per_class") or []),
         speed=[
             (what, f"{record['images_per_second']:,.0f}", plain(record["hardware"]))
@@ -114,20 +116,6 @@ def create_card(folder: str | os.PathLike, repo_id: str | None = None, revision:
     card.text = re.sub(r"\n{3,}", "\n\n", card.text)
     sign(card)
     return card
-
-
-def write_card(folder: str | os.PathLike, repo_id: str | None = None) -> Path:
-    """
-    Save the model card of a trained folder in it; for the arguments see `create_card`.
-
-    Returns:
-        `Path`: that of README.md, or that of MODEL_CARD.md beside a README.md that a person or another program wrote, or
-        that was edited.
-
-    Raises:
-        `ValueError`: see `create_card`; or neither of the two may be replaced.
-    """
-    return save_card(create_card(folder, repo_id), Path(folder))
 
 
 def read_model(folder: Path) -> tuple[MixerConfig, MixerImageProcessorPil]:
@@ -216,4 +204,4 @@ def describe_source(folder: Path, repo_id: str | None, revision: str | None) -> 
     }
 
 
-__all__ = ["create_card", "write_card"]
+__all__ = ["create_card"]

@@ -2,6 +2,7 @@
 """Where a model card is written: never over one that a person wrote or edited."""
 
 import hashlib
+import os
 import re
 from pathlib import Path
 
@@ -52,14 +53,17 @@ def choose_card_name(folder: Path) -> str:
     )
 
 
-def save_card(card: ModelCard, folder: Path) -> Path:
+def save_card(card: ModelCard, folder: str | os.PathLike) -> Path:
     """
-    Save a card in a folder and return its path: that of README.md, or that of MODEL_CARD.md beside a README.md that a person
-    or another program wrote, or that was edited.
+    Save a card, as [`~hf_mixer.publishing.create_card`] returns it, in a folder.
+
+    Returns:
+        `Path`: that of README.md, or that of MODEL_CARD.md beside a README.md that a person or another program wrote, or
+        that was edited.
 
     Raises:
         `ValueError`: neither may be replaced.
     """
-    path = folder / choose_card_name(folder)
+    path = Path(folder) / choose_card_name(Path(folder))
     card.save(path)
     return path

@@ -114,7 +114,7 @@ def describe_preprocessing(processor: MixerImageProcessorPil) -> str:
 
 
 def describe_conversion(dataset: dict[str, Any]) -> dict[str, Any]:
-    """Return what was done to the training images before the image processor got them."""
+    """Return what was done to the images of a data set before the image processor got them."""
     conversion = dataset.get("image_conversion") or {}
     color, scaled = conversion.get("flatten_transparency"), conversion.get("scale_16_bit")
     steps = [f"transparent ones were put on {code(color)}"] if color else []

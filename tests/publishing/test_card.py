@@ -282,6 +282,7 @@ def test_card_says_what_was_done_to_the_data(trained):
     assert "Its training images are uneven" in between(text, "Limits and biases")
     preprocessing = between(text, "Preprocessing")
     assert "transparent ones were put on `white`, and those of 16 bits were scaled to 8. Do the same" in preprocessing
+    assert "Before," not in between(text, "Results")
 
     data |= {"class_counts": {"plane": 20, "sea | lake": 20}, "image_conversion": {"flatten_transparency": "#ff0000"}}
     (trained / "training_run.json").write_text(json.dumps({**RUN, "dataset": data}))
@@ -289,6 +290,9 @@ def test_card_says_what_was_done_to_the_data(trained):
     assert "| training images by label | 20 of each |" in text
     assert "uneven" not in text
     assert "16 bits were scaled" not in text
+    dataset = {**EVALUATION["dataset"], "image_conversion": {"scale_16_bit": True}}
+    (trained / "evaluation.json").write_text(json.dumps({**EVALUATION, "dataset": dataset}))
+    assert "Before, those of 16 bits were scaled to 8." in between(create_card(trained).text, "Results")
 
 
 @pytest.mark.parametrize("kind", ["RGBA", "P", "I;16", "RGB"])

@@ -6,7 +6,7 @@ import re
 import pytest
 from safetensors.torch import load_file, save_file
 
-from hf_mixer.publishing import write_card
+from hf_mixer.publishing import create_card, save_card
 from hf_mixer.publishing.release import prepare_release
 from hf_mixer.utils import hide_tokens
 
@@ -32,7 +32,7 @@ def test_a_readme_of_your_own_goes_up_as_it_is_with_the_card_beside_it(folder, r
 
 
 def test_a_generated_card_in_the_folder_is_made_anew_for_the_repository(folder, release, names):
-    write_card(folder)
+    save_card(create_card(folder), folder)
     local = (folder / "README.md").read_text()
     prepare_release(folder, release, "alice/mixer")
     assert {path.name for path in release.iterdir()} == names

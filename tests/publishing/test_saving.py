@@ -3,8 +3,12 @@
 import pytest
 from huggingface_hub import ModelCard
 
-from hf_mixer.publishing import create_card, write_card
+from hf_mixer.publishing import create_card, save_card
 from hf_mixer.publishing.saving import is_generated
+
+
+def write_card(folder, repo_id=None):
+    return save_card(create_card(folder, repo_id), folder)
 
 
 def test_a_card_is_made_anew_as_long_as_nobody_edits_it(folder):

@@ -64,7 +64,7 @@ def test_a_generated_card_on_the_hub_is_replaced_and_one_that_somebody_edited_is
 def test_a_readme_of_your_own_follows_your_edits(publish, hub, folder):
     for text in ("# Mine\n", "# Mine, and better\n"):
         (folder / "README.md").write_text(text)
-        assert "The README.md in the folder is yours and goes up as it is" in publish("alice/mixer")
+        assert "README.md goes up as it is in the folder" in publish("alice/mixer")
         assert hub.files("alice/mixer")["README.md"].decode() == text
 
 
