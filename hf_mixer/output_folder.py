@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The output folder of a run: in use by one run at a time, and never written over.
+
+A lock file in the folder has a record and a byte for every process of the run. The operating system releases the byte when
+its process ends, however it ends, so that a run can be resumed as soon as it was killed.
+"""
+
+import errno
+import json
+import logging
+import os
+import socket
+import textwrap
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from .utils import hide_tokens
+
+
+try:
+    import fcntl
+except ImportError:
+    # Windows
+    fcntl = None  # type: ignore[assignment]
+    import msvcrt
+
+
+logger = logging.getLogger(__name__)
+
+# The underscore keeps it out of what `Trainer` pushes to the Hub
+LOCK_NAME = "_lock"
+MAX_PROCESSES = 2**16
+# Bytes for the record of a process, and characters of its command that are kept in it
+RECORD_SIZE, COMMAND_LENGTH = 2048, 200
+# The locked bytes lie behind all records: Windows lets nobody read what is locked
+LOCKS_START = MAX_PROCESSES * RECORD_SIZE
+
+# What a training run writes into its output folder, the card apart
+RUN_FILES = (
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "preprocessor_config.json",
+    "*_mixer.py",
+    "training_args.bin",
+    "checkpoint-*",
+    "trainer_state.json",
+    "training_run.json",
+    "*_results.json",
+    "training_curves.png",
+    "predictions.csv",
+)
+
+
+def refuse_foreign_files(folder: str | os.PathLike) -> None:
+    """
+    Refuse a folder that holds anything a new run would write over. It need not exist.
+
+    Raises:
+        `ValueError`: it does; the message names the files.
+    """
+    found = sorted({path.name for pattern in RUN_FILES for path in Path(folder).glob(pattern)})
+    if not found:
+        return
+    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+    ways_out = "choose another --output_dir, or remove them"
+    if any(name.startswith("checkpoint-") for name in found):
+        ways_out = "choose another --output_dir, remove them, or go on with --resume_from_checkpoint true"
+    raise ValueError(
+        f"output_dir {folder} already holds files that the run would write ({', '.join(found[:5])}{more}): {ways_out}"
+    )
+
+
+def lock_output_dir(folder: str | os.PathLike, command: str, rank: int = 0, world_size: int = 1) -> "OutputFolderLock":
+    """
+    Lock an output folder, which is created if it is missing.
+
+    Every process of a run calls this, rank 0 before all others, and it alone decides whether the run may have the folder.
+
+    Args:
+        folder (`str` or `os.PathLike`):
+            The output folder.
+        command (`str`):
+            What messages call the run, such as `"hf-mixer train --output_dir outputs/digits"`.
+        rank (`int`, *optional*, defaults to 0):
+            The number of this process among those of the run.
+        world_size (`int`, *optional*, defaults to 1):
+            The number of processes of the run.
+
+    Returns:
+        [`OutputFolderLock`]: the lock, which is also a context manager. Keep it while the run writes to the folder.
+
+    Raises:
+        `ValueError`: another run has the folder, or processes of a run whose launcher is gone; the message names them. Or
+            `folder` is a file.
+    """
+    return OutputFolderLock(Path(folder), command, rank, world_size)
+
+
+class OutputFolderLock:
+    """
+    The lock that [`lock_output_dir`] takes. It ends with `release`, with a `with` block, or with the process.
+
+    Workers of a data loader do not hold it. Nothing else in the process may open the lock file: on POSIX systems, closing
+    it would end the lock.
+    """
+
+    def __init__(self, folder: Path, command: str, rank: int, world_size: int):
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"output_dir {folder} is a file: choose a folder as --output_dir")
+        self.folder, self.rank, self.path = folder, rank, folder / LOCK_NAME
+        self.created = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        self.descriptor: int | None = self.open()
+        write_record(self.descriptor, rank, command, world_size)
+
+    def __enter__(self) -> "OutputFolderLock":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.release()
+
+    def open(self) -> int:
+        """Return a descriptor of the lock file, in which the byte of this process is locked."""
+        while True:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                self.acquire(descriptor)
+                if is_same_file(descriptor, self.path):
+                    return descriptor
+            except BaseException:
+                os.close(descriptor)
+                raise
+            # The last process of another run removed the file before it was locked
+            os.close(descriptor)
+
+    def acquire(self, descriptor: int) -> None:
+        """Lock the byte of this process. As rank 0, refuse the folder where another process has locked any byte."""
+        try:
+            is_free = try_lock(descriptor, self.rank)
+            if self.rank == 0 and is_free:
+                is_free = try_lock(descriptor, 1, MAX_PROCESSES - 1)
+                if is_free:
+                    unlock(descriptor, 1, MAX_PROCESSES - 1)
+                else:
+                    unlock(descriptor, 0)
+        except OSError as error:
+            logger.warning(f"{self.folder} cannot be locked ({error.strerror}): see that no other run writes to it.")
+            return
+        if self.rank == 0 and not is_free:
+            raise ValueError(f"output_dir {self.folder} is {describe_owners(descriptor)}")
+
+    def release(self) -> None:
+        """Give the folder back. The last process of a run removes the lock file, and a folder that it made in vain."""
+        if self.descriptor is None:
+            return
+        descriptor, self.descriptor = self.descriptor, None
+        try:
+            unlock(descriptor, self.rank)
+            is_last = try_lock(descriptor, 0, MAX_PROCESSES) and is_same_file(descriptor, self.path)
+        except OSError:
+            is_last = self.rank == 0  # no locks on this file system
+        if fcntl is None:  # Windows removes no file that is open
+            os.close(descriptor)
+        if is_last:
+            self.path.unlink(missing_ok=True)
+        if fcntl is not None:
+            os.close(descriptor)
+        for path in self.created:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+
+
+def try_lock(descriptor: int, first: int, count: int = 1) -> bool:
+    """Lock the bytes of `count` processes from rank `first` on, and return whether no other process has one of them."""
+    try:
+        if fcntl is None:
+            os.lseek(descriptor, LOCKS_START + first, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, count)
+        else:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, count, LOCKS_START + first)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        raise
+    return True
+
+
+def unlock(descriptor: int, first: int, count: int = 1) -> None:
+    """Unlock bytes that `try_lock` has locked."""
+    if fcntl is None:
+        os.lseek(descriptor, LOCKS_START + first, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_UNLCK, count)
+    else:
+        fcntl.lockf(descriptor, fcntl.LOCK_UN, count, LOCKS_START + first)
+
+
+def is_same_file(descriptor: int, path: Path) -> bool:
+    return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
+
+
+def write_record(descriptor: int, rank: int, command: str, world_size: int) -> None:
+    """Write down who this process is, as rank 0 in place of all records that are there."""
+    record = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.now().isoformat(" ", "seconds"),
+        "command": textwrap.shorten(hide_tokens(command), COMMAND_LENGTH, placeholder=" ..."),
+        "launcher": os.getppid() if world_size > 1 else None,
+    }
+    if rank == 0:
+        os.ftruncate(descriptor, 0)
+    os.lseek(descriptor, rank * RECORD_SIZE, os.SEEK_SET)
+    os.write(descriptor, json.dumps(record).encode().ljust(RECORD_SIZE))
+
+
+def read_owners(descriptor: int) -> list[dict[str, Any]]:
+    """Return the records of the processes that have their byte locked."""
+    owners = []
+    for rank in range(os.fstat(descriptor).st_size // RECORD_SIZE):
+        if try_lock(descriptor, rank):
+            unlock(descriptor, rank)
+            continue
+        os.lseek(descriptor, rank * RECORD_SIZE, os.SEEK_SET)
+        record = os.read(descriptor, RECORD_SIZE).strip(b"\0 ")
+        if record:
+            owners.append(json.loads(record))
+    return owners
+
+
+def describe_owners(descriptor: int) -> str:
+    """Say by whom the folder is in use, and what to do."""
+    owners = read_owners(descriptor)
+    if not owners:
+        return "in use by another process, which has just started or ended: try again, or choose another --output_dir"
+    first = owners[0]
+    run = f"({first['command']}, since {first['since']})"
+    if all(has_lost_its_launcher(owner) for owner in owners):
+        processes, them = ("a process", "it") if len(owners) == 1 else (f"{len(owners)} processes", "them")
+        pids = " ".join(str(owner["pid"]) for owner in owners)
+        return (
+            f"still in use by {processes} of a run whose launcher is gone {run}: end {them} with `kill {pids}`, or choose "
+            "another --output_dir"
+        )
+    elsewhere = f" on {first['host']}" if first["host"] != socket.gethostname() else ""
+    return f"in use by process {first['pid']}{elsewhere} {run}: wait for it, or choose another --output_dir"
+
+
+def has_lost_its_launcher(owner: dict[str, Any]) -> bool:
+    """Whether a process runs on this machine, and has another parent than the launcher that started it."""
+    if owner["launcher"] is None or owner["host"] != socket.gethostname():
+        return False
+    try:
+        return psutil.Process(owner["pid"]).ppid() != owner["launcher"]
+    except psutil.NoSuchProcess:  # it has just ended
+        return False
