@@ -180,10 +180,21 @@ class MixerModel(MixerPreTrainedModel):
             final LayerNorm.
 
         Raises:
-            `ValueError`: the images have another number of channels or another size than the configuration says.
+            `ValueError`: the images have another number of channels or another size than the configuration says, or
+                `pixel_values` are no batch of normalized images.
         """
         if pixel_values is None:
             raise ValueError("You have to specify `pixel_values`.")
+        if pixel_values.ndim != 4:
+            raise ValueError(
+                "Expected `pixel_values` of shape (batch_size, num_channels, height, width), got "
+                f"{tuple(pixel_values.shape)}. A single image becomes a batch with `pixel_values[None]`."
+            )
+        if not pixel_values.is_floating_point():
+            raise ValueError(
+                f"Expected `pixel_values` of floating-point numbers, got {pixel_values.dtype}. Rescale and normalize the "
+                "images, for instance with the model's image processor."
+            )
         pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
 
         hidden_states = self.embeddings(pixel_values, bool_masked_pos=bool_masked_pos)

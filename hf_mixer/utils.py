@@ -93,6 +93,30 @@ def end_together(accelerator) -> None:
     accelerator.end_training()
 
 
+def check_device(name: str | None = None) -> torch.device:
+    """
+    Return the device of that name, such as `"cpu"` or `"cuda:1"`; by default an accelerator if there is one, else the CPU.
+
+    Raises:
+        `ValueError`: there is no such device on this machine.
+    """
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if name is None:
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(
+            f"--device {name} is no device of torch: expected for instance cpu, cuda or cuda:1"
+        ) from error
+    count = 1 if accelerator is None else torch.accelerator.device_count()
+    is_there = device.type == "cpu" or (accelerator is not None and device.type == accelerator.type)
+    if not is_there or (device.index or 0) >= count:
+        here = "cpu" if accelerator is None else f"cpu and {count} of {accelerator.type}"
+        raise ValueError(f"--device {name} is not there: this machine has {here}")
+    return device
+
+
 def describe_hardware(device: torch.device, num_processes: int = 1) -> str:
     """Return what a script runs on, such as `"1 x NVIDIA H200"` or `"Intel(R) Xeon(R) CPU, 2 cores"`."""
     if device.type == "cuda":

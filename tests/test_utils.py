@@ -1,6 +1,7 @@
 import pytest
+import torch
 
-from hf_mixer.utils import one_line_errors, read_json
+from hf_mixer.utils import check_device, one_line_errors, read_json
 
 
 def test_what_the_user_can_mend_ends_in_one_line():
@@ -26,3 +27,22 @@ def test_damaged_json_is_named(content, message, tmp_path):
     path.write_text(content)
     with pytest.raises(ValueError, match=f"config.json {message}"):
         read_json(path)
+
+
+def test_a_device_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: None)
+    assert check_device() == check_device("cpu") == torch.device("cpu")
+    for name, message in (
+        ("cuda", "^--device cuda is not there: this machine has cpu$"),
+        ("cpu:1", "cpu:1 is not there"),
+        ("gpu", "^--device gpu is no device of torch: expected for instance cpu, cuda"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_device(name)
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    assert check_device() == torch.device("cuda")
+    assert check_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(ValueError, match="cuda:2 is not there: this machine has cpu and 2 of cuda$"):
+        check_device("cuda:2")

@@ -6,17 +6,19 @@ import math
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
-from transformers.utils import is_torchvision_available
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, is_torchvision_available
 
 from ..configuration_mixer import MixerConfig, to_pair
 from ..image_processing_mixer import MixerImageProcessor
 from ..image_processing_pil_mixer import MixerImageProcessorPil
 from ..modeling_mixer import MixerForImageClassification, MixerModel, MixerPreTrainedModel
+from ..utils import read_json
 from .layouts import GOOGLE, TIMM
-from .sources import Source, check_finite, find_checkpoint, infer_config, read_settings, read_source
+from .sources import Source, check_finite, find_checkpoint, infer_config, open_safetensors, read_settings, read_source
 
 
 # The fields of `MixerConfig` that pretrained weights decide, and that training from scratch chooses
@@ -58,8 +60,9 @@ def load_checkpoint(
 
     Args:
         source (`str`):
-            A repository on the Hub, a folder or a file: ours, timm's (`timm/mixer_b16_224.goog_in21k_ft_in1k`), Google's
-            (`.npz`, either layout) or Edifice's (`.safetensors`).
+            A repository on the Hub, a folder or a file: ours, timm's (`timm/mixer_b16_224.goog_in21k_ft_in1k`; also
+            `pytorch_model.bin` and the `.pth.tar` of its `train.py`, averaged weights first), Google's (`.npz`, either
+            layout) or Edifice's (`.safetensors`).
         model_class (`type`, *optional*, defaults to `MixerForImageClassification`):
             The class to load: with classifier, bare, backbone or for masked image modeling.
         image_size (`int` or `tuple[int, int]`, *optional*):
@@ -87,7 +90,7 @@ def load_checkpoint(
         `tuple`: the model, in evaluation mode, and its image processor (on torchvision where that is installed).
 
     Raises:
-        `ValueError`: the source does not exist, is damaged, or is no MLP-Mixer.
+        `ValueError`: the source does not exist, cannot be fetched, is damaged, could run code, or is no MLP-Mixer.
     """
     if id2label is not None:
         if sorted(id2label) != list(range(len(id2label))) or num_labels not in (None, len(id2label)):
@@ -135,11 +138,13 @@ def load_own_folder(
 ) -> tuple[MixerPreTrainedModel, MixerImageProcessorPil | MixerImageProcessor]:
     """Load from a folder that this package saved; for the arguments see `load_checkpoint`."""
     folder = path if path.is_dir() else path.parent
+    check_own_folder(folder)
     if num_labels is not None:
-        config_overrides |= {"num_labels": num_labels, "ignore_mismatched_sizes": ignore_mismatched_sizes}
+        config_overrides |= {"num_labels": num_labels}
     model, info = model_class.from_pretrained(
-        folder, dtype=dtype or "auto", output_loading_info=True, **config_overrides
+        folder, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True, **config_overrides
     )
+    check_shapes(path, info["mismatched_keys"], ignore_mismatched_sizes and num_labels is not None)
     missing = sorted(key for key in info["missing_keys"] if not any(name in key for name in ADDED_MODULES))
     if missing:
         raise ValueError(f"{path} misses {len(missing)} tensors, such as {missing[0]!r}")
@@ -150,6 +155,39 @@ def load_own_folder(
             f"{path} holds no classifier: pass `num_labels` to start one, 0 for none, or another `model_class`"
         )
     return model, AutoImageProcessor.from_pretrained(folder)
+
+
+def check_own_folder(folder: Path) -> None:
+    """Refuse a folder of ours in which a file is damaged or missing. The message names the file."""
+    try:
+        MixerConfig.from_pretrained(folder)
+    except StrictDataclassError as error:
+        raise ValueError(f"{folder / CONFIG_NAME} describes no MLP-Mixer: {error}") from error
+    if not (folder / IMAGE_PROCESSOR_NAME).is_file():
+        raise ValueError(
+            f"{folder} lacks {IMAGE_PROCESSOR_NAME}, the settings of its image processor: copy it from where the model "
+            "comes from, or save an image processor there with `save_pretrained`"
+        )
+    read_json(folder / IMAGE_PROCESSOR_NAME)
+    for file in sorted(folder.glob("*.safetensors")):
+        with open_safetensors(file):
+            pass
+
+
+def check_shapes(path: Path, mismatched: set[tuple], may_replace_classifier: bool) -> None:
+    """Refuse weights of other shapes than those in the configuration, but for those of a classifier to be replaced."""
+    shapes = {key: (tuple(stored), tuple(expected)) for key, stored, expected in mismatched}
+    if all(key.startswith("classifier.") for key in shapes):
+        if shapes and not may_replace_classifier:
+            (stored, *_), (expected, *_) = shapes["classifier.weight"]
+            raise ValueError(
+                f"The classifier of {path} has {stored} labels, not {expected}: pass `ignore_mismatched_sizes=True` to start "
+                "a new one"
+            )
+        return
+    key = min(key for key in shapes if not key.startswith("classifier."))
+    stored, expected = shapes[key]
+    raise ValueError(f"{path}: {key!r} has the shape {stored}, and {expected} according to {CONFIG_NAME}")
 
 
 def build_from_source(

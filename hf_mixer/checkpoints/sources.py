@@ -3,7 +3,7 @@
 Reading checkpoints of other implementations.
 
 A file or folder becomes a `Source`: its layout and the tensors under that layout's own keys, complete, of the right
-shapes and finite. Nothing is ever unpickled.
+shapes and finite. No file can run code: torch's own are read by `torch.load(weights_only=True)`, nothing else is unpickled.
 """
 
 import logging
@@ -17,17 +17,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import is_offline_mode, snapshot_download
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError, safe_open
 
 from ..configuration_mixer import MixerConfig, to_pair
 from ..modeling_mixer import MixerForImageClassification
 from ..utils import is_hub_id, read_json
 from .layouts import EDIFICE, GOOGLE, STEM, TIMM, Layout
+from .torch_files import TORCH_SUFFIXES, read_torch_file
 
 
 logger = logging.getLogger(__name__)
 
+# The files of weights that go with the `config.json` in their folder
+WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin")
+# In the order of preference
+SUFFIXES = (".safetensors", ".npz", *TORCH_SUFFIXES)
 # Where the weights lie in the files that Google's training code writes
 GOOGLE_PREFIXES = ("", "params/", "opt/target/")
 PRE_LINEN_MODULES = {"embedding": "stem", "Mixer/encoder_norm": "pre_head_layer_norm", "head": "head"}
@@ -96,29 +102,56 @@ def find_checkpoint(source: str, revision: str | None = None, **hub_kwargs) -> P
     Return the file or folder that `source` names: a path, or else a repository on the Hub, which is downloaded.
 
     Raises:
-        `ValueError`: a path that does not exist.
+        `ValueError`: there is none, it cannot be downloaded, or a path comes with a `revision`.
     """
     path = Path(source)
     if path.exists():
+        if revision not in (None, "main"):
+            raise ValueError(
+                f"{source} is a local path, and a revision is for repositories on the Hub: got {revision!r}"
+            )
         return path
-    if path.suffix in (".npz", ".safetensors") or not is_hub_id(source):
-        raise ValueError(f"{source} is neither a file or folder nor the name of a repository on the Hub")
-    patterns = ["*.json", "*.safetensors", "*.npz", "*.py"]
-    return Path(snapshot_download(source, revision=revision, allow_patterns=patterns, **hub_kwargs))
+    if path.suffix in SUFFIXES or not is_hub_id(source):
+        raise ValueError(f"{source} does not exist here, and is no name of a repository on the Hub (owner/name)")
+    folder = download(source, ["*.json", "*.safetensors", "*.npz", "*.py"], revision, **hub_kwargs)
+    if not list_weights(folder):
+        # Files that torch has pickled, only where there are no others
+        folder = download(source, ["*.json", *(f"*{suffix}" for suffix in TORCH_SUFFIXES)], revision, **hub_kwargs)
+    return folder
+
+
+def download(repo_id: str, patterns: list[str], revision: str | None = None, **hub_kwargs) -> Path:
+    """Download files of a repository on the Hub, and return the folder that they are in."""
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns, **hub_kwargs))
+    except GatedRepoError as error:
+        reason = "is gated on the Hub: ask for access on its page, and log in with `hf auth login`"
+        raise ValueError(f"{repo_id} {reason}") from error
+    except RepositoryNotFoundError as error:
+        reason = "is no path here, and no repository on the Hub that you may read: check the name, or log in with"
+        raise ValueError(f"{repo_id} {reason} `hf auth login` if it is private") from error
+    except RevisionNotFoundError as error:
+        raise ValueError(f"{repo_id} has no branch, tag or commit {revision!r} on the Hub") from error
+    except OSError as error:
+        reason = "HF_HUB_OFFLINE is set" if is_offline_mode() else str(error.__cause__ or error)
+        raise ValueError(
+            f"{repo_id} is no path here, and cannot be fetched from the Hub ({reason}): give the path of a folder, or try "
+            "again with a connection"
+        ) from error
 
 
 def read_settings(path: Path) -> dict:
-    """Return the `config.json` of a folder, or of the folder that a `model.safetensors` lies in."""
+    """Return the `config.json` of a folder, or of the folder that a file of one of `WEIGHTS_NAMES` lies in."""
     config = (path if path.is_dir() else path.parent) / "config.json"
-    if not config.is_file() or (path.is_file() and path.name != "model.safetensors"):
+    if not config.is_file() or (path.is_file() and path.name not in WEIGHTS_NAMES):
         return {}
     return read_json(config)
 
 
 def read_source(path: Path, allow_nan: bool = False) -> Source:
     """
-    Read a checkpoint of Google, timm or Edifice: a `.npz` or `.safetensors` file, or a folder with one. `allow_nan` accepts
-    weights that are not finite.
+    Read a checkpoint of Google, timm or Edifice: a `.npz` or `.safetensors` file, one of torch's, or a folder with one.
+    `allow_nan` accepts weights that are not finite.
 
     Raises:
         `ValueError`: the file is damaged, is no Mixer, or a tensor is missing, unknown, of a wrong shape or not finite.
@@ -134,20 +167,24 @@ def read_source(path: Path, allow_nan: bool = False) -> Source:
     if file.suffix == ".npz":
         layout = GOOGLE
         tensors, dropped = read_google(file)
-    elif file.suffix == ".safetensors":
-        tensors = read_safetensors(file)
+    elif file.suffix in SUFFIXES:
+        tensors = read_safetensors(file) if file.suffix == ".safetensors" else read_torch_file(file)
         dropped = [key for key in tensors if EDIFICE_RANDOM_KEY.fullmatch(key)]
         tensors = {key: tensor for key, tensor in tensors.items() if key not in dropped}
         if stem_key(TIMM) in tensors:
             layout = TIMM
         elif stem_key(EDIFICE) in tensors:
             layout = EDIFICE
+        elif f"{STEM}.weight" in tensors:
+            raise ValueError(
+                f"{file} holds the weights of a model of this package: copy its config.json into the folder"
+            )
         else:
             raise ValueError(
                 f"{file} is not an MLP-Mixer of timm or Edifice: no tensor {stem_key(TIMM)!r} or {stem_key(EDIFICE)!r}"
             )
     else:
-        raise ValueError(f"{file} is no checkpoint: expected a .npz or .safetensors file")
+        raise ValueError(f"{file} is no checkpoint: expected a file that ends in {', '.join(SUFFIXES)}")
     if dropped:
         logger.warning(f"{path}: left out {len(dropped)} tensors that are no weights, such as {dropped[0]!r}")
     source = Source(str(path), layout, tensors, settings)
@@ -155,26 +192,39 @@ def read_source(path: Path, allow_nan: bool = False) -> Source:
     return source
 
 
+def list_weights(folder: Path) -> list[Path]:
+    """Return the files in a folder that can hold weights."""
+    return sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
+
+
 def find_weights(folder: Path) -> Path:
-    """Return the `model.safetensors` of a folder, or the only file that can hold weights."""
-    if (folder / "model.safetensors").is_file():
-        return folder / "model.safetensors"
-    files = [*folder.glob("*.safetensors"), *folder.glob("*.npz")]
-    if len(files) != 1:
-        raise ValueError(f"expected one .safetensors or .npz file in {folder}, found {len(files)}")
-    return files[0]
+    """Return the only file with weights in a folder, or one of `WEIGHTS_NAMES`; those that torch pickled come last."""
+    files = list_weights(folder)
+    preferred = [path for path in files if path.suffix not in TORCH_SUFFIXES] or files
+    for name in WEIGHTS_NAMES:
+        if folder / name in preferred:
+            return folder / name
+    if len(preferred) != 1:
+        found = f"found {', '.join(path.name for path in preferred)}: name one of them" if preferred else "found none"
+        raise ValueError(f"expected one file with weights ({', '.join(SUFFIXES)}) in {folder}, {found}")
+    return preferred[0]
 
 
 def stem_key(layout: Layout) -> str:
     return layout.modules[STEM] + layout.separator + layout.linear_names[0]
 
 
-def read_safetensors(file: Path) -> dict[str, torch.Tensor]:
+def open_safetensors(file: Path):
+    """Open a file whose size is the one that its header says."""
     try:
-        with safe_open(file, "pt") as tensors:
-            return {key: tensors.get_tensor(key) for key in tensors.keys()}
+        return safe_open(file, "pt")
     except SafetensorError as error:
-        raise ValueError(f"{file} is not a complete safetensors file: {error}") from error
+        raise ValueError(f"{file} is not a complete safetensors file ({error}): copy or download it again") from error
+
+
+def read_safetensors(file: Path) -> dict[str, torch.Tensor]:
+    with open_safetensors(file) as tensors:
+        return {key: tensors.get_tensor(key) for key in tensors.keys()}
 
 
 def read_google(file: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
@@ -197,7 +247,7 @@ def read_google(file: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
                 name.removeprefix(prefix): read_array(archive, file, name) for name in names if name not in dropped
             }
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise ValueError(f"{file} is not a complete .npz file: {error}") from error
+        raise ValueError(f"{file} is not a complete .npz file ({error}): copy or download it again") from error
     if "embedding/kernel" in arrays:
         arrays = from_pre_linen(arrays)
     tensors = {}
@@ -373,7 +423,7 @@ def infer_image_size(source: Source, patch_size: tuple[int, int], image_size=Non
     given = f"; an image of {image_size} has another number" if image_size is not None else ""
     raise ValueError(
         f"{source.path}: {num_tokens} patches of {patch_size[0]}x{patch_size[1]} pixels are no square image{given}: give the "
-        "image size of the source (--image-size HEIGHT WIDTH)"
+        "image size of the source (--image_size HEIGHT WIDTH)"
     )
 
 

@@ -47,6 +47,10 @@ PREPROCESSING_COLUMNS = {
 }
 
 
+# Arguments that mean nothing where no model runs
+MODEL_ARGUMENTS = ("suite", "batch_sizes", "dtypes", "mode", "executions", "implementations", "device")
+
+
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", help="a fixed set of cases: cpu, gpu, gpu-inference or gpu-training")
@@ -63,7 +67,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=10, help="interleaved rounds (default: 10)")
     parser.add_argument("--device", help="device to run on (default: an accelerator if there is one)")
     parser.add_argument("--output_dir", default="outputs/benchmark", help="default: outputs/benchmark")
-    parser.add_argument("--preprocessing", action="store_true", help="measure the image processors instead")
+    parser.add_argument(
+        "--preprocessing",
+        action="store_true",
+        help="measure the image processors instead, for the size of one variant",
+    )
     return parser.parse_args(arguments)
 
 
@@ -85,6 +93,12 @@ def check_arguments(parsed: argparse.Namespace) -> None:
         raise ValueError(f"--batch_sizes have to be at least 1, got {parsed.batch_sizes}")
     if parsed.rounds < 1:
         raise ValueError(f"--rounds has to be at least 1, got {parsed.rounds}")
+    if parsed.preprocessing:
+        given = [f"--{name}" for name in MODEL_ARGUMENTS if getattr(parsed, name) is not None]
+        if given:
+            raise ValueError(f"--preprocessing runs no model: leave out {', '.join(given)}")
+        if len(parsed.variants or []) > 1:
+            raise ValueError(f"--preprocessing is for the image size of one variant, got {' '.join(parsed.variants)}")
 
 
 def choose_cases(parsed: argparse.Namespace) -> list:
@@ -106,16 +120,6 @@ def choose_cases(parsed: argparse.Namespace) -> list:
     if not cases:
         raise ValueError(f"--suite {parsed.suite} has nothing for --variants {' '.join(parsed.variants)}")
     return cases
-
-
-def choose_device(name: str | None):
-    import torch
-
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    device = torch.device(name or accelerator or "cpu")
-    if device.type != "cpu" and (accelerator is None or device.type != accelerator.type):
-        raise ValueError(f"there is no {device.type} here, only {accelerator or 'the CPU'}")
-    return device
 
 
 def format_table(rows: list[dict], columns: dict) -> str:
@@ -168,11 +172,11 @@ def run(parsed: argparse.Namespace) -> None:
 
     from ..benchmarking.cases import IMPLEMENTATIONS
     from ..benchmarking.measure import measure_preprocessing
-    from ..utils import describe_hardware, library_versions, one_line_errors
+    from ..utils import check_device, describe_hardware, library_versions, one_line_errors
 
     with one_line_errors():
         check_arguments(parsed)
-        cases, device = choose_cases(parsed), choose_device(parsed.device)
+        cases, device = choose_cases(parsed), check_device(parsed.device)
         hardware, versions = describe_hardware(device), library_versions()
         print(hardware, *(f"{name} {version}" for name, version in versions.items()), sep="  ")
         if parsed.preprocessing:

@@ -23,12 +23,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--to", metavar="LAYOUT", help="write this layout instead of ours: google, timm or edifice")
     parser.add_argument(
-        "--image-size", type=int, nargs="+", help="image size of the source, where its patches form no square"
+        "--image_size",
+        "--image-size",
+        type=int,
+        nargs="+",
+        help="image size of the source, if its patches form no square",
     )
-    parser.add_argument("--num-channels", type=int, help="channels of an Edifice source, if neither 3 nor 1")
+    parser.add_argument(
+        "--num_channels", "--num-channels", type=int, help="channels of an Edifice source, if neither 3 nor 1"
+    )
     parser.add_argument("--labels", type=Path, help="a text file with the name of one label per line")
     parser.add_argument("--revision", help="branch, tag or commit of a repository on the Hub")
-    parser.add_argument("--allow-nan", action="store_true", help="accept weights that are not finite")
+    parser.add_argument("--allow_nan", "--allow-nan", action="store_true", help="accept weights that are not finite")
     return parser.parse_args(arguments)
 
 
@@ -41,7 +47,7 @@ def run(parsed: argparse.Namespace) -> None:
     with one_line_errors():
         size = parsed.image_size
         if size is not None and len(size) > 2:
-            raise ValueError(f"--image-size takes one or two numbers, got {len(size)}")
+            raise ValueError(f"--image_size takes one or two numbers, got {len(size)}")
         if size is not None and len(size) == 1:
             size = size[0]
         labels = parsed.labels.read_text(encoding="utf-8").splitlines() if parsed.labels else None

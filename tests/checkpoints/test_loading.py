@@ -18,7 +18,7 @@ from hf_mixer import (
     load_checkpoint,
 )
 from hf_mixer.checkpoints import export_checkpoint
-from tests.helpers import FIXTURES, GOOGLE_RECTANGLE, GOOGLE_SQUARE, TIMM_TINY, read_io
+from tests.helpers import FIXTURES, GOOGLE_RECTANGLE, GOOGLE_SQUARE, TIMM_TINY, read_io, save_classifier
 
 
 SOURCES = [
@@ -151,3 +151,70 @@ def test_a_folder_without_classifier_needs_a_word(tmp_path):
         load_checkpoint(str(tmp_path))
     assert load_checkpoint(str(tmp_path), num_labels=3)[0].classifier.out_features == 3
     assert load_checkpoint(str(tmp_path), num_labels=0)[0](read_io(TIMM_TINY)[0]).logits.shape == (3, 24)
+
+
+def change_json(**values):
+    def change(path):
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return change
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("model.safetensors", cut_off, "is not a complete safetensors file .*copy or download it again"),
+        ("model.safetensors", lambda path: path.write_bytes(b""), "is not a complete safetensors file"),
+        ("config.json", cut_off, "is not valid JSON"),
+        ("config.json", change_json(patch_size=7), r"describes no MLP-Mixer: [\s\S]* divisible by patch_size=7"),
+        ("config.json", lambda path: path.unlink(), "copy its config.json"),
+        ("preprocessor_config.json", cut_off, "is not valid JSON"),
+        ("preprocessor_config.json", lambda path: path.unlink(), "the settings of its image processor"),
+    ],
+)
+def test_a_damaged_file_of_a_model_is_named(name, damage, message, tmp_path):
+    save_classifier(tmp_path, ["cat", "dog"])
+    damage(tmp_path / name)
+    with pytest.raises(ValueError, match=message) as error:
+        load_checkpoint(str(tmp_path))
+    assert name in str(error.value)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"num_labels": 3}])
+def test_weights_that_contradict_the_configuration_are_never_replaced(arguments, tmp_path):
+    save_classifier(tmp_path, ["cat", "dog"])
+    change_json(channel_mlp_dim=16)(tmp_path / "config.json")
+    with pytest.raises(
+        ValueError, match=r"channel_mixing.fc1.bias' has the shape \(32,\), and \(16,\) according to config.json"
+    ):
+        load_checkpoint(str(tmp_path), **arguments)
+
+
+def test_another_number_of_labels_is_refused_where_it_is_not_asked_for(tmp_path):
+    save_classifier(tmp_path, ["cat", "dog"])
+    with pytest.raises(ValueError, match="has 2 labels, not 3: pass `ignore_mismatched_sizes=True`"):
+        load_checkpoint(str(tmp_path), num_labels=3, ignore_mismatched_sizes=False)
+    assert load_checkpoint(str(tmp_path), num_labels=3)[0].config.num_labels == 3
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("outputs/photos/best", "does not exist here, and is no name of a repository on the Hub"),
+        ("somebody/mixer.pth", "does not exist here, and is no name of a repository on the Hub"),
+        ("somebody/mixer", r"is no path here, and cannot be fetched from the Hub \(HF_HUB_OFFLINE is set\)"),
+    ],
+)
+def test_a_model_that_is_not_there_is_named(source, message):
+    with pytest.raises(ValueError, match=f"^{source} {message}"):
+        load_checkpoint(source)
+
+
+def test_a_revision_is_for_the_hub():
+    with pytest.raises(ValueError, match="a revision is for repositories on the Hub: got 'v1.0'"):
+        load_checkpoint(str(TIMM_TINY), revision="v1.0")
+    load_checkpoint(str(TIMM_TINY), revision="main")

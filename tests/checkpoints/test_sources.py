@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from hf_mixer import load_checkpoint
 from hf_mixer.checkpoints import convert_checkpoint
-from hf_mixer.checkpoints.sources import from_pre_linen
+from hf_mixer.checkpoints.sources import find_checkpoint, from_pre_linen
 from tests.helpers import GOOGLE_RECTANGLE, GOOGLE_SQUARE, TIMM_TINY, read_io, read_npz
+from tests.hub_server import NULL_COMMIT, File, HubError, LoopbackHub, Repo
 
 
 @pytest.mark.parametrize("prefix", ["params/", "opt/target/"])
@@ -138,7 +139,11 @@ def truncated(original, length):
         ("x.npz", changed_google(lambda arrays: arrays.pop("stem/kernel")), "not an MLP-Mixer of Google"),
         ("x.safetensors", truncated(TIMM_TINY / "model.safetensors", 5000), "not a complete safetensors file"),
         ("x.safetensors", vit, "not an MLP-Mixer of timm or Edifice"),
-        ("x.bin", lambda path: path.write_bytes(b"pickle"), "expected a .npz or .safetensors file"),
+        (
+            "x.h5",
+            lambda path: path.write_bytes(b"HDF"),
+            r"expected a file that ends in .safetensors, .npz, .bin, .pth",
+        ),
     ],
 )
 def test_malformed_sources_are_refused_and_nothing_is_written(name, write, message, tmp_path):
@@ -175,7 +180,59 @@ def test_settings_of_other_networks_and_odd_ones_are_refused(settings, message, 
 
 
 def test_what_tensors_do_not_tell_is_asked_for():
-    with pytest.raises(ValueError, match="8 patches of 4x4 pixels are no square image.*--image-size"):
+    with pytest.raises(ValueError, match="8 patches of 4x4 pixels are no square image.*--image_size"):
         load_checkpoint(str(GOOGLE_RECTANGLE / "linen.npz"))
     with pytest.raises(ValueError, match=r"an image of \(8, 8\) has another number"):
         load_checkpoint(str(GOOGLE_RECTANGLE / "linen.npz"), source_image_size=(8, 8))
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    with LoopbackHub() as hub:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        yield hub
+
+
+def add_repo(hub, repo_id, *names):
+    files = {"model.safetensors": TIMM_TINY / "model.safetensors", "config.json": TIMM_TINY / "config.json"}
+    contents = {name: files[name].read_bytes() if name in files else b"" for name in names}
+    repo = hub.repos[repo_id] = Repo(private=False)
+    repo.commit("refs/heads/main", NULL_COMMIT, {name: File(data, False) for name, data in contents.items()}, "first")
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["config.json", "model.safetensors", "pytorch_model.bin"], {"config.json", "model.safetensors"}),
+        (["config.json", "pytorch_model.bin", "README.md"], {"config.json", "pytorch_model.bin"}),
+    ],
+)
+def test_files_of_torch_are_fetched_where_there_are_no_others(names, expected, hub, tmp_path):
+    add_repo(hub, "alice/mixer", *names)
+    folder = find_checkpoint("alice/mixer", endpoint=hub.endpoint, cache_dir=tmp_path, token=False)
+    assert {path.name for path in folder.iterdir()} == expected
+
+
+def test_what_the_hub_refuses_is_named_with_the_way_out(hub, tmp_path, monkeypatch):
+    add_repo(hub, "alice/mixer", "config.json")
+
+    def refuse(message, source, revision=None):
+        with pytest.raises(ValueError, match=message):
+            find_checkpoint(source, revision, endpoint=hub.endpoint, cache_dir=tmp_path, token="hf_alice_read")
+
+    refuse(
+        "^alice/photos is no path here, and no repository on the Hub that you may read: .*hf auth login",
+        "alice/photos",
+    )
+    refuse("^alice/mixer has no branch, tag or commit 'v2' on the Hub$", "alice/mixer", "v2")
+    hub.fail("/api/models/alice/mixer", 503, times=100)
+    refuse("^alice/mixer is no path here, and cannot be fetched from the Hub ", "alice/mixer")
+
+    def ask(*arguments, **options):
+        raise HubError(403, "Access to model alice/mixer is restricted", "GatedRepo")
+
+    monkeypatch.setattr(hub, "find", ask)
+    hub.failures.clear()
+    refuse(
+        "^alice/mixer is gated on the Hub: ask for access on its page, and log in with `hf auth login`$", "alice/mixer"
+    )

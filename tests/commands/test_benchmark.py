@@ -26,7 +26,9 @@ def test_prints_a_table_and_saves_the_figures(tmp_path, capsys):
         (["--suite", "gpu-training", "--variants", "H/14"], "gpu-training has nothing for --variants H/14"),
         (["--batch_sizes", "0"], "--batch_sizes have to be at least 1"),
         (["--rounds", "0"], "--rounds has to be at least 1"),
-        (["--device", "nonsense"], "device"),
+        (["--device", "nonsense"], "--device nonsense is no device of torch: expected for instance cpu"),
+        (["--preprocessing", "--dtypes", "int8", "--device", "cpu"], "runs no model: leave out --dtypes, --device"),
+        (["--preprocessing", "--variants", "S/16", "B/16"], "the image size of one variant, got S/16 B/16"),
         (["--implementations", "hf_mixer_kernels", "--device", "cpu"], "none of the implementations"),
     ],
 )

@@ -5,7 +5,7 @@ from tests.helpers import GOOGLE_RECTANGLE, TIMM_TINY
 
 
 def test_convert_prints_the_difference(tmp_path, capsys):
-    main([str(GOOGLE_RECTANGLE / "linen.npz"), str(tmp_path / "out"), "--image-size", "8", "16"])
+    main([str(GOOGLE_RECTANGLE / "linen.npz"), str(tmp_path / "out"), "--image_size", "8", "16"])
     assert "largest difference to the source's own forward pass: " in capsys.readouterr().out
     assert (tmp_path / "out" / "model.safetensors").exists()
 
@@ -19,8 +19,8 @@ def test_convert_writes_other_layouts_with_names(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--image-size HEIGHT WIDTH"),
-        (["--image-size", "8", "16", "3"], "--image-size takes one or two numbers, got 3"),
+        ([], "--image_size HEIGHT WIDTH"),
+        (["--image-size", "8", "16", "3"], "--image_size takes one or two numbers, got 3"),
         (["--to", "keras"], "Unknown layout 'keras', expected one of google, timm, edifice"),
     ],
 )
