@@ -3,30 +3,65 @@
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDatasetDict, Value, load_dataset
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    IterableDataset,
+    IterableDatasetDict,
+    List,
+    Value,
+    concatenate_datasets,
+    load_dataset,
+)
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from .images import check_images, find_images
-from .labels import encode_labels
+from .labels import (
+    MULTI_LABEL,
+    REGRESSION,
+    SINGLE_LABEL,
+    MultiHotReader,
+    check_labels,
+    choose_problem_type,
+    find_problem_type,
+    prepare_labels,
+    shorten,
+    value_kind,
+)
+from .sources import (
+    METADATA_FILES,
+    ImageTable,
+    check_files,
+    find_split_folders,
+    holds_parquet,
+    leave_out_unreadable,
+    read_folder,
+    read_list,
+    to_stream,
+)
 
 
 logger = logging.getLogger(__name__)
 
-SPLIT_FOLDERS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing"),
-}
 # The splits to evaluate on, the first one that exists
 EVALUATION_SPLITS = ("test", "validation")
-LABEL_TYPES = ("int", "uint", "bool", "string", "large_string")
 # Number of streamed images from which the next one is drawn
 SHUFFLE_BUFFER_SIZE = 2048
+NO_FEATURES = "the data stream does not tell what its columns hold: leave out --streaming"
+
+
+class LoadedImages(DatasetDict):
+    """The splits of a data set. `num_skipped_images` could not be read and were left out."""
+
+    num_skipped_images: int = 0
 
 
 def load_digits_dataset() -> DatasetDict:
@@ -48,54 +83,79 @@ def load_image_dataset(
     dataset_config_name: str | None = None,
     train_dir: str | None = None,
     validation_dir: str | None = None,
+    train_file: str | None = None,
+    validation_file: str | None = None,
     streaming: bool = False,
+    skip_unreadable_images: bool = False,
+    image_column_name: str | None = None,
+    check_test: bool = False,
     **kwargs,
-) -> DatasetDict | IterableDatasetDict:
+) -> LoadedImages | IterableDatasetDict:
     """
     Load labelled images to train on. Without any arguments, these are the handwritten digits of scikit-learn.
 
     Args:
         dataset_name (`str`, *optional*), dataset_config_name (`str`, *optional*):
-            A data set on the Hub and its configuration, or a local folder of parquet files or of images in one folder per
-            class (with or without a folder per split above them).
+            A data set on the Hub and its configuration, or a local folder like `train_dir`, with or without a folder per
+            split above it.
         train_dir (`str`, *optional*), validation_dir (`str`, *optional*):
-            Local folders of parquet files or of images in one folder per class.
+            Local folders: of parquet files; of images and a file `metadata.csv`, `metadata.jsonl` or `metadata.parquet`
+            (see the `imagefolder` of `datasets`); or else of one folder per class, with its images at any depth.
+        train_file (`str`, *optional*), validation_file (`str`, *optional*):
+            Lists of images in CSV, the first line of which names the columns, such as `path,label`. Paths are absolute
+            or relative to the list. A cell with several labels is a list in JSON.
         streaming (`bool`, *optional*, defaults to `False`):
             Whether to read the images while training, instead of all before.
+        skip_unreadable_images (`bool`, *optional*, defaults to `False`):
+            Whether to leave out images that cannot be read, at most 10 % of a split. Each is named in a warning.
+        image_column_name (`str`, *optional*):
+            The column with the images, or with their paths in a list.
+        check_test (`bool`, *optional*, defaults to `False`):
+            Whether images of the split `test` have to be readable, too: where it is used.
         kwargs:
             More arguments for `datasets.load_dataset`, such as `cache_dir` and `token`.
 
     Returns:
-        `DatasetDict`, or `IterableDatasetDict` with `streaming`: at least `train`.
+        [`LoadedImages`], or `IterableDatasetDict` with `streaming`: at least `train`.
 
     Raises:
-        `ValueError`: a folder holds no images, a class folder is empty, an image cannot be read, or there is no
-        training split.
+        `ValueError`: a folder holds no images, a class folder is empty, an image cannot be read, a list or metadata names
+        a file that does not exist, or there is no training split.
     """
-    if dataset_name is not None and (train_dir is not None or validation_dir is not None):
-        raise ValueError("give either dataset_name or train_dir and validation_dir, not both")
-    if validation_dir is not None and train_dir is None:
-        raise ValueError("validation_dir needs train_dir")
+    local = {
+        "train": _choose_source("train_dir", train_dir, "train_file", train_file),
+        "validation": _choose_source("validation_dir", validation_dir, "validation_file", validation_file),
+    }
+    sources = {split: source for split, source in local.items() if source is not None}
+    if dataset_name is not None and sources:
+        raise ValueError("give either --dataset_name or --train_dir and the like, not both")
+    if "validation" in sources and "train" not in sources:
+        raise ValueError("--validation_dir and --validation_file need --train_dir or --train_file")
+    if streaming and skip_unreadable_images:
+        raise ValueError(
+            "--skip_unreadable_images cannot be used with --streaming, which does not read the images before the training"
+        )
+    if streaming and dataset_name is None and not sources:
+        raise ValueError("--streaming needs --dataset_name, --train_dir or --train_file: the digits are in memory")
 
-    if train_dir is not None:
-        folders = {"train": Path(train_dir)}
-        if validation_dir is not None:
-            folders["validation"] = Path(validation_dir)
-        dataset = _load_folders(folders, streaming, **kwargs)
-    elif dataset_name is None:
-        if streaming:
-            raise ValueError("streaming needs dataset_name or train_dir: the digits are in memory")
-        dataset = load_digits_dataset()
-    elif _is_image_folder(dataset_name):
-        folders = _find_split_folders(dataset_name)
-        folders.pop("test", None)
-        if "train" not in folders:
-            folders = {"train": Path(dataset_name)}
-        dataset = _load_folders(folders, streaming, **kwargs)
+    if dataset_name is None and not sources:
+        return LoadedImages(load_digits_dataset())
+    if dataset_name is not None and is_image_folder(dataset_name):
+        sources = dict(_find_split_sources(dataset_name))
+    if sources:
+        loaded = _load_sources(sources, image_column_name, streaming, **kwargs)
     else:
-        dataset = load_dataset(dataset_name, dataset_config_name, streaming=streaming, **kwargs)
-    if "train" not in dataset:
-        raise ValueError(f"no training split, only {', '.join(dataset)}: name one of them `train`")
+        loaded = load_dataset(dataset_name, dataset_config_name, streaming=streaming, **kwargs)
+    if "train" not in loaded:
+        raise ValueError(f"no training split, only {', '.join(loaded)}: name one of them `train`")
+
+    if streaming:
+        return IterableDatasetDict({split: _stream(data, split, mix=True) for split, data in loaded.items()})
+    dataset = LoadedImages()
+    for split, data in loaded.items():
+        is_used = split != "test" or check_test
+        dataset[split], num_skipped = _check_images(data, split, image_column_name, skip_unreadable_images, is_used)
+        dataset.num_skipped_images += num_skipped
     return dataset
 
 
@@ -104,45 +164,56 @@ def load_evaluation_dataset(
     dataset_config_name: str | None = None,
     eval_dir: str | None = None,
     split: str | None = None,
+    eval_file: str | None = None,
+    streaming: bool = False,
+    image_column_name: str | None = None,
     **kwargs,
-) -> tuple[Dataset, str]:
+) -> tuple[Dataset | IterableDataset, str]:
     """
     Load labelled images to evaluate on. Without any arguments, these are the held-back digits of scikit-learn.
 
     Args:
-        dataset_name (`str`, *optional*), dataset_config_name (`str`, *optional*), kwargs:
+        dataset_name (`str`, *optional*), dataset_config_name (`str`, *optional*), streaming (`bool`, *optional*),
+        image_column_name (`str`, *optional*), kwargs:
             As for `load_image_dataset`, but a local folder of images has a folder per split.
-        eval_dir (`str`, *optional*):
-            A local folder of parquet files or of images in one folder per class.
+        eval_dir (`str`, *optional*), eval_file (`str`, *optional*):
+            A local folder or a list, see `train_dir` and `train_file` there.
         split (`str`, *optional*):
             The split of `dataset_name`. By default `test` if there is one, else `validation`.
 
     Returns:
-        `tuple[Dataset, str]`: the images and the name of their split, `test` for those of `eval_dir`.
+        `tuple`: the images (`Dataset`, or `IterableDataset` with `streaming`, in the order of the files), and the name of
+        their split, `test` for those of `eval_dir` and `eval_file`.
 
     Raises:
-        `ValueError`: there is no such split, a folder holds no images, or an image in a class folder cannot be read.
+        `ValueError`: there is no such split, or as for `load_image_dataset`.
     """
     choices = EVALUATION_SPLITS if split is None else (split,)
-    if eval_dir is not None:
+    source = _choose_source("eval_dir", eval_dir, "eval_file", eval_file)
+    loaded: dict[str, Any]
+    if source is not None:
         if dataset_name is not None or split is not None:
-            raise ValueError("eval_dir is a data set of its own: give neither dataset_name nor split with it")
-        dataset = _load_folders({"test": Path(eval_dir)}, **kwargs)
+            raise ValueError(
+                "--eval_dir and --eval_file are data sets of their own: give neither --dataset_name nor --split with them"
+            )
+        loaded = _load_sources({"test": source}, image_column_name, streaming, **kwargs)
     elif dataset_name is None:
-        dataset = load_digits_dataset()
-    elif _is_image_folder(dataset_name):
-        folders = _find_split_folders(dataset_name)
+        loaded = load_digits_dataset()
+    elif is_image_folder(dataset_name):
+        folders = find_split_folders(dataset_name)
         if not folders:
             raise ValueError(
                 f"the folder {dataset_name} holds neither parquet files nor folders named test, validation or train: "
-                "if there is one folder per class in it, give it as eval_dir"
+                "if there is one folder per class in it, or metadata, give it as --eval_dir"
             )
         split = choose_split(folders, choices)
-        dataset = _load_folders({split: folders[split]}, **kwargs)
+        loaded = _load_sources({split: folders[split]}, image_column_name, streaming, **kwargs)
     else:
-        dataset = load_dataset(dataset_name, dataset_config_name, **kwargs)
-    split = choose_split(dataset, choices)
-    return dataset[split], split
+        loaded = load_dataset(dataset_name, dataset_config_name, streaming=streaming, **kwargs)
+    split = choose_split(loaded, choices)
+    if streaming:
+        return _stream(loaded[split], split, mix=False), split
+    return _check_images(loaded[split], split, image_column_name, False, True)[0], split
 
 
 def choose_split(available: Iterable[str], choices: Sequence[str]) -> str:
@@ -156,62 +227,81 @@ def choose_split(available: Iterable[str], choices: Sequence[str]) -> str:
     )
 
 
-def _is_image_folder(name: str) -> bool:
-    return os.path.isdir(name) and not _holds_parquet(name)
+def is_image_folder(name: str) -> bool:
+    """Whether a data set is a local folder of images, and not on the Hub or of parquet files."""
+    return os.path.isdir(name) and not holds_parquet(name)
 
 
-def _holds_parquet(folder: str | os.PathLike) -> bool:
-    return any(Path(folder).rglob("*.parquet"))
+def _choose_source(dir_name: str, folder: str | None, file_name: str, file: str | None) -> Path | str | None:
+    """Return a folder as a `Path`, or a list as a `str`."""
+    if folder is not None and file is not None:
+        raise ValueError(f"give either --{dir_name} or --{file_name}, not both")
+    return file if folder is None else Path(folder)
 
 
-def _find_split_folders(folder: str | os.PathLike) -> dict[str, Path]:
-    """Return the folders below `folder` that are named for a split."""
-    found = {}
-    for split, names in SPLIT_FOLDERS.items():
-        for name in names:
-            if Path(folder, name).is_dir():
-                found[split] = Path(folder, name)
-    return found
+def _find_split_sources(folder: str) -> dict[str, Path]:
+    """Return the folders of a local data set by split; without folders for splits, all of it is for training."""
+    folders = find_split_folders(folder)
+    if not folders:
+        return {"train": Path(folder)}
+    if "train" not in folders:
+        raise ValueError(
+            f"the folder {folder} has a folder {next(iter(folders.values())).name}, but none named train. If these are "
+            "classes, give it as --train_dir"
+        )
+    metadata = [name for name in METADATA_FILES if Path(folder, name).exists()]
+    if metadata:
+        raise ValueError(
+            f"the folder {folder} has both {metadata[0]} and a folder {folders['train'].name}: each split needs metadata "
+            "of its own, in its folder. If it is one split, give it as --train_dir"
+        )
+    return folders
 
 
-def _load_folders(folders: dict[str, Path], streaming: bool = False, **kwargs) -> DatasetDict | IterableDatasetDict:
-    """Load one folder per split, all of parquet files or all of images in one folder per class."""
-    for folder in folders.values():
-        if not folder.is_dir():
-            raise ValueError(f"the folder {folder} does not exist")
-    if all(_holds_parquet(folder) for folder in folders.values()):
-        data_files = {split: str(folder / "**" / "*.parquet") for split, folder in folders.items()}
-        return load_dataset("parquet", data_files=data_files, streaming=streaming, **kwargs)
-    images = [path for folder in folders.values() for path in _find_class_images(folder)]
-    if not streaming:
-        check_images(images)
-    data_files = {split: str(folder / "**") for split, folder in folders.items()}
-    return load_dataset("imagefolder", data_files=data_files, drop_labels=False, streaming=streaming, **kwargs)
+def _load_sources(sources: dict, image_column_name: str | None, streaming: bool, **kwargs) -> dict[str, Any]:
+    """Return by split what is read from a folder (`Path`) or list (`str`): a data set, or a table of files."""
+    loaded = {}
+    for split, source in sources.items():
+        if isinstance(source, str):
+            loaded[split] = read_list(source, image_column_name)
+        elif source.is_dir() and holds_parquet(source):
+            data_files = {split: str(source / "**" / "*.parquet")}
+            loaded[split] = load_dataset("parquet", data_files=data_files, streaming=streaming, **kwargs)[split]
+        else:
+            loaded[split] = read_folder(source, may_lack_labels=split == "test" and len(sources) > 1)
+    return loaded
 
 
-def _find_class_images(folder: Path) -> list[Path]:
-    """Return the images of a folder with one folder per class, none of which may be empty."""
-    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not classes:
-        raise ValueError(f"the folder {folder} has no folders in it: expected one folder of images per class")
-    images = []
-    for class_folder in classes:
-        found = [path for path in find_images(class_folder) if path.parent == class_folder]
-        if not found:
-            raise ValueError(f"the class folder {class_folder} holds no images")
-        images += found
-    return images
+def _stream(data: ImageTable | IterableDataset, split: str, mix: bool) -> IterableDataset:
+    if not isinstance(data, ImageTable):
+        return data
+    check_files(data)
+    return to_stream(data.dataset.cast_column(data.image_column, ImageFeature()), split, mix)
+
+
+def _check_images(
+    data: ImageTable | Dataset, split: str, image_column_name: str | None, skip: bool, is_used: bool
+) -> tuple[Dataset, int]:
+    """Return a split without unreadable images, and their number. Without `skip`, only files are checked."""
+    if isinstance(data, Dataset):
+        if not skip or not is_used:
+            return data, 0
+        column = _find_column(data.features, image_column_name, "image")
+        data = ImageTable(data.cast_column(column, ImageFeature(decode=False)), column)
+    dataset, num_skipped = leave_out_unreadable(data, split, skip) if is_used else (data.dataset, 0)
+    return dataset.cast_column(data.image_column, ImageFeature()), num_skipped
 
 
 def prepare_image_dataset(
     dataset: DatasetDict | IterableDatasetDict,
     image_column_name: str | None = None,
-    label_column_name: str | None = None,
+    label_column_name: str | Sequence[str] | None = None,
     train_val_split: float = 0.15,
     seed: int = 42,
     eval_split: str | None = None,
     max_train_samples: int | None = None,
     max_eval_samples: int | None = None,
+    problem_type: str | None = None,
 ) -> tuple[DatasetDict | IterableDatasetDict, list[str]]:
     """
     Give a data set the form that training needs.
@@ -219,11 +309,13 @@ def prepare_image_dataset(
     Args:
         dataset (`DatasetDict` or `IterableDatasetDict`):
             Labelled images, with a split `train`. One that streams also needs a split to evaluate on, and labels that
-            are classes with names.
+            have names or are numbers.
         image_column_name (`str`, *optional*):
             The column with the images. By default `image`, or the only one that holds images.
-        label_column_name (`str`, *optional*):
-            The column with the labels: classes, integers or strings. By default `label`, or the only one of classes.
+        label_column_name (`str` or `Sequence[str]`, *optional*):
+            The column with the labels, by default `label`, or the only one of classes: classes, integers or strings (one
+            label per image), lists of them (several labels), or floating-point numbers (regression). Or several columns,
+            of 0 and 1 (several labels) or of numbers (regression with several outputs).
         train_val_split (`float`, *optional*, defaults to 0.15):
             Share of the training data to split off for validation, where there is no split `validation`.
         seed (`int`, *optional*, defaults to 42):
@@ -232,10 +324,15 @@ def prepare_image_dataset(
             The split to take for `validation`, where it is called otherwise, such as `test`.
         max_train_samples (`int`, *optional*), max_eval_samples (`int`, *optional*):
             Keep this many images at most: drawn at random, or the first ones of a stream.
+        problem_type (`str`, *optional*):
+            `single_label_classification`, `multi_label_classification` or `regression`, where the labels leave a choice:
+            integers are classes, and strings, too, unless regression is asked for.
 
     Returns:
-        `tuple`: the splits `train` (shuffled, if it streams) and `validation`, and any other, with the columns `image`
-        (undecoded) and `label`; and the names of the labels in order.
+        `tuple`: the splits `train` (shuffled, if it streams), `validation` and, where there is one that is not used for
+        validation, `test`, with the columns `image` (undecoded) and `label`; and the names of the labels in order, for
+        regression those of the columns. Labels are classes (`ClassLabel`), one boolean for each label (several labels)
+        or float32 numbers, as `find_problem_type` tells. In `test`, labels that are missing or unknown are `None`.
 
     Raises:
         `ValueError`: a split or column is missing, a label is missing or unknown, there are fewer than two classes, or
@@ -246,67 +343,129 @@ def prepare_image_dataset(
     if is_stream or eval_split is not None:
         others = [split for split in dataset if split != "train"]
         chosen = choose_split(others, [eval_split or "validation"])
-        dataset = type(dataset)({"train": dataset["train"], "validation": dataset[chosen]})
-    dataset = select_image_columns(dataset, image_column_name, label_column_name)
-    if is_stream:
-        return _prepare_stream(dataset, limits, seed)
+        splits = {"train": dataset["train"], "validation": dataset[chosen]}
+    else:
+        splits = {split: dataset[split] for split in ("train", "validation", "test") if split in dataset}
+    if splits["train"].features is None:
+        raise ValueError(NO_FEATURES)
 
-    dataset, names = _number_labels(dataset)
-    if "validation" not in dataset:
-        dataset["train"], dataset["validation"] = _split_off(dataset["train"], train_val_split, seed)
+    columns = _find_label_columns(splits["train"].features, label_column_name)
+    splits = {
+        split: _select_or_unlabel(data, image_column_name, columns, problem_type, split)
+        for split, data in splits.items()
+    }
+    problem_type = choose_problem_type(splits["train"].features["label"], problem_type)
+    for data in splits.values():
+        if data.features["label"] != Value("null"):  # null where all labels are missing
+            choose_problem_type(data.features["label"], problem_type)
+    splits, names = prepare_labels(splits, problem_type, columns)
+    if is_stream:
+        return _prepare_stream(splits, limits, seed), names
+
+    for split, data in splits.items():
+        if split != "test":
+            check_labels(data, split)
+    if "validation" not in splits:
+        splits["train"], splits["validation"] = _split_off(splits["train"], train_val_split, seed)
     for split, limit in limits.items():
-        dataset[split] = draw_images(dataset[split], limit, seed)
-    return dataset, names
+        splits[split] = draw_images(splits[split], limit, seed)
+    return DatasetDict(splits), names
 
 
 def select_image_columns(
-    dataset: Dataset | DatasetDict | IterableDatasetDict,
+    dataset: Dataset | IterableDataset,
     image_column_name: str | None = None,
-    label_column_name: str | None = None,
-) -> Dataset | DatasetDict | IterableDatasetDict:
+    label_column_name: str | Sequence[str] | None = None,
+    problem_type: str | None = None,
+) -> Dataset | IterableDataset:
     """
-    Return a data set, or all its splits, with nothing but the columns `image` (undecoded) and `label`; for the arguments
-    see `prepare_image_dataset`.
+    Return a data set with nothing but the columns `image` (undecoded) and `label`; for the arguments see
+    `prepare_image_dataset`. Labels in several columns become lists of those with a 1, or a `dict` of numbers by the names
+    of the columns.
 
     Raises:
-        `ValueError`: a column is missing or ambiguous, or the labels are neither classes, integers nor strings.
+        `ValueError`: a column is missing or ambiguous, or cannot hold labels of that problem type.
     """
-    features = (dataset["train"] if isinstance(dataset, dict) else dataset).features
+    features = dataset.features
     if features is None:
-        raise ValueError("the data stream does not tell what its columns hold: leave out streaming")
-    image_column = _find_column(features, image_column_name, ImageFeature, "image")
-    label_column = _find_column(features, label_column_name, ClassLabel, "label")
-    feature = features[label_column]
-    is_value = isinstance(feature, Value) and feature.dtype.startswith(LABEL_TYPES)
-    if not is_value and not isinstance(feature, ClassLabel):
-        raise ValueError(f"the column {label_column!r} holds no classes, integers or strings")
-
-    dataset = dataset.select_columns([image_column, label_column])
-    for old, new in ((image_column, "image"), (label_column, "label")):
-        if old != new:
-            dataset = dataset.rename_column(old, new)
+        raise ValueError(NO_FEATURES)
+    image_column = _find_column(features, image_column_name, "image")
+    columns = _find_label_columns(features, label_column_name)
+    is_flag = problem_type == MULTI_LABEL and value_kind(features[columns[0]]) in ("integers", "floats")
+    if len(columns) > 1 or is_flag:
+        dataset = _join_label_columns(dataset, image_column, columns, problem_type)
+    else:
+        choose_problem_type(features[columns[0]], problem_type, columns[0])
+        dataset = dataset.select_columns([image_column, *columns])
+        if columns[0] != "label":
+            dataset = dataset.rename_column(columns[0], "label")
+    if image_column != "image":
+        dataset = dataset.rename_column(image_column, "image")
     return dataset.cast_column("image", ImageFeature(decode=False))
 
 
-def _find_column(features: Features, name: str | None, feature_type: type, default: str) -> str:
-    """Return the column `name`, or the one that is called `default`, or the only one of `feature_type`."""
-    found = [column for column, feature in features.items() if isinstance(feature, feature_type)]
+def _select_or_unlabel(data, image_column_name, columns: Sequence[str], problem_type: str | None, split: str):
+    """Select the columns of a split. Where the split `test` does not have those of the labels, its labels are `None`."""
+    if split == "test" and not set(columns) <= data.features.keys():
+        image_column = _find_column(data.features, image_column_name, "image")
+        data = data.select_columns(image_column).add_column("label", [None] * len(data), feature=Value("null"))
+        return data.rename_column(image_column, "image").cast_column("image", ImageFeature(decode=False))
+    return select_image_columns(data, image_column_name, columns, problem_type)
+
+
+def _find_column(features: Features, name: str | None, default: str) -> str:
+    """Return the column `name`, or the one that is called `default`, or the only one of that kind."""
+    feature_type = {"image": ImageFeature, "label": ClassLabel}[default]
+    kinds = {column: getattr(feature, "feature", feature) for column, feature in features.items()}
+    found = [column for column, kind in kinds.items() if isinstance(kind, feature_type)]
     if name is None and default not in features and len(found) == 1:
         logger.info(f"Taking the {default}s from the column {found[0]!r}")
         return found[0]
     name = name or default
     if name not in features:
-        raise ValueError(f"no column {name!r} in the data: give {default}_column_name one of {', '.join(features)}")
+        raise ValueError(f"no column {name!r} in the data: give --{default}_column_name one of {', '.join(features)}")
     return name
 
 
-def check_labels(dataset: Dataset, split: str) -> None:
-    """Refuse a split in which some of the labels are missing: data sets write them as `None` or -1."""
-    if not {None, -1}.isdisjoint(dataset.unique("label")):
+def _find_label_columns(features: Features, names: str | Sequence[str] | None) -> list[str]:
+    if names is None or isinstance(names, str):
+        return [_find_column(features, names, "label")]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--label_column_name names a column twice: {shorten(names)}")
+    return [_find_column(features, name, "label") for name in names]
+
+
+def _join_label_columns(dataset, image_column: str, columns: Sequence[str], problem_type: str | None):
+    """Replace several columns of labels by one column `label`."""
+    kinds = {column: value_kind(dataset.features[column]) for column in columns}
+    wrong = [column for column, kind in kinds.items() if kind not in ("integers", "floats")]
+    if wrong or problem_type == SINGLE_LABEL:
         raise ValueError(
-            f"some images of the split {split!r} have no label; public benchmarks often keep those of the test split to "
-            "themselves: choose another split"
+            f"several label columns have to hold 0 and 1, or numbers (--problem_type regression), but {shorten(columns)} "
+            f"hold {', '.join(str(kind) for kind in kinds.values())}"
         )
+    if problem_type is None:
+        problem_type = REGRESSION if "floats" in kinds.values() else MULTI_LABEL
+    if problem_type == REGRESSION:
+        join: Callable[[list], Any] = partial(_name_numbers, columns)
+        feature: Any = {column: Value("float64") for column in columns}
+    else:
+        join, feature = MultiHotReader(len(columns)), List(ClassLabel(names=list(columns)))
+    dataset = dataset.select_columns([image_column, *columns])
+    if isinstance(dataset, IterableDataset):
+        features = Features({image_column: dataset.features[image_column], "label": feature})
+        join_kwargs = {"columns": columns, "join": join}
+        return dataset.map(_join_example, features=features, remove_columns=list(columns), fn_kwargs=join_kwargs)
+    labels = [join(list(values)) for values in zip(*(dataset[column][:] for column in columns))]
+    return dataset.remove_columns(list(columns)).add_column("label", labels, feature=feature)
+
+
+def _name_numbers(columns: Sequence[str], values: list) -> dict:
+    return dict(zip(columns, values))
+
+
+def _join_example(example: dict, columns: Sequence[str], join: Callable[[list], Any]) -> dict:
+    return {"label": join([example[column] for column in columns])}
 
 
 def draw_images(dataset: Dataset, count: int | None, seed: int) -> Dataset:
@@ -316,52 +475,34 @@ def draw_images(dataset: Dataset, count: int | None, seed: int) -> Dataset:
     return dataset.shuffle(seed=seed).select(range(count))
 
 
-def _number_labels(dataset: DatasetDict) -> tuple[DatasetDict, list[str]]:
-    """Turn labels that are integers or strings into classes, and return the names of all classes as well."""
-    for split, data in dataset.items():
-        if split != "test":
-            check_labels(data, split)
-    values = sorted(dataset["train"].unique("label"))
-    if len(values) < 2:
-        raise ValueError(f"expected at least two classes, got {len(values)} in the split 'train'")
-    feature = dataset["train"].features["label"]
-    if isinstance(feature, ClassLabel):
-        return dataset, feature.names
-
-    feature = ClassLabel(names=[str(value) for value in values])
-    index = {value: position for position, value in enumerate(values)} | {None: None, -1: None}
-    encoded = DatasetDict()
-    for split, data in dataset.items():
-        unknown = set(data.unique("label")) - index.keys()
-        if unknown:
-            raise ValueError(
-                f"labels that the training data does not have: {sorted(map(str, unknown))} in the split {split!r}"
-            )
-        encoded[split] = encode_labels(data, index, feature)
-    return encoded, feature.names
-
-
 def _split_off(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Split off `share` of the images. The classes keep their proportions, if every class fits on both sides."""
+    """
+    Split off `share` of the images. Classes keep their proportions, if every class fits on both sides; the only image of
+    a class stays.
+    """
     if not 0 < share < 1:
-        raise ValueError(f"there is no validation data, and train_val_split={share} is not in (0, 1)")
-    counts = np.unique(dataset["label"], return_counts=True)[1]
-    smaller_part = min(share, 1 - share) * counts.sum()
-    stratify = "label" if counts.min() > 1 and smaller_part >= len(counts) else None
-    parts = dataset.train_test_split(share, seed=seed, stratify_by_column=stratify)
-    return parts["train"], parts["test"]
+        raise ValueError(f"there is no validation data, and --train_val_split {share} is not between 0 and 1")
+    if find_problem_type(dataset.features["label"]) != SINGLE_LABEL:
+        parts = dataset.train_test_split(test_size=share, seed=seed)
+        return parts["train"], parts["test"]
+
+    labels = np.array(dataset["label"][:])
+    counts = np.bincount(labels)
+    is_alone = counts[labels] == 1
+    common = dataset.select(np.flatnonzero(~is_alone)) if is_alone.any() and not is_alone.all() else dataset
+    smaller_part = min(share, 1 - share) * len(common)
+    stratify = "label" if counts.max() > 1 and smaller_part >= (counts > 1).sum() else None
+    parts = common.train_test_split(test_size=share, seed=seed, stratify_by_column=stratify)
+    if common is dataset:
+        return parts["train"], parts["test"]
+    return concatenate_datasets([parts["train"], dataset.select(np.flatnonzero(is_alone))]), parts["test"]
 
 
-def _prepare_stream(
-    dataset: IterableDatasetDict, limits: dict[str, int | None], seed: int
-) -> tuple[IterableDatasetDict, list[str]]:
+def _prepare_stream(splits: dict, limits: dict[str, int | None], seed: int) -> IterableDatasetDict:
     """Limit the splits of a stream, and shuffle the training data."""
-    feature = dataset["train"].features["label"]
-    if not isinstance(feature, ClassLabel):
-        raise ValueError("the labels of a streamed data set have to be classes with names: leave out streaming")
     for split, limit in limits.items():
         if limit is not None:
-            dataset[split] = dataset[split].take(limit)
+            splits[split] = splits[split].take(limit)
     # After the limit, so that every pass has the same images
-    dataset["train"] = dataset["train"].shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER_SIZE)
-    return dataset, feature.names
+    splits["train"] = splits["train"].shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER_SIZE)
+    return IterableDatasetDict(splits)

@@ -12,7 +12,8 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import Dataset, IterableDataset
 from tqdm import tqdm
 
-from .images import ImageDataError, ImageTransform, collate_images
+from .images import ImageDataError, ImageTransform, collate_images, stack_labels
+from .labels import is_missing
 
 
 def default_num_workers() -> int:
@@ -67,7 +68,7 @@ class CachedImages(Dataset):
     def __init__(self, dataset: datasets.Dataset, transform: ImageTransform, device: torch.device | str = "cpu"):
         rows = NamedRows(dataset.with_transform(transform))
         chunks = [range(len(rows))[start : start + self.CHUNK] for start in range(0, len(rows), self.CHUNK)]
-        self.labels = torch.tensor(dataset["label"], device=device)
+        self.labels = stack_labels(dataset["label"][:]).to(device)
         self.pixel_values = torch.empty(0)
         with ThreadPoolExecutor(default_num_workers()) as pool:
             decoded = pool.map(lambda chunk: collate_images(rows.__getitems__(chunk))["pixel_values"], chunks)
@@ -128,7 +129,7 @@ class StreamedImages(IterableDataset):
             count = 0
             try:
                 for example in self.dataset:
-                    if example["label"] is None or example["label"] < 0:
+                    if is_missing(example["label"]):
                         raise ValueError("an image has no label")
                     batch = self.transform({name: [value] for name, value in example.items()})
                     yield {"pixel_values": batch["pixel_values"][0], "labels": batch["labels"][0]}
