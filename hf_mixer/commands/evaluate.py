@@ -1,44 +1,68 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Evaluate a classifier on labelled images.
+Evaluate a model on labelled images.
 
     hf-mixer evaluate outputs/cifar10 --dataset_name uoft-cs/cifar10
     hf-mixer evaluate outputs/cifar10 --dataset_name uoft-cs/cifar10 --image_size 24 48
+    hf-mixer evaluate outputs/photos --eval_file photos_of_this_year.csv --output_dir results/this_year
     accelerate launch scripts/evaluate.py outputs/photos --eval_dir photos_of_this_year
 
-Prints accuracy and calibration and writes `evaluation.json`, `confusion_matrix.png` and `calibration.png` into the folder
-of the model. The labels of the data are matched to those of the model by name, or by index where they have no names.
+Prints the metrics and writes evaluation.json and pictures into the folder of the model: confusion_matrix.png, or
+confused_pairs.png where there are more than 60 labels, per_class.png, calibration.png, regression.png, and mistakes.png
+with the images that the model is most wrong about. A result on other data never replaces the one on the model's own,
+unless --overwrite is given.
 
 With --image_size it measures what the model keeps at other sizes without any training: it resizes the model and its images,
 prints one line per size, the model's own first, and writes nothing.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 
 # The images that --max_eval_samples draws are the same in every run
 SEED = 42
+SOURCES = ("dataset_name", "eval_dir", "eval_file")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="FOLDER", help="a trained model: a folder, a file, or a name on the Hub")
-    parser.add_argument(
-        "--dataset_name", help="a data set on the Hub, or a local folder of splits (default: scikit-learn's digits)"
+    parser.add_argument("--revision", help="the branch, tag or commit of a model on the Hub")
+    data = parser.add_argument_group("data", "One of the first three is needed, except for a model of the digits.")
+    data.add_argument("--dataset_name", help="a data set on the Hub, or a local folder of splits")
+    data.add_argument("--eval_dir", help="a folder with one folder of images per class, or with a table of metadata")
+    data.add_argument("--eval_file", help="a CSV list of images, with the columns path and label")
+    data.add_argument("--dataset_config_name", help="the configuration of the data set")
+    data.add_argument("--split", help="the split to evaluate on (default: test, else validation)")
+    data.add_argument("--image_column_name", help="the column of the images (default: the only one with images)")
+    data.add_argument(
+        "--label_column_name",
+        nargs="+",
+        help="the column or columns of the labels (default: label, or the only classes)",
     )
-    parser.add_argument("--dataset_config_name", help="the configuration of the data set")
-    parser.add_argument("--eval_dir", help="instead of a data set: a folder with one folder of images per class")
-    parser.add_argument("--split", help="the split to evaluate on (default: test, else validation)")
-    parser.add_argument("--image_column_name", help="the column of the images (default: the only one with images)")
-    parser.add_argument("--label_column_name", help="the column of the labels (default: label, or the only classes)")
-    parser.add_argument("--max_eval_samples", type=int, help="evaluate on this many images only, drawn at random")
+    data.add_argument("--max_eval_samples", type=int, help="evaluate on this many images only, drawn at random")
+    data.add_argument(
+        "--match_labels_by_index",
+        action="store_true",
+        help="take label 0 of the data for label 0 of the model, and so on",
+    )
+    data.add_argument(
+        "--flatten_transparency", metavar="COLOR", help="the color behind transparent images, such as white"
+    )
+    data.add_argument(
+        "--scale_16_bit", action="store_true", help="scale images of 16 bits to 8, instead of clipping them"
+    )
     parser.add_argument("--image_size", type=int, nargs="+", help="evaluate at these sizes, and write nothing")
     parser.add_argument(
         "--resize_method",
         choices=["block_diagonal", "interpolate"],
         help="how to resize the model (default: block_diagonal to multiples of its size, else interpolate)",
+    )
+    parser.add_argument(
+        "--label_threshold",
+        type=float,
+        help="with several labels per image: the probability from which one counts as present (default: the model's, or 0.5)",
     )
     parser.add_argument("--per_device_eval_batch_size", type=int, default=64, help="images per step (default: 64)")
     parser.add_argument(
@@ -52,23 +76,58 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="type to compute in (default: that of the weights); those of 8 bits are compared with float32 too",
     )
     parser.add_argument("--output_dir", type=Path, help="where to write the results (default: FOLDER)")
+    parser.add_argument("--overwrite", action="store_true", help="replace results on other data")
     parser.add_argument("--cache_dir", help="where to keep what comes from the Hub")
     parser.add_argument("--token", help="token for the Hub (default: the one you logged in with)")
     parsed = parser.parse_args(arguments)
-    for name, least in (("max_eval_samples", 1), ("per_device_eval_batch_size", 1), ("dataloader_num_workers", 0)):
-        value = getattr(parsed, name)
-        if value is not None and value < least:
-            parser.error(f"--{name} has to be at least {least}, got {value}")
-    if parsed.resize_method is not None and parsed.image_size is None:
-        parser.error(f"--resize_method {parsed.resize_method} needs --image_size")
-    if parsed.output_dir is not None and parsed.image_size is not None:
-        parser.error("--output_dir has no use with --image_size, which writes nothing")
+    problem = find_problem(parsed)
+    if problem is not None:
+        parser.error(problem)
     return parsed
 
 
+def find_problem(parsed: argparse.Namespace) -> str | None:
+    """Return what is wrong with the arguments."""
+    for name, least in (("max_eval_samples", 1), ("per_device_eval_batch_size", 1), ("dataloader_num_workers", 0)):
+        value = getattr(parsed, name)
+        if value is not None and value < least:
+            return f"--{name} has to be at least {least}, got {value}"
+    if parsed.image_size is not None and min(parsed.image_size) < 1:
+        return f"--image_size has to be at least 1, got {min(parsed.image_size)}"
+    if parsed.label_threshold is not None and not 0 <= parsed.label_threshold <= 1:
+        return f"--label_threshold has to be a probability from 0 to 1, got {parsed.label_threshold}"
+    given = [f"--{name}" for name in SOURCES if getattr(parsed, name) is not None]
+    if len(given) > 1:
+        return f"{' and '.join(given)} name different images: give one of them"
+    for name in ("dataset_config_name", "split"):
+        if getattr(parsed, name) is not None and given not in ([], ["--dataset_name"]):
+            return f"--{name} belongs to --dataset_name: leave it out with {given[0]}"
+    if parsed.resize_method is not None and parsed.image_size is None:
+        return f"--resize_method {parsed.resize_method} needs --image_size"
+    if parsed.image_size is not None and (parsed.output_dir is not None or parsed.overwrite):
+        option = "--overwrite" if parsed.output_dir is None else "--output_dir"
+        return f"{option} has no use with --image_size, which writes nothing"
+    if parsed.revision is not None and Path(parsed.model).exists():
+        return f"--revision is for models on the Hub, and {parsed.model} is a local one: leave it out"
+    return None
+
+
+def name_data(arguments: argparse.Namespace, trained_on: dict) -> str:
+    """Return what the data is called: the digits only for a model that was trained on them."""
+    from ..evaluation.results import DIGITS
+
+    for source in SOURCES:
+        if getattr(arguments, source) is not None:
+            return getattr(arguments, source)
+    if trained_on.get("name") != DIGITS:
+        raise ValueError("no images to evaluate on: name them with --dataset_name, --eval_dir or --eval_file")
+    return DIGITS
+
+
 def load_model(arguments: argparse.Namespace, image_size: int | None = None):
-    """Return a classifier and its image processor, resized to `image_size` if there is one."""
+    """Return a model and its image processor, resized to `image_size` if there is one."""
     from ..checkpoints import load_checkpoint
+    from ..data.labels import problem_type_of
     from ..low_precision import QUANTIZED
 
     model, image_processor = load_checkpoint(
@@ -76,40 +135,53 @@ def load_model(arguments: argparse.Namespace, image_size: int | None = None):
         image_size=image_size,
         resize_method=arguments.resize_method,
         dtype="float32" if arguments.dtype in QUANTIZED else arguments.dtype,
+        revision=arguments.revision,
         cache_dir=arguments.cache_dir,
         token=arguments.token,
     )
-    config = model.config
-    if config.num_labels < 2 or config.problem_type not in (None, "single_label_classification"):
+    problem_type = problem_type_of(model.config)
+    least = 2 if problem_type == "single_label_classification" else 1
+    if model.config.num_labels < least:
+        raise ValueError(f"{arguments.model} has {model.config.num_labels} labels, {problem_type} needs {least}")
+    if arguments.label_threshold is not None and problem_type != "multi_label_classification":
         raise ValueError(
-            f"{arguments.model} does not choose one of several labels: num_labels={config.num_labels}, "
-            f"problem_type={config.problem_type}"
+            f"--label_threshold is for models that give an image several labels: {arguments.model} is made for "
+            f"{problem_type}"
         )
     return model, image_processor
 
 
-def load_data(arguments: argparse.Namespace, model):
-    """Return the images, with their labels as the model numbers them, and the name of their split."""
-    from ..data.datasets import check_labels, draw_images, load_evaluation_dataset, select_image_columns
-    from ..data.labels import use_model_labels
+def load_images(arguments: argparse.Namespace):
+    """Return the images with their labels as the data has them, and the name of their split."""
+    from ..data.datasets import load_evaluation_dataset, select_image_columns
 
     dataset, split = load_evaluation_dataset(
         arguments.dataset_name,
         arguments.dataset_config_name,
         arguments.eval_dir,
         arguments.split,
+        eval_file=arguments.eval_file,
         cache_dir=arguments.cache_dir,
         token=arguments.token,
     )
-    dataset = select_image_columns(dataset, arguments.image_column_name, arguments.label_column_name)
+    columns = arguments.label_column_name
+    if columns is not None and len(columns) == 1:
+        columns = columns[0]
+    return select_image_columns(dataset, arguments.image_column_name, columns), split
+
+
+def prepare_labels(arguments: argparse.Namespace, config, dataset, split: str):
+    """Return the images to evaluate on, with their labels as the model needs them."""
+    from ..data.datasets import draw_images
+    from ..data.labels import check_labels, use_model_labels
+
+    dataset = use_model_labels(dataset, config, arguments.match_labels_by_index)
     check_labels(dataset, split)
-    dataset = use_model_labels(dataset, [model.config.id2label[index] for index in range(model.config.num_labels)])
-    return draw_images(dataset, arguments.max_eval_samples, SEED), split
+    return draw_images(dataset, arguments.max_eval_samples, SEED)
 
 
-def measure(arguments: argparse.Namespace, accelerator, model, image_processor, dataset) -> dict:
-    """Return the results of `evaluate_model`, of the quantized model where --dtype asks for it."""
-    from ..data.images import ImageTransform
+def measure(arguments: argparse.Namespace, accelerator, model, transform, dataset) -> tuple:
+    """Return what `evaluate_model` does, of the quantized model where --dtype asks for it."""
     from ..data.loaders import default_num_workers
     from ..evaluation.evaluate import evaluate_model
     from ..low_precision import QUANTIZED, quantize
@@ -118,88 +190,156 @@ def measure(arguments: argparse.Namespace, accelerator, model, image_processor, 
     if num_workers is None:
         # On the CPU they would only take time from the model
         num_workers = 0 if accelerator.device.type == "cpu" else default_num_workers()
+    thresholds = getattr(model.config, "label_thresholds", None)
+    if arguments.label_threshold is not None:
+        thresholds = [arguments.label_threshold] * model.config.num_labels
     reference = None
     if arguments.dtype in QUANTIZED:
         reference = model.to(accelerator.device)
         model = quantize(reference, arguments.dtype)
-    images = dataset.with_transform(ImageTransform(image_processor))
-    return evaluate_model(model, images, accelerator, arguments.per_device_eval_batch_size, num_workers, reference)
+    images = dataset.with_transform(transform)
+    batch_size = arguments.per_device_eval_batch_size
+    return evaluate_model(model, images, accelerator, batch_size, num_workers, reference, thresholds)
 
 
 def evaluate(arguments: argparse.Namespace, accelerator) -> None:
     """Evaluate the model as it is, and write the results."""
-    from ..evaluation.plots import save_calibration, save_confusion_matrix
+    from ..data.images import ImageConversion, ImageTransform
+    from ..evaluation.pictures import save_pictures
+    from ..evaluation.results import check_replaceable, read_training_data, write_results
     from ..utils import describe_hardware, find_output_dir, library_versions
 
     output_dir = find_output_dir(arguments.model, arguments.output_dir)
+    conversion = ImageConversion(arguments.flatten_transparency, arguments.scale_16_bit)
+    trained_on = read_training_data(arguments.model)
+    measured_on = {"name": name_data(arguments, trained_on), "config": arguments.dataset_config_name}
+    measured_on["split"] = arguments.split
+    # The results of a model are in its own folder
+    owner = trained_on if output_dir.resolve() == Path(arguments.model).resolve() else {}
+    check_replaceable(output_dir, measured_on, owner, arguments.overwrite)
     with accelerator.main_process_first():  # one process downloads, the others find it done
+        images, measured_on["split"] = load_images(arguments)
+        if (arguments.max_eval_samples or len(images)) < len(images):
+            measured_on["max_eval_samples"] = arguments.max_eval_samples
+        check_replaceable(output_dir, measured_on, owner, arguments.overwrite)
         model, image_processor = load_model(arguments)
-        dataset, split = load_data(arguments, model)
+        dataset = prepare_labels(arguments, model.config, images, measured_on["split"])
     output_dir.mkdir(parents=True, exist_ok=True)  # before the work whose results it holds
-    results = measure(arguments, accelerator, model, image_processor, dataset)
+    if accelerator.is_main_process:
+        warn_of_conversion(trained_on, conversion, dataset)
+
+    transform = ImageTransform(image_processor, conversion)
+    results, scores = measure(arguments, accelerator, model, transform, dataset)
     if not accelerator.is_main_process:
         return
+    measured_on["num_images"] = len(dataset)
+    if describe_conversion(conversion):
+        measured_on["image_conversion"] = describe_conversion(conversion)
     results = {
-        "dataset": {
-            "name": arguments.dataset_name or arguments.eval_dir or "scikit-learn digits",
-            "config": arguments.dataset_config_name,
-            "split": split,
-            "num_images": len(dataset),
-        },
+        "dataset": measured_on,
+        **({"revision": arguments.revision} if arguments.revision else {}),
         **results,
         "num_processes": accelerator.num_processes,
         "hardware": describe_hardware(accelerator.device, accelerator.num_processes),
         "versions": library_versions(),
     }
-    if results["confusion_matrix"] is not None:
-        labels = [entry["label"] for entry in results["per_class"]]
-        save_confusion_matrix(output_dir / "confusion_matrix.png", results["confusion_matrix"], labels)
-    save_calibration(output_dir / "calibration.png", results["calibration"], results["ece"])
-    (output_dir / "evaluation.json").write_text(to_json(results), encoding="utf-8")
+    pixels = dataset.with_transform(ImageTransform(image_processor, conversion, do_rescale=False, do_normalize=False))
+
+    def read_image(row: int):
+        return pixels[row]["pixel_values"].permute(1, 2, 0).clamp(0, 255).byte().numpy()
+
+    write_results(output_dir, results, lambda folder: save_pictures(folder, results, scores, read_image))
     print_summary(results, output_dir)
 
 
+def describe_conversion(conversion) -> dict:
+    """Return the options of an `ImageConversion` that are in use."""
+    options = {"flatten_transparency": conversion.flatten_transparency, "scale_16_bit": conversion.scale_16_bit}
+    return {name: value for name, value in options.items() if value}
+
+
+def warn_of_conversion(trained_on: dict, conversion, dataset) -> None:
+    """Say which options the training had and this evaluation has not, or the other way round, if it makes a difference."""
+    import logging
+
+    from ..data.images import count_special_images
+
+    before, here = trained_on.get("image_conversion") or {}, describe_conversion(conversion)
+    if not trained_on or before == here:
+        return
+    found = count_special_images(dataset)
+    kinds = {"flatten_transparency": ("transparent", "num_transparent"), "scale_16_bit": ("of 16 bits", "num_16_bit")}
+    notes = []
+    for option, (what, count) in kinds.items():
+        if before.get(option) != here.get(option) and found[count]:
+            value = f" {before[option]}" if isinstance(before.get(option), str) else ""
+            way_out = f"with --{option}{value}" if before.get(option) else f"without --{option}"
+            notes.append(f"{found[count]:,} of {found['num_images']:,} images are {what}: trained {way_out}")
+    if notes:
+        logging.getLogger(__name__).warning(
+            "%s. Give the same options, or the model sees other pixels than in training.", "; ".join(notes)
+        )
+
+
 def evaluate_sizes(arguments: argparse.Namespace, accelerator) -> None:
-    """Print the accuracy of the model at its own image size, and resized to others."""
+    """Print how well the model does at its own image size, and resized to others."""
+    from ..configuration_mixer import to_pair
+    from ..data.images import ImageConversion, ImageTransform
+    from ..evaluation.metrics import METRICS
+    from ..evaluation.results import read_training_data
+
+    name_data(arguments, read_training_data(arguments.model))
+    conversion = ImageConversion(arguments.flatten_transparency, arguments.scale_16_bit)
     with accelerator.main_process_first():
-        dataset, _ = load_data(arguments, load_model(arguments)[0])
+        config = load_model(arguments)[0].config
+        for size in arguments.image_size:
+            if any(size % patch for patch in to_pair(config.patch_size)):
+                raise ValueError(f"--image_size {size} is no multiple of the model's patch_size={config.patch_size}")
+        dataset = prepare_labels(arguments, config, *load_images(arguments))
     for size in (None, *arguments.image_size):
         model, image_processor = load_model(arguments, size)
-        accuracy = measure(arguments, accelerator, model, image_processor, dataset)["top1"]
+        results, _ = measure(arguments, accelerator, model, ImageTransform(image_processor, conversion), dataset)
+        key = next(key for key in METRICS[results["problem_type"]] if key in results)
         if accelerator.is_main_process:
-            print(f"image_size={model.config.image_size}  accuracy={accuracy:.4f}", flush=True)
-
-
-def to_json(results: dict) -> str:
-    """Return JSON with one line per label, row and bin."""
-
-    def lines(value):
-        if not isinstance(value, list):
-            return json.dumps(value, ensure_ascii=False)
-        return "[\n    " + ",\n    ".join(json.dumps(item, ensure_ascii=False) for item in value) + "\n  ]"
-
-    return "{\n" + ",\n".join(f"  {json.dumps(key)}: {lines(value)}" for key, value in results.items()) + "\n}\n"
+            print(f"image_size={model.config.image_size}  {key}={results[key]:.4f}", flush=True)
 
 
 def print_summary(results: dict, output_dir: Path) -> None:
+    from ..evaluation.metrics import METRICS
+
     dataset = results["dataset"]
-    print(f"{dataset['num_images']:,} images of {dataset['name']}, split {dataset['split']}")
-    print(f"  top-1 accuracy  {results['top1']:7.2%}")
-    if results["top5"] is not None:
-        print(f"  top-5 accuracy  {results['top5']:7.2%}")
-    print(f"  loss            {results['loss']:7.4f}")
-    print(f"  ECE             {results['ece']:7.2%}")
+    part = ", drawn at random" if "max_eval_samples" in dataset else ""
+    print(f"{dataset['num_images']:,} images of {dataset['name']}, split {dataset['split']}{part}")
+    lines = {}
+    for key, metric in METRICS[results["problem_type"]].items():
+        if key in results:
+            lines[metric.title] = f"{results[key]:9.2%}" if metric.is_share else f"{results[key]:9.4g}"
+    lines["loss"] = f"{results['loss']:9.4f}"
     if "agreement" in results:
-        print(f"  like float32    {results['agreement']:7.2%}")
-    print(f"  speed           {results['images_per_second']:,.0f} images per second, {results['hardware']}")
-    imperfect = [entry for entry in results["per_class"] if entry["accuracy"] is not None and entry["accuracy"] < 1]
-    if imperfect:
-        print("Labels with the lowest accuracy:")
-    for entry in sorted(imperfect, key=lambda entry: entry["accuracy"])[:5]:
-        print(f"  {entry['accuracy']:7.2%}  {entry['label']} ({entry['num_images']:,} images)")
-    if results["confusion_matrix"] is None:
+        lines["like float32"] = f"{results['agreement']:9.2%}"
+    lines["speed"] = f"{results['images_per_second']:9,.0f} images per second, {results['hardware']}"
+    for title, value in lines.items():
+        print(f"  {title:26} {value}")
+    print_weakest(results)
+    if results.get("confusion_matrix", []) is None:
         print(f"There is no confusion matrix: {len(results['per_class']):,} labels are too many for one")
     print(f"Results and pictures are in {output_dir}")
+
+
+def print_weakest(results: dict) -> None:
+    """Print the labels that the model knows least, or each of several outputs."""
+    per_class = results["per_class"]
+    if results["problem_type"] == "regression":
+        for entry in per_class if len(per_class) > 1 else []:
+            score = "" if entry["r2"] is None else f"R\N{SUPERSCRIPT TWO} {entry['r2']:.4f}, "
+            print(f"  {entry['label']}: {score}mean absolute error {entry['mae']:.4g}")
+        return
+    key = "accuracy" if results["problem_type"] == "single_label_classification" else "average_precision"
+    imperfect = [entry for entry in per_class if entry[key] is not None and entry[key] < 1]
+    if imperfect:
+        print(f"Labels with the lowest {key.replace('_', ' ')}:")
+    for entry in sorted(imperfect, key=lambda entry: entry[key])[:5]:
+        print(f"  {entry[key]:7.2%}  {entry['label']} ({entry['num_images']:,} images)")
 
 
 def run(arguments: argparse.Namespace) -> None:

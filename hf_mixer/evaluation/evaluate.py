@@ -1,23 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running a classifier over a data set."""
+"""Running a model over a data set."""
 
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from sklearn.metrics import confusion_matrix
+from scipy.special import expit
+from sklearn import metrics as sklearn_metrics
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..data.images import collate_images
+from ..data.labels import problem_type_of
 from ..data.loaders import NamedRows
-from .metrics import calibration_bins, expected_calibration_error, per_class_accuracy, score_logits
+from .metrics import (
+    calibration_bins,
+    expected_calibration_error,
+    multi_label_metrics,
+    per_class_scores,
+    per_label_scores,
+    predict_present,
+    regression_metrics,
+    score_logits,
+    single_label_metrics,
+)
 
 
 # With more labels the matrix would fill gigabytes
 MAX_MATRIX_LABELS = 5000
+NUM_CONFUSED_PAIRS = 30
+NUM_MISTAKES = 24
 
 
 @torch.inference_mode()
@@ -25,11 +42,11 @@ def predict_dataset(
     model, dataset: Dataset, accelerator: Accelerator, batch_size: int = 64, num_workers: int = 0
 ) -> dict[str, np.ndarray]:
     """
-    Run a classifier over a data set, shared out among the processes of `accelerator`.
+    Run a model over a data set, shared out among the processes of `accelerator`.
 
     Args:
         model ([`MixerForImageClassification`]):
-            The classifier. It is moved to the device of the accelerator.
+            The model. It is moved to the device of the accelerator.
         dataset (`Dataset`):
             Images and labels under an [`ImageTransform`].
         batch_size (`int`, *optional*, defaults to 64):
@@ -38,7 +55,7 @@ def predict_dataset(
             Processes that decode images, for each process that runs the model.
 
     Returns:
-        `dict[str, np.ndarray]`: what `score_logits` says of every image, in the order of the data set and each image
+        `dict[str, np.ndarray]`: what `score_batch` says of every image, in the order of the data set and each image
         once, on every process.
 
     Raises:
@@ -58,11 +75,12 @@ def predict_dataset(
     model = model.eval()
     if getattr(model, "hf_quantizer", None) is None:  # a quantized model stays where it was loaded
         model = model.to(accelerator.device)
+    problem_type = problem_type_of(model.config)
     parts, done = [], 0
     is_silent = not accelerator.is_main_process
     with tqdm(total=len(dataset), desc="Evaluating", unit=" images", disable=is_silent) as progress:
         for batch in loader:
-            scores = score_logits(model(batch["pixel_values"]).logits, batch["labels"])
+            scores = score_batch(problem_type, model(batch["pixel_values"]).logits, batch["labels"])
             # Accelerate fills the last round of batches with images from the start; this drops them again
             scores = {name: value.cpu().numpy() for name, value in accelerator.gather_for_metrics(scores).items()}
             if not scores["finite"].all():
@@ -77,52 +95,200 @@ def predict_dataset(
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def evaluate_model(
-    model, dataset: Dataset, accelerator: Accelerator, batch_size: int = 64, num_workers: int = 0, reference=None
-) -> dict:
+def score_batch(problem_type: str, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
     """
-    Measure a classifier on a data set; for the other arguments and errors see `predict_dataset`.
+    Judge one batch of `logits` of shape `(batch_size, num_labels)`.
+
+    Returns:
+        `dict[str, torch.Tensor]`: for a single label see `score_logits`. Otherwise `labels` and `logits` of shape
+        `(batch_size, num_labels)`, and of shape `(batch_size,)` `finite` and `losses`: the mean over the labels of the
+        binary cross-entropy, in nats, or of the squared error.
+    """
+    if problem_type == "single_label_classification":
+        return score_logits(logits, labels)
+    logits = logits.float()
+    labels = labels.float().reshape(logits.shape)
+    loss_function = F.mse_loss if problem_type == "regression" else F.binary_cross_entropy_with_logits
+    return {
+        "labels": labels,
+        "logits": logits,
+        "losses": loss_function(logits, labels, reduction="none").mean(dim=1),
+        "finite": logits.isfinite().all(dim=1),
+    }
+
+
+def evaluate_model(
+    model,
+    dataset: Dataset,
+    accelerator: Accelerator,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    reference=None,
+    thresholds: Sequence[float] | None = None,
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """
+    Measure a model on a data set; for the other arguments and errors see `predict_dataset`.
 
     Args:
         reference ([`MixerForImageClassification`], *optional*):
             A model to compare with, such as the one that `model` was quantized from.
+        thresholds (`Sequence[float]`, *optional*):
+            For several labels per image, the probability from which each of them counts as present. Defaults to 0.5.
 
     Returns:
-        `dict`: ready for JSON:
+        `tuple`: the results, ready for JSON, and what `predict_dataset` returns. The results of every model:
 
-        - `top1`, `top5`: share of images whose right label is the most likely, or one of the five most likely (`None`
-          with fewer than six labels);
-        - `loss`: mean cross-entropy, in nats;
-        - `ece`, `ece_bins`: expected calibration error and its number of bins;
-        - `per_class`: `label`, `num_images` and `accuracy` of every label of the model (`None` without images);
+        - `problem_type`, the metrics that `METRICS` lists for it, and `loss`, the mean of the images' losses;
+        - `per_class`: one entry for every label or output, see `per_class_scores`, `judge_labels` and `judge_outputs`;
+        - `mistakes`: the most confident ones, or the largest errors, at most 24;
+        - `images_per_second`: reading and decoding included.
+
+        For a single label per image also:
+
+        - `confused_pairs`: how many images of one label are taken for another, the most frequent first, at most 30;
         - `confusion_matrix`: number of images, true labels in rows, predicted ones in columns (`None` with more than
           5,000 labels);
-        - `calibration`: see `calibration_bins`;
-        - `images_per_second`: reading and decoding included;
+        - `calibration`, `ece_bins`: see `calibration_bins`, and their number;
         - `agreement`: share of images for which `reference`, if there is one, has the same most likely label.
     """
     start = time.perf_counter()
     scores = predict_dataset(model, dataset, accelerator, batch_size, num_workers)
     duration = time.perf_counter() - start
 
-    labels, predictions = scores["labels"], scores["predictions"]
+    problem_type = problem_type_of(model.config)
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    bins = calibration_bins(scores["confidences"], predictions == labels)
+    if problem_type == "single_label_classification":
+        judged = judge_classes(scores, names)
+    elif problem_type == "multi_label_classification":
+        judged = judge_labels(scores, names, thresholds)
+    else:
+        judged = judge_outputs(scores, names)
     results = {
-        "top1": float(np.mean(scores["ranks"] < 1)),
-        "top5": float(np.mean(scores["ranks"] < 5)) if len(names) > 5 else None,
+        "problem_type": problem_type,
+        **judged.pop("metrics"),
         "loss": float(scores["losses"].mean(dtype=np.float64)),
-        "ece": expected_calibration_error(bins),
-        "ece_bins": len(bins),
-        "per_class": per_class_accuracy(labels, predictions, names),
-        "confusion_matrix": None,
-        "calibration": bins,
-        "images_per_second": len(labels) / duration,
+        **judged,
+        "images_per_second": len(scores["labels"]) / duration,
     }
-    if len(names) <= MAX_MATRIX_LABELS:
-        matrix = confusion_matrix(labels, predictions, labels=np.arange(len(names)))
-        results["confusion_matrix"] = matrix.tolist()
-    if reference is not None:
+    if reference is not None and "predictions" in scores:
         others = predict_dataset(reference, dataset, accelerator, batch_size, num_workers)
-        results["agreement"] = float(np.mean(others["predictions"] == predictions))
-    return results
+        results["agreement"] = float(np.mean(others["predictions"] == scores["predictions"]))
+    return results, scores
+
+
+def judge_classes(scores: dict[str, np.ndarray], names: Sequence[str]) -> dict[str, Any]:
+    """Return the results for images of one label each, from what `score_logits` says of them."""
+    labels, predictions, confidences = scores["labels"], scores["predictions"], scores["confidences"]
+    bins = calibration_bins(confidences, predictions == labels)
+    metrics = single_label_metrics(scores, len(names))
+    metrics["ece"] = expected_calibration_error(bins)
+    wrong = np.flatnonzero(predictions != labels)
+    matrix = None
+    if len(names) <= MAX_MATRIX_LABELS:
+        matrix = sklearn_metrics.confusion_matrix(labels, predictions, labels=np.arange(len(names))).tolist()
+    return {
+        "metrics": metrics,
+        "ece_bins": len(bins),
+        "per_class": per_class_scores(labels, predictions, names),
+        "mistakes": [
+            {
+                "image": int(image),
+                "true": names[labels[image]],
+                "predicted": names[predictions[image]],
+                "confidence": float(confidences[image]),
+            }
+            for image in wrong[np.argsort(-confidences[wrong], kind="stable")][:NUM_MISTAKES]
+        ],
+        "confused_pairs": find_confused_pairs(labels, predictions, names),
+        "confusion_matrix": matrix,
+        "calibration": bins,
+    }
+
+
+def find_confused_pairs(labels: np.ndarray, predictions: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
+    """
+    Return the most frequent mistakes: `true`, `predicted`, `count`, and `share`, that of all images of the true label.
+    Equally frequent ones are sorted by share.
+    """
+    wrong = predictions != labels
+    pairs, counts = np.unique(np.stack([labels[wrong], predictions[wrong]]), axis=1, return_counts=True)
+    shares = counts / np.bincount(labels, minlength=len(names))[pairs[0]]
+    order = np.lexsort((-shares, -counts))[:NUM_CONFUSED_PAIRS]
+    return [
+        {
+            "true": names[pairs[0, index]],
+            "predicted": names[pairs[1, index]],
+            "count": int(counts[index]),
+            "share": float(shares[index]),
+        }
+        for index in order
+    ]
+
+
+def judge_labels(
+    scores: dict[str, np.ndarray], names: Sequence[str], thresholds: Sequence[float] | None = None
+) -> dict[str, Any]:
+    """
+    Return the results for images of any number of labels. `per_class` holds of every label `num_images`, the number of
+    images that have it, `average_precision` (`None` without such images), `precision`, `recall`, `f1` and `threshold`.
+    A mistake is a pair of image and label, and its `confidence` the probability of the wrong answer.
+    """
+    logits, truth = scores["logits"], scores["labels"] > 0.5
+    thresholds = [0.5] * len(names) if thresholds is None else list(thresholds)
+    per_label = per_label_scores(logits, truth, thresholds)
+    present = predict_present(logits, thresholds)
+    images, labels = np.nonzero(present != truth)
+    # The logit of the answer that was given, for labels whose threshold is 0.5
+    sizes = np.where(present, logits, -logits)[images, labels].astype(np.float64)
+    order = np.argsort(-sizes, kind="stable")[:NUM_MISTAKES]
+    return {
+        "metrics": multi_label_metrics(logits, truth, thresholds),
+        "per_class": [
+            {
+                "label": name,
+                "num_images": int(truth[:, index].sum()),
+                "average_precision": per_label["average_precision"][index],
+                **{key: float(per_label[key][index]) for key in ("precision", "recall", "f1")},
+                "threshold": float(thresholds[index]),
+            }
+            for index, name in enumerate(names)
+        ],
+        "mistakes": [
+            {
+                "image": int(images[index]),
+                "true": ("" if truth[images[index], labels[index]] else "no ") + names[labels[index]],
+                "predicted": ("no " if truth[images[index], labels[index]] else "") + names[labels[index]],
+                "confidence": float(expit(sizes[index])),
+            }
+            for index in order
+        ],
+    }
+
+
+def judge_outputs(scores: dict[str, np.ndarray], names: Sequence[str]) -> dict[str, Any]:
+    """
+    Return the results for images with values. `per_class` holds of every output `r2` (`None` of a single image), `mae` and
+    `rmse`. The largest errors are those in units of the standard deviation of the output's true values.
+    """
+    values, truth = scores["logits"].astype(np.float64), scores["labels"].astype(np.float64)
+    per_output = [regression_metrics(values[:, [index]], truth[:, [index]]) for index in range(len(names))]
+    deviations = truth.std(axis=0)
+    errors = np.abs(values - truth) / np.where(deviations > 0, deviations, 1)
+    outputs = errors.argmax(axis=1)
+    order = np.argsort(-errors.max(axis=1), kind="stable")[:NUM_MISTAKES]
+    return {
+        "metrics": regression_metrics(values, truth),
+        "per_class": [
+            {"label": name, "r2": metrics.get("r2"), "mae": metrics["mae"], "rmse": metrics["rmse"]}
+            for name, metrics in zip(names, per_output)
+        ],
+        "mistakes": [
+            {
+                "image": int(image),
+                "output": names[outputs[image]],
+                "true": float(truth[image, outputs[image]]),
+                "predicted": float(values[image, outputs[image]]),
+            }
+            for image in order
+        ],
+    }

@@ -257,16 +257,27 @@ def score_logits(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.
     }
 
 
-def per_class_accuracy(labels: np.ndarray, predictions: np.ndarray, names: Sequence[str]) -> list[dict]:
+def per_class_scores(labels: np.ndarray, predictions: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
     """
-    Return for the labels called `names` their `label`, `num_images`, and `accuracy`, the share of these images that are
-    classified right (`None` without images).
+    Return for the labels called `names` their `label`, `num_images`, `accuracy` (the share of these images that are
+    classified right), `precision`, `recall` (the same as the accuracy) and `f1`. What would be 0 / 0 is `None`.
     """
-    counts = np.bincount(labels, minlength=len(names))
-    hits = np.bincount(labels[predictions == labels], minlength=len(names))
+    indices = np.arange(len(names))
+    with _many_labels_allowed():
+        columns = sklearn_metrics.precision_recall_fscore_support(
+            labels, predictions, labels=indices, average=None, zero_division=np.nan
+        )
+    precision, recall, f1 = [[None if np.isnan(x) else float(x) for x in column] for column in columns[:3]]
     return [
-        {"label": name, "num_images": int(count), "accuracy": float(hit / count) if count else None}
-        for name, hit, count in zip(names, hits, counts)
+        {
+            "label": name,
+            "num_images": int(columns[3][index]),
+            "accuracy": recall[index],
+            "precision": precision[index],
+            "recall": recall[index],
+            "f1": f1[index],
+        }
+        for index, name in enumerate(names)
     ]
 
 

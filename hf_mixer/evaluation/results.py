@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder with the results of an evaluation, and what of it a new evaluation may replace."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..utils import is_hub_id, read_json
+
+
+RESULTS_NAME = "evaluation.json"
+RUN_NAME = "training_run.json"
+# What training and evaluation call the data set that ships with scikit-learn
+DIGITS = "scikit-learn digits"
+# All pictures of an evaluation; each has those that fit its results
+PICTURES = (
+    "confusion_matrix.png",
+    "confused_pairs.png",
+    "per_class.png",
+    "mistakes.png",
+    "calibration.png",
+    "regression.png",
+)
+# Those of a file that does not list its pictures
+FIRST_PICTURES = ("confusion_matrix.png", "calibration.png")
+
+
+def read_training_data(model: str | os.PathLike) -> dict[str, Any]:
+    """Return what `training_run.json` in the folder of a model says of the data; nothing where there is no such file."""
+    path = Path(model, RUN_NAME)
+    return (read_json(path).get("dataset") or {}) if path.is_file() else {}
+
+
+def check_replaceable(
+    folder: Path, dataset: dict[str, Any], trained_on: dict[str, Any], overwrite: bool = False
+) -> None:
+    """
+    Refuse to write results where they would replace more important ones.
+
+    Results on the same data are replaced, but not those on all images by those on a part. Results on other data are replaced
+    only by those on the model's own: the data set that it was trained on, except for the split of the training itself.
+
+    Args:
+        folder (`Path`):
+            Where the results are to go.
+        dataset (`dict`):
+            `name`, `config`, `split` (`None` as long as it is not known) and `max_eval_samples` (`None` for all images) of
+            the data to evaluate on.
+        trained_on (`dict`):
+            What `read_training_data` says of the model, if its folder is the one for the results.
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Whether to replace any results. Files of other programs are never replaced.
+
+    Raises:
+        `ValueError`: the folder is a file, or holds results or files that have to stay.
+    """
+    if folder.is_file():
+        raise ValueError(f"--output_dir {folder} is a file: choose a folder")
+    previous = read_previous(folder)
+    foreign = [
+        name for name in (RESULTS_NAME, *PICTURES) if (folder / name).exists() and name not in written(previous)
+    ]
+    if foreign:
+        raise ValueError(
+            f"{folder} holds {', '.join(foreign)}, which no evaluation has written: choose another folder with "
+            "--output_dir, or move what is there"
+        )
+    if overwrite:
+        return
+    ways_out = "choose another folder with --output_dir, or replace it with --overwrite"
+    if not previous:
+        if trained_on.get("name") and not may_come_first(dataset, trained_on):
+            raise ValueError(
+                f"the model in {folder} was trained on {trained_on['name']}, and {describe(dataset)} would become its "
+                "result: choose another folder with --output_dir, or say so with --overwrite"
+            )
+        return
+    measured = previous["dataset"]
+    if is_same(dataset, measured):
+        if dataset.get("max_eval_samples") and not measured.get("max_eval_samples"):
+            raise ValueError(
+                f"{folder / RESULTS_NAME} holds the result on all images of {describe(measured)}, and this one would be of "
+                f"{dataset['max_eval_samples']} images: {ways_out}"
+            )
+    elif not is_own(dataset, trained_on) or is_own(measured, trained_on):
+        raise ValueError(
+            f"{folder / RESULTS_NAME} holds the result on {describe(measured)}, and this one would be on "
+            f"{describe(dataset)}: {ways_out}"
+        )
+
+
+def read_previous(folder: Path) -> dict[str, Any]:
+    """Return the results in a folder; nothing where there are none, or where another program wrote a file of that name."""
+    path = folder / RESULTS_NAME
+    results = read_json(path) if path.is_file() else {}
+    is_ours = isinstance(results.get("dataset"), dict) and "hf_mixer" in (results.get("versions") or {})
+    return results if is_ours else {}
+
+
+def written(previous: dict[str, Any]) -> list[str]:
+    """Return the files that belong to the results in a folder."""
+    return [RESULTS_NAME, *previous.get("pictures", FIRST_PICTURES)] if previous else []
+
+
+def may_come_first(dataset: dict[str, Any], trained_on: dict[str, Any]) -> bool:
+    """Whether a model may get its first result on this data: its own, or local images if it was trained on such."""
+    names = (dataset["name"], trained_on["name"])
+    return is_same_name(*names) or not any(is_hub_id(name) or name == DIGITS for name in names)
+
+
+def is_own(dataset: dict[str, Any], trained_on: dict[str, Any]) -> bool:
+    """Whether a model was trained on the same data set, but on another split."""
+    if not trained_on.get("name") or not is_same_name(dataset["name"], trained_on["name"]):
+        return False
+    is_other_split = dataset.get("split") is None or dataset["split"] != trained_on.get("train_split")
+    return dataset.get("config") == trained_on.get("config") and is_other_split
+
+
+def is_same(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Whether two results are about the same split of the same data set; an unknown split may be the same."""
+    splits = {first.get("split"), second.get("split")} - {None}
+    return (
+        is_same_name(first["name"], second.get("name"))
+        and first.get("config") == second.get("config")
+        and len(splits) < 2
+    )
+
+
+def is_same_name(first: str, second: str | None) -> bool:
+    if second is None or first == second:
+        return first == second
+    return os.path.exists(first) and os.path.exists(second) and os.path.samefile(first, second)
+
+
+def describe(dataset: dict[str, Any]) -> str:
+    config = f" ({dataset['config']})" if dataset.get("config") else ""
+    split = f", split {dataset['split']}" if dataset.get("split") else ""
+    return f"{dataset.get('name')}{config}{split}"
+
+
+def write_results(folder: Path, results: dict[str, Any], draw: Callable[[Path], list[str]]) -> None:
+    """
+    Write results and pictures into a folder, in place of those that are there.
+
+    Args:
+        folder (`Path`):
+            The folder. It is created if it is missing.
+        results (`dict`):
+            The results, ready for JSON. The names of the pictures are added.
+        draw (`Callable`):
+            Draws the pictures into a folder, and returns their names.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".evaluation-", dir=folder) as temporary:
+        pictures = draw(Path(temporary))
+        Path(temporary, RESULTS_NAME).write_text(to_json({**results, "pictures": pictures}), encoding="utf-8")
+        stale = set(written(read_previous(folder))) - {RESULTS_NAME, *pictures}
+        # First the file that says whose pictures they are
+        for name in (RESULTS_NAME, *pictures):
+            Path(temporary, name).replace(folder / name)
+    for name in stale:
+        (folder / name).unlink(missing_ok=True)
+
+
+def to_json(results: dict[str, Any]) -> str:
+    """Return JSON with one line per label, row and bin."""
+
+    def lines(value):
+        if not isinstance(value, list) or not value:
+            return json.dumps(value, ensure_ascii=False)
+        return "[\n    " + ",\n    ".join(json.dumps(item, ensure_ascii=False) for item in value) + "\n  ]"
+
+    return "{\n" + ",\n".join(f"  {json.dumps(key)}: {lines(value)}" for key, value in results.items()) + "\n}\n"
