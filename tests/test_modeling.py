@@ -56,7 +56,10 @@ def test_one_patch_and_one_layer():
     ("pixel_values", "message"),
     [
         (images(size=(16, 16)), r"16x16\) doesn't match model \(16x24\).*image processor"),
-        (images()[0], r"Expected `pixel_values` of shape \(batch_size, .*\), got \(3, 16, 24\).*`pixel_values\[None\]`"),
+        (
+            images()[0],
+            r"Expected `pixel_values` of shape \(batch_size, .*\), got \(3, 16, 24\).*`pixel_values\[None\]`",
+        ),
         (images().to(torch.uint8), r"got torch.uint8. Rescale and normalize the images"),
         (images(num_channels=1), r"Expected 3 but got 1"),
         (None, "specify `pixel_values`"),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a model says of images, as fast as it can."""
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +19,8 @@ from ..data.images import ImageConversion, ImageDataError, open_image
 from ..data.labels import problem_type_of
 from ..data.loaders import default_num_workers
 
+
+logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -60,14 +63,20 @@ class PixelReader:
             The image processor of the model.
         conversion ([`ImageConversion`], *optional*):
             What to do with transparent and 16-bit images before the image processor gets them. By default nothing.
+        trained_with ([`ImageConversion`], *optional*):
+            What was done with those that the model was trained on. One warning tells of the first image that would have
+            been another one in training.
     """
 
-    def __init__(self, image_processor, conversion: ImageConversion = ImageConversion()):
+    def __init__(
+        self,
+        image_processor,
+        conversion: ImageConversion = ImageConversion(),
+        trained_with: ImageConversion = ImageConversion(),
+    ):
         self.image_processor = image_processor
-        self.conversion = conversion
-        # How many images had transparency, or more than 8 bits per channel
-        self.num_transparent = 0
-        self.num_16_bit = 0
+        self.conversion, self.trained_with = conversion, trained_with
+        self.has_warned = False
         size = image_processor.size
         is_plain = image_processor.do_convert_rgb and image_processor.num_channels == 3 and image_processor.do_resize
         is_square = size.height is not None and size.height == size.width
@@ -115,12 +124,27 @@ class PixelReader:
             except Exception as error:  # of any file system and network
                 raise ImageDataError(f"cannot read the image {name}: {error}") from error
         image = open_image(contents, name)
-        self.num_transparent += image.has_transparency_data
-        self.num_16_bit += image.mode.startswith("I") or image.mode == "F"
+        if not self.has_warned:
+            self.warn_of_conversion(image, name or "in memory")
         try:
             return self.conversion(image)
         except ValueError as error:
             raise ImageDataError(f"cannot prepare the image {name or 'in memory'}: {error}") from error
+
+    def warn_of_conversion(self, image: Image.Image, name: str) -> None:
+        """Warn where an image would have been converted in training, and is not."""
+        color = self.trained_with.flatten_transparency
+        missing = []
+        if color not in (None, self.conversion.flatten_transparency) and image.has_transparency_data:
+            missing.append(f"--flatten_transparency {color}")
+        has_many_bits = image.mode.startswith("I") or image.mode == "F"
+        if self.trained_with.scale_16_bit and not self.conversion.scale_16_bit and has_many_bits:
+            missing.append("--scale_16_bit")
+        if missing:
+            self.has_warned = True
+            logger.warning(
+                f"The model was trained with {' '.join(missing)}, and looks at images such as {name} without: give the same"
+            )
 
     def fits(self, image: Image.Image) -> bool:
         """Whether the pixels of an image can be looked up: it is RGB, upright, and has the model's size."""
@@ -165,8 +189,8 @@ class Predictor:
             The model, on its device.
         image_processor:
             Its image processor.
-        conversion ([`ImageConversion`], *optional*):
-            What to do with transparent and 16-bit images. By default nothing.
+        conversion ([`ImageConversion`], *optional*), trained_with ([`ImageConversion`], *optional*):
+            See [`PixelReader`].
         top_k (`int`, *optional*, defaults to 5):
             How many labels to name per image.
         label_threshold (`float`, *optional*):
@@ -182,13 +206,14 @@ class Predictor:
         model,
         image_processor,
         conversion: ImageConversion = ImageConversion(),
+        trained_with: ImageConversion = ImageConversion(),
         top_k: int = 5,
         label_threshold: float | None = None,
     ):
         if not model.config.num_labels:
             raise ValueError("the model has no classifier: give one that was trained on labels")
         self.model = model.eval()
-        self.reader = PixelReader(image_processor, conversion)
+        self.reader = PixelReader(image_processor, conversion, trained_with)
         self.problem_type = problem_type_of(model.config)
         self.labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
         self.top_k = min(top_k, len(self.labels))
