@@ -2,19 +2,26 @@
 """
 Train or fine-tune an MLP-Mixer on labelled images.
 
-    hf-mixer train --output_dir outputs/digits                              # the embedded digits
-    hf-mixer train --train_dir photos --variant S/16 --output_dir outputs/photos
-    accelerate launch scripts/train.py --dataset_name uoft-cs/cifar10 --variant cifar10 --output_dir outputs/cifar10
+    hf-mixer train --output_dir outputs/digits        # the embedded digits
+    hf-mixer train --train_dir photos --output_dir outputs/photos
+    hf-mixer train --train_file photos.csv --problem_type regression \\
+        --model_name_or_path timm/mixer_b16_224.goog_in21k \\
+        --output_dir outputs/ages
+    accelerate launch scripts/train.py --dataset_name uoft-cs/cifar10 \\
+        --variant cifar10 --output_dir outputs/cifar10
 
-The output folder holds the model, its image processor, its code, its labels and the metrics, ready for
-`pipeline("image-classification", folder)`.
+The output folder holds the model, its image processor, its code, its labels
+and the metrics, ready for `pipeline("image-classification", folder)`.
+
+`--do_train false --do_eval true` measures a trained model, and writes nothing
+but eval_results.json. `--do_predict true` predicts the split `test`.
 """
 
 import logging
-import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -30,237 +37,277 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple:
         return (arguments, *parse_training_arguments(RECIPES, __doc__, arguments))
 
 
-def check_output_dir(training_args) -> str | None:
-    """Refuse to write over a model, and return the checkpoint to go on from, if any was asked for."""
+def find_checkpoint(training_args) -> str | None:
+    """Return the checkpoint to go on from, if any was asked for. Otherwise refuse to write over anything."""
+    from ..output_folder import refuse_foreign_files
     from ..training.checkpointing import find_checkpoint_to_resume
 
-    output_dir, resume = Path(training_args.output_dir), training_args.resume_from_checkpoint
-    if resume is not None and str(resume).lower() in ("true", "1", "yes"):
-        resume = True
-    resume = find_checkpoint_to_resume(output_dir, resume)
-    if resume is None and output_dir.exists():
-        patterns = ("config.json", "*.safetensors", "checkpoint-*")
-        found = sorted(path.name for pattern in patterns for path in output_dir.glob(pattern))
-        if found:
-            raise ValueError(
-                f"output_dir {output_dir} already holds a model ({', '.join(found[:3])}): choose another, remove it, or go "
-                "on with --resume_from_checkpoint true"
-            )
-    return resume
+    asked = training_args.resume_from_checkpoint
+    words = {"true": True, "1": True, "yes": True, "false": None, "0": None, "no": None}
+    checkpoint = find_checkpoint_to_resume(training_args.output_dir, words.get(str(asked).lower(), asked))
+    if checkpoint is None:
+        refuse_foreign_files(training_args.output_dir)
+    return checkpoint
 
 
-def load_data(model_args, data_args, seed: int):
-    """Return the splits `train` and `validation`, and the names of the labels."""
-    from ..data.datasets import load_image_dataset, prepare_image_dataset
+@contextmanager
+def reserved_output_dir(training_args, command: str) -> Iterator[None]:
+    """Have the output folder for oneself while a model trains. A new folder vanishes where nothing was written into it."""
+    from ..output_folder import lock_output_dir
+    from ..utils import one_line_errors
 
-    dataset = load_image_dataset(
-        data_args.dataset_name,
-        data_args.dataset_config_name,
-        data_args.train_dir,
-        data_args.validation_dir,
-        streaming=data_args.streaming,
-        cache_dir=model_args.cache_dir,
-        token=model_args.token,
-    )
-    return prepare_image_dataset(
-        dataset,
-        image_column_name=data_args.image_column_name,
-        label_column_name=data_args.label_column_name,
-        train_val_split=data_args.train_val_split,
-        seed=seed,
-        eval_split=data_args.eval_split,
-        max_train_samples=data_args.max_train_samples,
-        max_eval_samples=data_args.max_eval_samples,
-    )
+    folder = Path(training_args.output_dir)
+    if not training_args.do_train:
+        is_new = not folder.exists()
+        try:
+            yield
+        finally:
+            if is_new and folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        return
+    with one_line_errors(), training_args.main_process_first(local=False, desc="locking the output folder"):
+        lock = lock_output_dir(folder, command, training_args.process_index, training_args.world_size)
+    with lock:
+        yield
 
 
-def build_model(model_args, labels: list[str]):
-    """Return the model and its image processor: a pretrained one, or a variant from scratch."""
-    from transformers.models.auto.image_processing_auto import AutoImageProcessor
-    from transformers.utils import is_torchvision_available
+@contextmanager
+def run_errors(training_args) -> Iterator[None]:
+    """End the program in one line where a run is interrupted, out of memory, or cannot go on with what the user gave it."""
+    import torch
 
-    from ..checkpoints import load_checkpoint
-    from ..checkpoints.loading import SHAPE_FIELDS
-    from ..configuration_mixer import MixerConfig, to_pair
-    from ..image_processing_mixer import MixerImageProcessor
-    from ..image_processing_pil_mixer import MixerImageProcessorPil
-    from ..modeling_mixer import MixerForImageClassification
-    from ..training.command_line import REGULARIZATION_FIELDS
+    from ..training.checkpointing import TrainingError, describe_last_checkpoint
+    from ..utils import one_line_errors
 
-    id2label = dict(enumerate(labels))
-    overrides: dict[str, Any] = {}
-    for name in (*SHAPE_FIELDS, *REGULARIZATION_FIELDS):
-        value = getattr(model_args, name)
-        if value is not None:
-            overrides[name] = value[0] if isinstance(value, list) and len(value) == 1 else value
-    hub_kwargs: dict[str, Any] = {"cache_dir": model_args.cache_dir, "token": model_args.token}
-
-    if model_args.model_name_or_path is None:
-        label2id = {label: index for index, label in id2label.items()}
-        config = MixerConfig.from_variant(model_args.variant, id2label=id2label, label2id=label2id, **overrides)
-        model = MixerForImageClassification(config)
-        height, width = to_pair(config.image_size)
-        processor_class = MixerImageProcessor if is_torchvision_available() else MixerImageProcessorPil
-        image_processor = processor_class(size={"height": height, "width": width}, num_channels=config.num_channels)
-    else:
-        fixed = [name for name in SHAPE_FIELDS if name in overrides and name != "image_size"]
-        if fixed:
-            raise ValueError(f"{', '.join(fixed)} cannot be set for a pretrained model, only from scratch")
-        model, image_processor = load_checkpoint(
-            model_args.model_name_or_path,
-            id2label=id2label,
-            revision=model_args.model_revision,
-            ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
-            **hub_kwargs,
-            **overrides,
+    is_main = training_args.process_index == 0
+    try:
+        with one_line_errors((TrainingError, ValueError, OSError, ImportError)):
+            yield
+    except KeyboardInterrupt:
+        if is_main and training_args.do_train:
+            print(f"\ninterrupted. {describe_last_checkpoint(training_args.output_dir)}", file=sys.stderr)
+        sys.exit(130)
+    except (torch.OutOfMemoryError, MemoryError):
+        batch_size = training_args.per_device_train_batch_size
+        sys.exit(
+            f"error: out of memory on {training_args.device} with batches of {batch_size} images: lower "
+            "--per_device_train_batch_size (--gradient_accumulation_steps makes up for it), or --image_size, or give "
+            "--activation_checkpointing true"
         )
-    if model_args.image_processor_name is not None:
-        image_processor = AutoImageProcessor.from_pretrained(model_args.image_processor_name, **hub_kwargs)
-    return model, image_processor
 
 
-def build_transforms(image_processor, random_resized_crop: bool, train_image_size: int | None) -> dict:
-    """Return, by split, what decodes and resizes the images. Pixels stay uint8 until they are on the device."""
-    from ..data.images import ImageTransform
+def write_card(output_dir, repo_id: str | None = None) -> None:
+    """Write the model card into a trained folder, beside a README.md that a person wrote."""
+    from ..publishing.card import create_card, save_card
 
-    as_uint8 = {"do_rescale": False, "do_normalize": False}
-    evaluation = ImageTransform(image_processor, **as_uint8)
-    if train_image_size is None and random_resized_crop:
-        size = image_processor.crop_size if image_processor.do_center_crop else image_processor.size
-        train_image_size = round(max(size["height"], size["width"]) * 8 / 7)
-    if train_image_size is None:
-        return {"train": evaluation, "validation": evaluation}
-    square = {"height": train_image_size, "width": train_image_size}
-    size = {"size": {"shortest_edge": train_image_size}, "do_center_crop": True, "crop_size": square}
-    return {"train": ImageTransform(image_processor, **as_uint8, **size), "validation": evaluation}
+    path = save_card(create_card(output_dir, repo_id=repo_id), output_dir)
+    if path.name != "README.md":
+        print(f"README.md was written by hand and stays as it is: the model card is {path}", flush=True)
 
 
-def build_datasets(dataset, transforms: dict, training_args, streaming: bool) -> dict:
-    """Return, by split, the data as the trainer reads it: streamed, cached, or decoded while it trains."""
-    from ..data.loaders import CachedImages, NamedRows, StreamedImages
-
-    splits: dict[str, Any] = {}
-    for split, transform in transforms.items():
-        if streaming and split == "train":
-            process = (training_args.process_index, training_args.world_size)
-            splits[split] = StreamedImages(dataset[split], transform, *process)
-        elif streaming:
-            splits[split] = StreamedImages(dataset[split], transform, num_passes=1)
-        elif training_args.cache_images == "none":
-            splits[split] = NamedRows(dataset[split].with_transform(transform))
-        else:
-            device = training_args.device if training_args.cache_images == "device" else "cpu"
-            splits[split] = CachedImages(dataset[split], transform, device)
-    return splits
-
-
-def set_stream_length(dataset, training_args, max_train_samples: int | None) -> None:
-    """Turn epochs into steps, where the data set says how many images it streams."""
-    splits = dataset["train"].info.splits or {}
-    counts = [max_train_samples, splits["train"].num_examples if "train" in splits else None]
-    count = min((count for count in counts if count), default=None)
-    images_per_step = training_args.train_batch_size * training_args.world_size
-    images_per_step *= training_args.gradient_accumulation_steps
-    by_epoch = [name for name in ("save", "eval", "logging") if getattr(training_args, f"{name}_strategy") == "epoch"]
-    if count is None and training_args.max_steps <= 0:
-        raise ValueError("the length of the data stream is not known: give --max_steps")
-    if count is None and by_epoch:
-        raise ValueError(
-            "the length of the data stream is not known, nor when an epoch ends: give "
-            + " and ".join(f"--{name}_strategy steps --{name}_steps N" for name in by_epoch)
-        )
-    if training_args.max_steps <= 0:
-        training_args.max_steps = math.ceil(training_args.num_train_epochs * count / images_per_step)
-    for name in by_epoch:
-        setattr(training_args, f"{name}_strategy", type(getattr(training_args, f"{name}_strategy"))("steps"))
-        setattr(training_args, f"{name}_steps", math.ceil(count / images_per_step))
-
-
-def compute_accuracy(prediction) -> dict[str, float]:
-    return {"accuracy": float((prediction.predictions.argmax(axis=1) == prediction.label_ids).mean())}
-
-
-def build_trainer(model_args, data_args, training_args):
-    """Return the trainer, and what the record of the run says of its data."""
+def build_trainer(prepared, data_args, training_args):
+    """Return the trainer of a prepared run, its data by split as it reads them, and what prints its progress."""
     from ..data.images import collate_images
-    from ..publishing.card import create_card
     from ..training.curves import TrainingCurvesCallback
+    from ..training.preparation import build_datasets, build_transforms, read_labels, set_stream_length
+    from ..training.progress import ConsoleCallback
     from ..training.trainer import MixerTrainer
 
-    with training_args.main_process_first(desc="loading the data"):
-        dataset, labels = load_data(model_args, data_args, training_args.seed)
-    model, image_processor = build_model(model_args, labels)
-    if data_args.streaming:
-        set_stream_length(dataset, training_args, data_args.max_train_samples)
-    transforms = build_transforms(image_processor, training_args.random_resized_crop, data_args.train_image_size)
-    splits = build_datasets(dataset, transforms, training_args, data_args.streaming)
+    streaming = data_args.streaming
+    if streaming and training_args.do_train:
+        set_stream_length(prepared.dataset, training_args, data_args.max_train_samples)
+    transforms = build_transforms(prepared.image_processor, data_args, training_args)
+    splits = build_datasets(prepared.dataset, transforms, training_args, streaming)
+    has_labels = training_args.do_train and not streaming
     trainer = MixerTrainer(
-        model=model,
+        model=prepared.model,
         args=training_args,
-        train_dataset=splits["train"],
+        train_dataset=splits.get("train"),
         eval_dataset=splits["validation"],
+        train_labels=read_labels(prepared.dataset["train"]) if has_labels else None,
         data_collator=collate_images,
-        compute_metrics=compute_accuracy,
-        processing_class=image_processor,
-        callbacks=[TrainingCurvesCallback()],
-        write_card=create_card,
+        processing_class=prepared.image_processor,
+        callbacks=[TrainingCurvesCallback()] if training_args.do_train else [],
+        write_card=write_card,
     )
-    description = {
-        "name": data_args.dataset_name or data_args.train_dir or "scikit-learn digits",
-        "config": data_args.dataset_config_name,
-        "train_split": "train",
-        "eval_split": data_args.eval_split or "validation",
-        "num_train_images": None if data_args.streaming else len(dataset["train"]),
-        "num_eval_images": None if data_args.streaming else len(dataset["validation"]),
-    }
-    return trainer, description
+    console = ConsoleCallback(prepared.problem_type)
+    console.attach(trainer)
+    return trainer, splits, console
+
+
+def set_up_console(training_args) -> None:
+    """Say what matters, once: no bars where nobody watches, and none of transformers' for every file."""
+    import datasets
+
+    import transformers
+
+    from ..training.progress import is_interactive
+
+    logging.basicConfig(format="%(message)s", level=logging.INFO if training_args.should_log else logging.WARNING)
+    transformers.utils.logging.set_verbosity(training_args.get_process_log_level())
+    transformers.utils.logging.disable_progress_bar()
+    for name in ("httpx", "huggingface_hub", "accelerate"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if not is_interactive(training_args):
+        datasets.disable_progress_bars()
+
+
+def announce_source(data_args, training_args) -> None:
+    """Print what the run is about, before anything is loaded."""
+    from ..training.preparation import name_source
+
+    if not training_args.do_train:
+        return
+    if data_args.has_source:
+        recipe = f"with the recipe {data_args.recipe}" if data_args.recipe else "without a recipe"
+        print(f"Training on {name_source(data_args)}, {recipe}", flush=True)
+        return
+    print(
+        "Training on the 1,797 handwritten digits that ship with scikit-learn: no data was\nnamed (--train_dir, "
+        "--train_file, --dataset_name)",
+        flush=True,
+    )
+
+
+def announce_run(prepared, trainer, description: dict, data_args) -> None:
+    """Print what was found, and what the run will do with it."""
+    from ..data.images import count_special_images
+    from ..training import summary
+    from ..training.preparation import read_labels
+
+    dataset, training_args = prepared.dataset, trainer.args
+    entries = []
+    if training_args.do_train:
+        entries.append(("images", summary.describe_images(description)))
+    else:
+        entries.append(("images", f"{len(dataset['validation']):,} to evaluate on"))
+    titles = f"{summary.PROBLEM_TITLES[prepared.problem_type]}: {len(prepared.labels)}"
+    if "class_counts" in description:
+        entries.append(("labels", f"{titles} labels. {summary.describe_classes(description['class_counts'])}"))
+    elif prepared.problem_type == "regression" and "train" in dataset and not data_args.streaming:
+        values = summary.describe_values(read_labels(dataset["train"]), prepared.labels)
+        entries.append(("labels", f"{titles} value(s). {values}"))
+    else:
+        entries.append(("labels", titles))
+    if training_args.do_train and not data_args.streaming:
+        special = count_special_images(dataset["train"])
+        conversion = description.get("image_conversion", {})
+        entries += [("caution", line) for line in summary.describe_special_images(special, conversion)]
+    entries.append(("model", summary.describe_model(trainer.model, prepared.base_model)))
+    entries.append(("device", summary.describe_device(training_args)))
+    if training_args.do_train:
+        entries.append(("steps", summary.describe_steps(training_args, description["num_train_images"])))
+    if prepared.changed:
+        names = ", ".join(prepared.changed)
+        entries.append(("recipe", f"for these labels without {names}"))
+    for name, text in entries:
+        print(summary.format_entry(name, text), flush=True)
+
+
+def train(trainer, checkpoint: str | None, description: dict, command_line: list[str], model_args, data_args) -> dict:
+    """Train, save what came out, and return the metrics of the training."""
+    from ..training.record import describe_command, write_training_run
+
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_metrics("train", result.metrics)
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        write_training_run(
+            trainer,
+            result.metrics,
+            description,
+            command=describe_command(command_line),
+            recipe=data_args.recipe,
+            base_model=model_args.model_name_or_path,
+        )
+    return result.metrics
+
+
+def predict(trainer, test_dataset, prepared) -> str:
+    """Predict the split `test`, and return where its predictions are."""
+    from ..training.predictions import PREDICTIONS_NAME, write_predictions
+
+    path = Path(trainer.args.output_dir) / PREDICTIONS_NAME
+    output = trainer.predict(test_dataset, metric_key_prefix="predict")
+    if prepared.has_test_labels:
+        trainer.save_metrics("predict", output.metrics, combined=trainer.args.do_train)
+    if trainer.is_world_process_zero():
+        sources = prepared.dataset["test"]["image"]
+        write_predictions(path, output.predictions, sources, trainer.model.config)
+    return str(path)
+
+
+def evaluate(trainer, prepared, data_args) -> None:
+    """Measure the model on the validation images, and print and save the figures."""
+    from ..training.summary import describe_result
+
+    metrics = trainer.evaluate()
+    trainer.save_metrics("eval", metrics, combined=trainer.args.do_train)
+    num_images = None if data_args.streaming else len(prepared.dataset["validation"])
+    if trainer.is_world_process_zero():
+        print(describe_result(prepared.problem_type, metrics, num_images, "validation"), flush=True)
+
+
+def announce_outcome(trainer, train_metrics: dict, prepared, data_args) -> None:
+    """Print where everything is, and the commands that come next."""
+    from ..training import summary
+    from ..training.preparation import find_example_image, name_evaluation_data
+
+    output_dir = trainer.args.output_dir
+    for name, text in summary.describe_outcome(output_dir, train_metrics):
+        print(summary.format_entry(name, text))
+    image = find_example_image(prepared.dataset)
+    commands = summary.next_commands(output_dir, image, name_evaluation_data(data_args))
+    print("Next:", *(f"  {command}" for command in commands), sep="\n", flush=True)
 
 
 def run(parsed: tuple) -> None:
     import transformers
 
-    from ..data.images import ImageDataError
-    from ..training.checkpointing import TrainingError
-    from ..training.record import describe_command, write_training_run
+    from ..training.preparation import check_results, describe_dataset, prepare_run
+    from ..training.record import describe_command
     from ..utils import end_together, one_line_errors
 
     command_line, model_args, data_args, training_args = parsed
-    # Everything before the first step, in which the user's input can still be refused
+    is_main = training_args.process_index == 0
     with one_line_errors():
-        logging.basicConfig(format="%(message)s", level=logging.INFO if training_args.should_log else logging.WARNING)
-        transformers.utils.logging.set_verbosity(training_args.get_process_log_level())
-        checkpoint = check_output_dir(training_args) if training_args.do_train else None
-        transformers.set_seed(training_args.seed)
-        trainer, dataset = build_trainer(model_args, data_args, training_args)
-
-    with one_line_errors((TrainingError, ImageDataError, OSError)):
-        if training_args.do_train:
-            result = trainer.train(resume_from_checkpoint=checkpoint)
-            trainer.save_model()
-            trainer.log_metrics("train", result.metrics)
-            trainer.save_metrics("train", result.metrics)
-            trainer.save_state()
-            if trainer.is_world_process_zero():
-                write_training_run(
-                    trainer,
-                    result.metrics,
-                    dataset,
-                    command=describe_command(command_line),
-                    recipe=data_args.recipe,
-                    base_model=model_args.model_name_or_path,
-                )
-        if training_args.do_eval:
-            metrics = trainer.evaluate()
-            trainer.log_metrics("eval", metrics)
-            trainer.save_metrics("eval", metrics)
-
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
-    elif training_args.do_train:
-        trainer.create_model_card()
-    accelerator = trainer.accelerator
-    del trainer  # it holds the group of processes that ends now
-    end_together(accelerator)
+        set_up_console(training_args)
+        checkpoint = find_checkpoint(training_args) if training_args.do_train else None
+    with run_errors(training_args), reserved_output_dir(training_args, describe_command(command_line)):
+        # Everything before the first step, in which the user's input can still be refused
+        with one_line_errors():
+            if is_main:
+                announce_source(data_args, training_args)
+            transformers.set_seed(training_args.seed)
+            prepared = prepare_run(model_args, data_args, training_args)
+            description = describe_dataset(prepared, data_args)
+            if training_args.do_eval and not training_args.do_train:
+                check_results(training_args.output_dir, description)
+            trainer, splits, console = build_trainer(prepared, data_args, training_args)
+            if is_main:
+                announce_run(prepared, trainer, description, data_args)
+        try:
+            train_metrics = None
+            if training_args.do_train:
+                train_metrics = train(trainer, checkpoint, description, command_line, model_args, data_args)
+            if training_args.do_eval:
+                evaluate(trainer, prepared, data_args)
+            if training_args.do_predict:
+                path = predict(trainer, splits["test"], prepared)
+        finally:
+            console.close()
+        if training_args.push_to_hub and training_args.do_train:
+            trainer.push_to_hub()
+        elif training_args.do_train:
+            trainer.create_model_card()
+        if is_main and training_args.do_predict:
+            print(f"The predictions for {len(prepared.dataset['test']):,} images are in {path}", flush=True)
+        if is_main and train_metrics is not None:
+            announce_outcome(trainer, train_metrics, prepared, data_args)
+        accelerator = trainer.accelerator
+        del trainer, console  # they hold the group of processes that ends now
+        end_together(accelerator)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line of `hf-mixer train`, and recipes that set its defaults."""
+"""The command line of `hf-mixer train`, its help, and recipes that set its defaults."""
 
-from dataclasses import dataclass, field
+import argparse
+import difflib
+import sys
+from dataclasses import dataclass, field, fields
+from fnmatch import fnmatch
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +19,43 @@ from .arguments import MixerTrainingArguments
 
 
 DEFAULT_VARIANT = "S/16"
-DATA_SOURCE_FIELDS = ("dataset_name", "dataset_config_name", "train_dir", "validation_dir")
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+DATA_SOURCE_FIELDS = (
+    "dataset_name",
+    "dataset_config_name",
+    "train_dir",
+    "validation_dir",
+    "train_file",
+    "validation_file",
+)
 # What may change in a pretrained model too
 REGULARIZATION_FIELDS = ("hidden_dropout_prob", "drop_path_rate", "classifier_dropout_prob")
+# The recipes that are taken where none is named, and the name that keeps them out
+DIGITS_RECIPE = "digits"
+FROM_SCRATCH_RECIPE = "from-scratch-small"
+FINE_TUNING_RECIPE = "finetune-224"
+NO_RECIPE = "none"
 
 
 @dataclass
 class DataTrainingArguments:
     """
-    What to train on. With no data set and no folder at all: the handwritten digits that ship inside scikit-learn.
+    What to train on. With no data set, folder or file at all: the handwritten digits that ship inside scikit-learn.
     """
 
     dataset_name: str | None = field(
         default=None, metadata={"help": "A data set on the Hub, or a local folder of parquet files or class folders."}
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "The configuration of the data set."})
-    train_dir: str | None = field(default=None, metadata={"help": "A folder with one folder of images per class."})
+    train_dir: str | None = field(
+        default=None,
+        metadata={"help": "A folder with one folder of images per class, or with images and metadata.csv."},
+    )
     validation_dir: str | None = field(default=None, metadata={"help": "The same, for validation."})
+    train_file: str | None = field(
+        default=None, metadata={"help": "A CSV file with the columns path (relative to the file) and label."}
+    )
+    validation_file: str | None = field(default=None, metadata={"help": "The same, for validation."})
     eval_split: str | None = field(
         default=None, metadata={"help": "The split to evaluate on. Default: `validation`, or a share of `train`."}
     )
@@ -38,6 +63,15 @@ class DataTrainingArguments:
         default=0.15, metadata={"help": "Share to split off the training data, where there is no validation data."}
     )
     streaming: bool = field(default=False, metadata={"help": "Read the images while training, not all before."})
+    skip_unreadable_images: bool = field(
+        default=False, metadata={"help": "Leave out images that cannot be read: each is named, a tenth at most."}
+    )
+    flatten_transparency: str | None = field(
+        default=None, metadata={"help": "Put transparent images on this colour, such as white or #808080."}
+    )
+    scale_16_bit: bool = field(
+        default=False, metadata={"help": "Scale images of 16 bits to 8. By default Pillow cuts them off at 255."}
+    )
     train_image_size: int | None = field(
         default=None,
         metadata={
@@ -50,13 +84,48 @@ class DataTrainingArguments:
     image_column_name: str | None = field(
         default=None, metadata={"help": "The column of the images. Default: `image`, or the only one with images."}
     )
-    label_column_name: str | None = field(
-        default=None, metadata={"help": "The column of the labels. Default: `label`, or the only one with classes."}
+    label_column_name: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "The column of the labels, or several columns of 0 and 1, or of values to estimate. Default: "
+            "`label`, or the only one with classes."
+        },
+    )
+    problem_type: str | None = field(
+        default=None,
+        metadata={
+            "help": "What the labels are: single_label_classification, multi_label_classification or regression. "
+            "Default: as the column says; columns of real numbers are for regression.",
+            "choices": list(PROBLEM_TYPES),
+            "metavar": "TYPE",
+        },
     )
     recipe: str | None = field(
         default=None,
-        metadata={"help": "Name of a recipe, or path of a YAML file, with defaults for these arguments."},
+        metadata={
+            "help": "Name of a recipe, or path of a YAML file, with defaults for these arguments, or `none` for those "
+            "of transformers. Default: finetune-224 with model_name_or_path, from-scratch-small without."
+        },
     )
+    # The arguments that the command line names, whatever their values
+    given: frozenset[str] = field(default=frozenset(), init=False, repr=False)
+
+    def __post_init__(self):
+        for name in ("max_train_samples", "max_eval_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} has to be at least 1, got {value}")
+        if not 0 < self.train_val_split < 1:
+            raise ValueError(f"--train_val_split has to be between 0 and 1, got {self.train_val_split}")
+        if self.train_image_size is not None and self.train_image_size < 1:
+            raise ValueError(f"--train_image_size has to be at least 1, got {self.train_image_size}")
+        if self.problem_type not in (None, *PROBLEM_TYPES):
+            raise ValueError(f"--problem_type has to be one of {', '.join(PROBLEM_TYPES)}, got {self.problem_type!r}")
+
+    @property
+    def has_source(self) -> bool:
+        """Whether any data is named."""
+        return any(getattr(self, name) is not None for name in DATA_SOURCE_FIELDS)
 
 
 @dataclass
@@ -93,43 +162,260 @@ class ModelArguments:
     token: str | None = field(
         default=None, metadata={"help": "Token for the Hub. Default: the one you logged in with."}
     )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run the code that image_processor_name brings along. A Mixer needs none."}
+    )
     ignore_mismatched_sizes: bool = field(
         default=False, metadata={"help": "Start with a new head where the pretrained one has other labels."}
     )
+
+
+ARGUMENT_CLASSES = (ModelArguments, DataTrainingArguments, MixerTrainingArguments)
+# The help by topic: names of arguments, or patterns of them. An argument is told of in the first group that has it.
+ARGUMENT_GROUPS = {
+    "used first": (
+        "help",
+        "train_dir",
+        "validation_dir",
+        "train_file",
+        "dataset_name",
+        "output_dir",
+        "model_name_or_path",
+        "variant",
+        "image_size",
+        "recipe",
+        "num_train_epochs",
+        "per_device_train_batch_size",
+        "learning_rate",
+        "label_column_name",
+        "problem_type",
+        "class_weights",
+        "metric_for_best_model",
+        "early_stopping_patience",
+        "max_train_samples",
+        "resume_from_checkpoint",
+        "push_to_hub",
+    ),
+    "data": (*(entry.name for entry in fields(DataTrainingArguments)), "cache_images", "dataloader_*"),
+    "model": tuple(entry.name for entry in fields(ModelArguments)),
+    "optimization": (
+        "max_steps",
+        "gradient_accumulation_steps",
+        "optim*",
+        "adam_*",
+        "lr_*",
+        "warmup_*",
+        "weight_decay",
+        "layer_decay",
+        "max_grad_norm",
+        "ema_decay",
+        "seed",
+        "data_seed",
+    ),
+    "augmentation": (
+        "crop_padding",
+        "random_*",
+        "scale",
+        "ratio",
+        "horizontal_flip",
+        "auto_augment",
+        "randaugment_*",
+        "color_jitter",
+        "mixup_*",
+        "cutmix_*",
+    ),
+    "loss and labels": (
+        "label_smoothing_factor",
+        "binary_cross_entropy",
+        "regression_loss",
+        "label_threshold",
+        "balanced_sampling",
+    ),
+    "evaluation and saving": (
+        "do_*",
+        "eval_*",
+        "per_device_eval_batch_size",
+        "save_*",
+        "load_best_model_at_end",
+        "greater_is_better",
+    ),
+    "logging": ("log*", "disable_tqdm", "report_to", "run_name", "project", "trackio_*"),
+    "Hub": ("hub_*",),
+    "hardware and processes": (
+        "bf16*",
+        "fp16*",
+        "tf32",
+        "use_cpu",
+        "torch_compile*",
+        "activation_checkpointing*",
+        "gradient_checkpointing*",
+        "auto_find_batch_size",
+        "ddp_*",
+        "fsdp*",
+        "deepspeed",
+        "accelerator_config",
+        "parallelism_config",
+        "full_determinism",
+    ),
+    "others of transformers.TrainingArguments": ("*",),
+}
+METAVARS = {int: "N", float: "X", str: "TEXT"}
+# Longer lists of choices are left to the message that refuses another one
+MAX_CHOICES_SHOWN = 5
+
+
+class TrainingArgumentParser(HfArgumentParser):
+    """
+    [`~transformers.HfArgumentParser`] that sorts its arguments by topic, and refuses in one line.
+
+    Raises:
+        `ValueError`: a value cannot be read. (`argparse` would print all arguments and end the program.)
+    """
+
+    def __init__(self, dataclass_types, **kwargs):
+        self.described: list[argparse.Action] = []
+        super().__init__(
+            dataclass_types,
+            add_help=False,
+            usage="%(prog)s [--argument value ...]",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **kwargs,
+        )
+        self.add_argument("--help", "-h", action="store_true", help="Show this, with the defaults of the recipe.")
+
+    @cached_property
+    def titled_groups(self) -> dict[str, Any]:
+        return {title: self.add_argument_group(title) for title in ARGUMENT_GROUPS}
+
+    def add_argument(self, *names, **kwargs):
+        name = names[0].removeprefix("--")
+        title = next(
+            title for title, patterns in ARGUMENT_GROUPS.items() if any(fnmatch(name, pattern) for pattern in patterns)
+        )
+        if name.startswith("no_"):
+            # The other form of a switch that is on by default
+            kwargs["help"] = argparse.SUPPRESS
+        elif kwargs.get("const") is True:
+            kwargs["metavar"] = "true|false"
+        elif "action" not in kwargs and len(kwargs.get("choices") or ()) > MAX_CHOICES_SHOWN:
+            kwargs["metavar"] = "NAME"
+        elif "action" not in kwargs and not kwargs.get("choices"):
+            kwargs.setdefault("metavar", METAVARS.get(kwargs.get("type"), "TEXT"))
+        # `--train-dir` is read as `--train_dir`, and need not be shown
+        names = tuple(name for name in names if "-" not in name.removeprefix("--") or not name.startswith("--"))
+        action = self.titled_groups[title].add_argument(*names, **kwargs)
+        self.described.append(action)
+        return action
+
+    def print_help(self, file=None):
+        for action in self.described:
+            if action.help is not argparse.SUPPRESS and action.default not in (None, False, "", argparse.SUPPRESS):
+                action.help = f"{action.help} (default: %(default)s)"
+        super().print_help(file)
+
+    def error(self, message):
+        raise ValueError(message)
+
+    def refuse_unknown(self, extras: list[str]) -> None:
+        """Refuse what is no argument, and name the nearest one."""
+        if not extras:
+            return
+        unknown = extras[0].split("=")[0]
+        if not unknown.startswith("-"):
+            raise ValueError(f"{unknown!r} belongs to no argument: values follow an --argument")
+        names = [name for action in self.described for name in action.option_strings]
+        nearest = difflib.get_close_matches(unknown, names, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else "--help lists them all"
+        raise ValueError(f"there is no argument {unknown}: {hint}")
 
 
 def parse_training_arguments(
     recipes: Path, description: str | None = None, arguments: list[str] | None = None
 ) -> tuple[ModelArguments, DataTrainingArguments, MixerTrainingArguments]:
     """
-    Read the command line, by default that of the program, on top of the recipe that it names: a YAML file with arguments
-    and their values, in the folder `recipes`. `--help` begins with `description`.
+    Read the command line, by default that of the program, on top of a recipe: a YAML file with arguments and their values,
+    in the folder `recipes`. Where the command line names none, the recipe is that of fine-tuning, of training from scratch
+    or of the digits, whatever the model and the data are. `--help` begins with `description` and ends the program.
+
+    Returns:
+        `tuple`: the arguments on the model, the data and the training. Those on the data say in `recipe` which recipe is in
+        use, and in `given` which arguments the command line names.
 
     Raises:
-        `ValueError`: the recipe does not exist, cannot be read or sets arguments that do not exist.
+        `ValueError`: an argument does not exist or has no such value, or the recipe does not exist, cannot be read or sets
+        arguments that do not exist.
     """
-    parser = HfArgumentParser((ModelArguments, DataTrainingArguments, MixerTrainingArguments), description=description)
+    arguments = [underscored(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
+    parser = TrainingArgumentParser(ARGUMENT_CLASSES, description=description)
     parser.set_defaults(eval_strategy="epoch")
-    known, _ = parser.parse_known_args(arguments)
-    if not known.do_train and not known.do_eval:
+    known, extras = parser.parse_known_args(arguments)
+    parser.refuse_unknown(extras)
+    given = find_given_arguments(arguments)
+    if not known.do_train and not known.do_eval and not known.do_predict and "do_train" not in given:
         parser.set_defaults(do_train=True, do_eval=True)
-    has_data = any(getattr(known, name) is not None for name in DATA_SOURCE_FIELDS)
-    recipe = known.recipe if known.recipe is not None or has_data else "digits"
+        known.do_train = True
+    recipe = choose_recipe(known)
     if recipe is not None:
-        defaults = read_recipe(recipe, recipes)
-        unknown = defaults.keys() - vars(known).keys()
-        if unknown:
-            raise ValueError(f"recipe {recipe!r} sets arguments that do not exist: {', '.join(sorted(unknown))}")
-        if has_data:
-            # Other data than the recipe's
-            defaults = {
-                name: value for name, value in defaults.items() if name not in (*DATA_SOURCE_FIELDS, "eval_split")
-            }
-        if known.recipe is None and (known.model_name_or_path, known.variant) != (None, DEFAULT_VARIANT):
-            # The model was chosen, and only the data and its training come from the digits
-            defaults = {name: value for name, value in defaults.items() if name not in SHAPE_FIELDS}
-        parser.set_defaults(**defaults)
-    return parser.parse_args_into_dataclasses(arguments)
+        parser.set_defaults(**recipe_defaults(recipe, recipes, known, given))
+        settle_best_model(parser, arguments, given)
+    if known.help:
+        parser.print_help()
+        sys.exit(0)
+    model_args, data_args, training_args, _ = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    if "variant" in given and model_args.model_name_or_path is not None:
+        raise ValueError(
+            f"--variant {model_args.variant} is for a model from scratch, and {model_args.model_name_or_path} is "
+            "pretrained: leave out --variant, or --model_name_or_path and its recipe"
+        )
+    data_args.recipe, data_args.given = recipe, given
+    return model_args, data_args, training_args
+
+
+def underscored(argument: str) -> str:
+    """Return `--train_dir` for `--train-dir`."""
+    name, equals, value = argument.partition("=")
+    return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else argument
+
+
+def find_given_arguments(arguments: list[str]) -> frozenset[str]:
+    """Return the names of the arguments that a command line sets."""
+    parser = TrainingArgumentParser(ARGUMENT_CLASSES)
+    for action in parser.described:
+        action.default = argparse.SUPPRESS
+    return frozenset(vars(parser.parse_known_args(arguments)[0]))
+
+
+def choose_recipe(known: argparse.Namespace) -> str | None:
+    """Return the recipe that was asked for, or the one that fits."""
+    if known.recipe is not None:
+        return None if known.recipe == NO_RECIPE else known.recipe
+    if not known.do_train:
+        return None
+    if not known.help and all(getattr(known, name) is None for name in DATA_SOURCE_FIELDS):
+        return DIGITS_RECIPE
+    return FROM_SCRATCH_RECIPE if known.model_name_or_path is None else FINE_TUNING_RECIPE
+
+
+def recipe_defaults(recipe: str, recipes: Path, known: argparse.Namespace, given: frozenset[str]) -> dict[str, Any]:
+    """Return what a recipe sets, without what the command line chooses otherwise: the data, and the model."""
+    defaults = read_recipe(recipe, recipes)
+    unknown = defaults.keys() - {entry.name for group in ARGUMENT_CLASSES for entry in fields(group)}
+    if unknown:
+        raise ValueError(f"recipe {recipe!r} sets arguments that do not exist: {', '.join(sorted(unknown))}")
+    dropped: set[str] = set()
+    if not given.isdisjoint(DATA_SOURCE_FIELDS):
+        dropped |= {*DATA_SOURCE_FIELDS, "eval_split"}
+    if "model_name_or_path" in given or (known.recipe is None and "variant" in given):
+        dropped |= {*SHAPE_FIELDS, "variant", "model_name_or_path"}
+    return {name: value for name, value in defaults.items() if name not in dropped}
+
+
+def settle_best_model(parser: TrainingArgumentParser, arguments: list[str], given: frozenset[str]) -> None:
+    """Keep the last model, not the best one, where the command line evaluates or saves at other times than the recipe."""
+    values, _ = parser.parse_known_args(arguments)
+    times = {str(getattr(value, "value", value)) for value in (values.eval_strategy, values.save_strategy)}
+    if "load_best_model_at_end" not in given and (len(times) > 1 or "no" in times):
+        parser.set_defaults(load_best_model_at_end=False)
 
 
 def read_recipe(recipe: str, recipes: Path) -> dict[str, Any]:
@@ -137,7 +423,7 @@ def read_recipe(recipe: str, recipes: Path) -> dict[str, Any]:
     path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else recipes / f"{recipe}.yaml"
     if not path.is_file():
         names = ", ".join(sorted(path.stem for path in recipes.glob("*.yaml")))
-        raise ValueError(f"no recipe {recipe!r}: expected a YAML file or one of {names}")
+        raise ValueError(f"no recipe {recipe!r}: expected a YAML file, `{NO_RECIPE}`, or one of {names}")
     try:
         defaults = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:

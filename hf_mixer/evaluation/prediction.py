@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model says of images, as fast as it can."""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import fsspec
+import numpy as np
+import torch
+from PIL import ExifTags, Image
+
+from ..data.images import ImageConversion, ImageDataError, open_image
+from ..data.labels import problem_type_of
+from ..data.loaders import default_num_workers
+
+
+logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# From this probability on, a label of several counts as present
+DEFAULT_THRESHOLD = 0.5
+# Batches on an accelerator at a time: one computes while another is copied
+MAX_BATCHES_ON_DEVICE = 2
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """
+    What a model says of one image. Everything but `error` is empty where there is one.
+
+    Args:
+        scores (`list[tuple[str, float]]`):
+            Labels and their scores: the most likely labels with their probabilities, the best first; or, in regression,
+            all labels in the order of the model with their values.
+        labels (`list[str]`, *optional*):
+            With several labels per image those whose probability reaches their threshold, in the order of the model.
+        error (`str`, *optional*):
+            Why the image cannot be read.
+    """
+
+    scores: list[tuple[str, float]]
+    labels: list[str] | None = None
+    error: str | None = None
+
+
+class PixelReader:
+    """
+    Decodes images and prepares them for a model, to the same `pixel_values` as its image processor.
+
+    An RGB image that has the size of the model's already needs no resizing, and the image processor only maps each of its
+    256 values to a number. For such images the numbers are looked up, which takes half the time.
+
+    Args:
+        image_processor:
+            The image processor of the model.
+        conversion ([`ImageConversion`], *optional*):
+            What to do with transparent and 16-bit images before the image processor gets them. By default nothing.
+        trained_with ([`ImageConversion`], *optional*):
+            What was done with those that the model was trained on. One warning tells of the first image that would have
+            been another one in training.
+    """
+
+    def __init__(
+        self,
+        image_processor,
+        conversion: ImageConversion = ImageConversion(),
+        trained_with: ImageConversion = ImageConversion(),
+    ):
+        self.image_processor = image_processor
+        self.conversion, self.trained_with = conversion, trained_with
+        self.has_warned = False
+        size = image_processor.size
+        is_plain = image_processor.do_convert_rgb and image_processor.num_channels == 3 and image_processor.do_resize
+        is_square = size.height is not None and size.height == size.width
+        self.fitting_size: tuple[int, int] | None = None
+        if is_plain and is_square and not image_processor.do_center_crop:
+            self.fitting_size = (size.width, size.height)
+            values = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
+            outputs = image_processor(Image.fromarray(values), do_resize=False, return_tensors="pt")["pixel_values"]
+            # What becomes of each value in each channel, of shape (3, 256)
+            self.outputs = outputs.reshape(3, 256).numpy()
+
+    def __call__(self, sources: Sequence[dict]) -> tuple[torch.Tensor | None, list[str | None]]:
+        """
+        Read a batch of entries of an undecoded image column, which have `bytes` or `path`.
+
+        Returns:
+            `tuple`: `pixel_values` of shape `(num_readable, num_channels, height, width)`, `None` without a readable
+            image; and for each source why it cannot be read, `None` where it can.
+        """
+        errors: list[str | None] = []
+        images: list[Image.Image] = []
+        for source in sources:
+            try:
+                images.append(self.open(source))
+                errors.append(None)
+            except ValueError as error:
+                errors.append(str(error))
+        if not images:
+            return None, errors
+        if self.fitting_size is not None and all(map(self.fits, images)):
+            return self.look_up(images), errors
+        try:
+            return self.prepare(images), errors
+        except ValueError:
+            return self.prepare_each(images, errors)
+
+    def open(self, source: dict) -> Image.Image:
+        """Decode one image."""
+        contents = source["path"] if source["bytes"] is None else source["bytes"]
+        name = source["path"]
+        if isinstance(contents, str) and "://" in contents:
+            try:
+                with fsspec.open(contents) as file:
+                    contents = file.read()
+            except Exception as error:  # of any file system and network
+                raise ImageDataError(f"cannot read the image {name}: {error}") from error
+        image = open_image(contents, name)
+        if not self.has_warned:
+            self.warn_of_conversion(image, name or "in memory")
+        try:
+            return self.conversion(image)
+        except ValueError as error:
+            raise ImageDataError(f"cannot prepare the image {name or 'in memory'}: {error}") from error
+
+    def warn_of_conversion(self, image: Image.Image, name: str) -> None:
+        """Warn where an image would have been converted in training, and is not."""
+        color = self.trained_with.flatten_transparency
+        missing = []
+        if color not in (None, self.conversion.flatten_transparency) and image.has_transparency_data:
+            missing.append(f"--flatten_transparency {color}")
+        has_many_bits = image.mode.startswith("I") or image.mode == "F"
+        if self.trained_with.scale_16_bit and not self.conversion.scale_16_bit and has_many_bits:
+            missing.append("--scale_16_bit")
+        if missing:
+            self.has_warned = True
+            logger.warning(
+                f"The model was trained with {' '.join(missing)}, and looks at images such as {name} without: give the same"
+            )
+
+    def fits(self, image: Image.Image) -> bool:
+        """Whether the pixels of an image can be looked up: it is RGB, upright, and has the model's size."""
+        if image.mode != "RGB" or image.size != self.fitting_size:
+            return False
+        try:
+            return image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        except SyntaxError:
+            # The metadata cannot be read: the image processor knows what to do
+            return False
+
+    def look_up(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        pixels = np.stack([np.asarray(image) for image in images])  # (batch_size, height, width, 3)
+        pixel_values = np.empty((len(images), 3, *pixels.shape[1:3]), np.float32)
+        for channel, outputs in enumerate(self.outputs):
+            np.take(outputs, pixels[..., channel], out=pixel_values[:, channel], mode="clip")
+        return torch.from_numpy(pixel_values)
+
+    def prepare(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        return self.image_processor(images, return_tensors="pt")["pixel_values"]
+
+    def prepare_each(
+        self, images: Sequence[Image.Image], errors: list[str | None]
+    ) -> tuple[torch.Tensor | None, list[str | None]]:
+        """Prepare the images one by one, because the image processor refuses some of them."""
+        readable = [index for index, error in enumerate(errors) if error is None]
+        prepared = []
+        for index, image in zip(readable, images):
+            try:
+                prepared.append(self.prepare([image]))
+            except ValueError as error:
+                errors[index] = str(error)
+        return torch.cat(prepared) if prepared else None, errors
+
+
+class Predictor:
+    """
+    A model that says what images show: `predictor(sources)` returns a [`Prediction`] for each.
+
+    Args:
+        model ([`MixerForImageClassification`]):
+            The model, on its device.
+        image_processor:
+            Its image processor.
+        conversion ([`ImageConversion`], *optional*), trained_with ([`ImageConversion`], *optional*):
+            See [`PixelReader`].
+        top_k (`int`, *optional*, defaults to 5):
+            How many labels to name per image.
+        label_threshold (`float`, *optional*):
+            The probability from which one of several labels counts as present, in place of `config.label_thresholds`,
+            or of 0.5 where the model has none.
+
+    Raises:
+        `ValueError`: the model has no classifier.
+    """
+
+    def __init__(
+        self,
+        model,
+        image_processor,
+        conversion: ImageConversion = ImageConversion(),
+        trained_with: ImageConversion = ImageConversion(),
+        top_k: int = 5,
+        label_threshold: float | None = None,
+    ):
+        if not model.config.num_labels:
+            raise ValueError("the model has no classifier: give one that was trained on labels")
+        self.model = model.eval()
+        self.reader = PixelReader(image_processor, conversion, trained_with)
+        self.problem_type = problem_type_of(model.config)
+        self.labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
+        self.top_k = min(top_k, len(self.labels))
+        if label_threshold is not None:
+            self.thresholds = [label_threshold] * len(self.labels)
+        else:
+            self.thresholds = model.config.label_thresholds or [DEFAULT_THRESHOLD] * len(self.labels)
+        on_cpu = model.device.type == "cpu"
+        self.num_threads = default_num_workers()
+        self.turns = threading.Semaphore(self.num_threads if on_cpu else MAX_BATCHES_ON_DEVICE)
+
+    def __call__(self, sources: Sequence[dict]) -> list[Prediction]:
+        """
+        Read a batch of images, entries of an undecoded image column with `bytes` or `path`, and run the model.
+
+        Raises:
+            `ValueError`: the output of the model for an image is not finite.
+        """
+        pixel_values, errors = self.reader(sources)
+        results = iter(self.predict(pixel_values) if pixel_values is not None else ())
+        predictions = [next(results) if error is None else Prediction([], error=error) for error in errors]
+        if not all(np.isfinite(score) for prediction in predictions for _, score in prediction.scores):
+            raise ValueError(
+                "the output of the model is not finite for at least one of these images: "
+                f"{', '.join(source['path'] or 'in memory' for source in sources[:3])} ... Check the weights"
+            )
+        return predictions
+
+    def predict(self, pixel_values: torch.Tensor) -> list[Prediction]:
+        """Run the model on `pixel_values` of shape `(batch_size, num_channels, height, width)`."""
+        with self.turns, torch.inference_mode():
+            logits = self.model(pixel_values.to(self.model.device)).logits.float().cpu()
+        if self.problem_type == "regression":
+            return [Prediction(list(zip(self.labels, values))) for values in logits.tolist()]
+        is_multi_label = self.problem_type == "multi_label_classification"
+        scores = logits.sigmoid() if is_multi_label else logits.softmax(dim=-1)
+        best = scores.topk(self.top_k)
+        named = [
+            [(self.labels[index], score) for index, score in zip(indices, values)]
+            for indices, values in zip(best.indices.tolist(), best.values.tolist())
+        ]
+        if not is_multi_label:
+            return [Prediction(entry) for entry in named]
+        present = (scores >= torch.tensor(self.thresholds)).tolist()
+        return [
+            Prediction(entry, [label for label, is_there in zip(self.labels, row) if is_there])
+            for entry, row in zip(named, present)
+        ]
+
+    def predict_batches(
+        self, batches: Iterable[Item], sources_of: Callable[[Item], Sequence[dict]], num_batches: int | None = None
+    ) -> Iterator[tuple[Item, list[Prediction]]]:
+        """
+        Run the model on many batches, in threads that each decode and predict whole batches. On the CPU every thread
+        computes on its share of the cores: that leaves none of them idle while images are decoded.
+
+        Args:
+            batches (`Iterable`):
+                The batches, of any kind. Few of them are read ahead.
+            sources_of (`Callable`):
+                What returns the images of a batch.
+            num_batches (`int`, *optional*):
+                How many there are, where that is known.
+
+        Yields:
+            Each batch and its predictions, in order.
+        """
+        num_threads = min(self.num_threads, num_batches or self.num_threads)
+        with compute_threads(max(1, torch.get_num_threads() // num_threads)):
+            yield from map_ahead(lambda batch: self(sources_of(batch)), batches, num_threads)
+
+
+@contextmanager
+def compute_threads(count: int) -> Iterator[None]:
+    """Let torch compute every operation with `count` threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def map_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], num_threads: int
+) -> Iterator[tuple[Item, Result]]:
+    """Yield every item with what `function` returns for it, in order. Threads work on the ones that come next."""
+    waiting: deque[tuple[Item, Future[Result]]] = deque()
+    with ThreadPoolExecutor(num_threads) as pool:
+        try:
+            for item in items:
+                waiting.append((item, pool.submit(function, item)))
+                if len(waiting) > 2 * num_threads:
+                    item, future = waiting.popleft()
+                    yield item, future.result()
+            while waiting:
+                item, future = waiting.popleft()
+                yield item, future.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()

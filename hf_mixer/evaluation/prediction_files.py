@@ -1,0 +1,385 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Predictions for large sets of images, in a folder of parquet files.
+
+The rows of the data are divided into parts of the same length, a file each. Which rows a part holds depends on the data alone,
+not on the number of processes: a run that was killed goes on with the parts that are missing, on any number of processes.
+"""
+
+import hashlib
+import itertools
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from datasets import Dataset, Features, IterableDataset, List, Value
+from tqdm import tqdm
+
+from ..data.images import ImageDataError
+from ..output_folder import LOCK_NAME
+from ..utils import read_json, written_whole
+from .prediction import Prediction, Predictor
+
+
+STATE_NAME = "predictions.json"
+DATA_FOLDER = "data"
+# Rows of the data that stand for all of it in a checksum
+NUM_CHECKED_ROWS = 16
+# What stands for an image that a row does not have
+NO_IMAGE = {"bytes": b"", "path": None}
+# Columns of the data that have the name of a column of the predictions get this before it
+RENAMED = "data_"
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows that one file holds: the `index`-th ones of a shard of the data. Without shards, all rows are in shard 0."""
+
+    shard: int
+    index: int
+
+    @property
+    def name(self) -> str:
+        return f"part-{self.shard:05}-{self.index:05}.parquet"
+
+
+def find_image_column(dataset: Dataset | IterableDataset, name: str | None = None) -> str:
+    """
+    Return the column `name`, or the one that is called `image`, or the only one with images.
+
+    Raises:
+        `ValueError`: there is no such column, or several.
+    """
+    if dataset.features is None:
+        raise ValueError("the data stream does not tell what its columns hold: leave out --streaming")
+    found = [column for column, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
+    if name is None and len(found) == 1:
+        return found[0]
+    name = name or "image"
+    if name not in found:
+        raise ValueError(
+            f"no column {name!r} with images in the data: give --image_column_name one of {', '.join(found) or 'none'}; "
+            f"the columns are {', '.join(dataset.features)}"
+        )
+    return name
+
+
+def prediction_features(predictor: Predictor) -> Features:
+    """Return the columns that a predictor fills, with their types."""
+    label, score = Value("string"), Value("float32")
+    if predictor.problem_type == "regression":
+        is_single = len(predictor.labels) == 1
+        features = {"value": score} if is_single else {"values": List({"label": label, "score": score})}
+    else:
+        features = {"label": label, "score": score, f"top{predictor.top_k}": List({"label": label, "score": score})}
+        if predictor.problem_type == "multi_label_classification":
+            features["labels"] = List(label)
+    return Features({**features, "error": Value("string")})
+
+
+def describe_columns(predictor: Predictor) -> dict[str, str]:
+    """Return what the columns of `prediction_features` hold, in words."""
+    meanings = {
+        "label": "the most likely label",
+        "score": "its probability",
+        f"top{predictor.top_k}": "the most likely labels with their probabilities, the best first",
+        "labels": "the labels that the model sees in the image",
+        "value": f"the value of {predictor.labels[0]}",
+        "values": "the values of all labels",
+        "error": "why the image cannot be read; empty where it can",
+    }
+    return {name: meanings[name] for name in prediction_features(predictor)}
+
+
+def to_row(prediction: Prediction, top_k: int) -> dict[str, Any]:
+    """Return a prediction with the names of all columns that `prediction_features` may ask for."""
+    if prediction.error is not None:
+        return {"error": prediction.error}
+    scores = [{"label": label, "score": score} for label, score in prediction.scores]
+    value = scores[0]["score"]
+    return {**scores[0], "value": value, "values": scores, f"top{top_k}": scores, "labels": prediction.labels}
+
+
+class PredictionFolder:
+    """
+    A folder of predictions: `data/part-*.parquet`, in the order of the data, and `predictions.json`, which says of what.
+
+    Args:
+        folder (`Path`):
+            Where to write.
+        identity (`dict`):
+            What decides the predictions, ready for JSON. A folder with predictions of something else is refused.
+        rows_per_file (`int`):
+            How many rows a file holds.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any], rows_per_file: int):
+        self.folder, self.data = folder, folder / DATA_FOLDER
+        self.identity = {**identity, "rows_per_file": rows_per_file}
+        self.rows_per_file = rows_per_file
+
+    def prepare(self, **notes: Any) -> None:
+        """
+        Create the folder, or check that it holds an unfinished run of the same predictions. One process calls this,
+        before all others start. `notes` are written down in a new folder and never compared.
+
+        Raises:
+            `ValueError`: the folder holds something else.
+        """
+        path = self.folder / STATE_NAME
+        if path.exists():
+            state = read_json(path)
+            before = {key: state.get(key) for key in self.identity}
+            if before != self.identity:
+                changes = "; ".join(describe_changes(before, self.identity))
+                raise ValueError(
+                    f"{self.folder} holds the predictions of another run ({changes}): choose another --output_dir, or remove it"
+                )
+            for unfinished in self.data.glob(".part-*"):
+                shutil.rmtree(unfinished)
+            return
+        others = [entry.name for entry in self.folder.glob("*") if entry.name != LOCK_NAME]
+        if others:
+            raise ValueError(
+                f"{self.folder} is not empty, and what it holds ({', '.join(sorted(others)[:3])}) is no predictions: choose "
+                "another --output_dir"
+            )
+        self.write_state({**self.identity, **notes, "complete": False})
+
+    def write_state(self, state: dict[str, Any]) -> None:
+        with written_whole(self.folder / STATE_NAME) as path:
+            path.write_text(json.dumps(state, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def finish(self) -> dict[str, int]:
+        """Write down that all parts are there, and return `num_images` and `num_unreadable`. One process calls this."""
+        counts = {"num_images": 0, "num_unreadable": 0}
+        for path in self.paths():
+            errors = pq.read_table(path, columns=["error"]).column("error")
+            counts["num_images"] += len(errors)
+            counts["num_unreadable"] += len(errors) - errors.null_count
+        if not counts["num_images"]:
+            raise ValueError("the data holds no images")
+        self.write_state({**read_json(self.folder / STATE_NAME), **counts, "complete": True})
+        return counts
+
+    def paths(self) -> list[Path]:
+        """Return the files that are there, in the order of the data."""
+        return sorted(self.data.glob("part-*.parquet"))
+
+    def has(self, part: Part) -> bool:
+        return (self.data / part.name).exists()
+
+    def count_finished(self, shard: int) -> tuple[int, bool]:
+        """Return how many parts of a shard are there, up to the first that is missing, and whether the last one is short."""
+        count = next(index for index in itertools.count() if not self.has(Part(shard, index)))
+        if count == 0:
+            return 0, False
+        last = pq.read_metadata(self.data / Part(shard, count - 1).name).num_rows
+        return count, last < self.rows_per_file
+
+    def write(self, part: Part, table: pa.Table) -> None:
+        with written_whole(self.data / part.name) as path:
+            pq.write_table(table, path)
+
+
+def describe_changes(before: dict[str, Any], after: dict[str, Any], name: str = "") -> Iterator[str]:
+    """Say for every value that differs what it was and what it is, one level down in dictionaries."""
+    for key in {**before, **after}:
+        old, new = before.get(key), after.get(key)
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from describe_changes(old, new, f"{name}{key}.")
+        else:
+            yield f"{name}{key} was {json.dumps(old, ensure_ascii=False)} and is {json.dumps(new, ensure_ascii=False)}"
+
+
+def describe_model(predictor: Predictor) -> str:
+    """Return a checksum of everything that decides what a model says: weights, labels, and how images are prepared."""
+    checksum = hashlib.sha256()
+    for name, tensor in sorted(predictor.model.state_dict().items()):
+        checksum.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        checksum.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    processor = predictor.reader.image_processor.to_dict()
+    rest = [predictor.problem_type, predictor.labels, predictor.thresholds, processor]
+    checksum.update(json.dumps(rest, sort_keys=True, default=str).encode())
+    return checksum.hexdigest()
+
+
+def describe_data(dataset: Dataset | IterableDataset, image_column: str) -> dict[str, Any]:
+    """Return what tells a data set from others: its columns, length or number of shards, and a checksum of some rows."""
+    checksum = hashlib.sha256()
+    if isinstance(dataset, Dataset):
+        size = {"num_rows": len(dataset)}
+        step = max(1, len(dataset) // NUM_CHECKED_ROWS)
+        rows = dataset.select(range(0, len(dataset), step))
+    else:
+        size = {"num_shards": dataset.num_shards}
+        rows = dataset.take(1)
+    for row in rows.cast_column(image_column, datasets.Image(decode=False)):
+        source = row[image_column] or {}
+        checksum.update(source.get("bytes") or str(source.get("path")).encode())
+    return {**size, "columns": list(dataset.features), "checksum": checksum.hexdigest()}
+
+
+class PartReader:
+    """
+    Reads the parts of a data set that are missing in a folder and fall to this process, in batches.
+
+    A stream whose number of shards is a multiple of the number of processes is shared out by shards, and every process reads
+    its own only. Any other is read by all processes, and each takes the parts in turn.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`):
+            The images, undecoded.
+        folder ([`PredictionFolder`]):
+            Where the parts go.
+        batch_size (`int`):
+            Images per batch. The last batch of a part may have fewer.
+        process_index (`int`), num_processes (`int`):
+            This process, and how many there are.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset | IterableDataset,
+        folder: PredictionFolder,
+        batch_size: int,
+        process_index: int = 0,
+        num_processes: int = 1,
+    ):
+        self.dataset, self.folder, self.batch_size = dataset, folder, batch_size
+        self.process_index, self.num_processes = process_index, num_processes
+        self.by_shards = isinstance(dataset, IterableDataset) and dataset.num_shards % num_processes == 0
+
+    def __iter__(self) -> Iterator[tuple[Part, pa.Table]]:
+        if isinstance(self.dataset, Dataset):
+            yield from self.read_table()
+            return
+        for shard in range(self.dataset.num_shards):
+            if not self.by_shards or shard % self.num_processes == self.process_index:
+                yield from self.read_shard(shard)
+
+    def takes(self, part: Part) -> bool:
+        """Whether this process has to compute a part."""
+        is_own = self.by_shards or (part.shard + part.index) % self.num_processes == self.process_index
+        return is_own and not self.folder.has(part)
+
+    def table_parts(self) -> dict[Part, range]:
+        """Return the parts of a data set that is no stream which this process has to compute, with their rows."""
+        rows = range(len(self.dataset))
+        length = self.folder.rows_per_file
+        parts = {Part(0, index): rows[start : start + length] for index, start in enumerate(rows[::length])}
+        return {part: rows for part, rows in parts.items() if self.takes(part)}
+
+    def read_table(self) -> Iterator[tuple[Part, pa.Table]]:
+        dataset = self.dataset.with_format("arrow")
+        for part, rows in self.table_parts().items():
+            for table in dataset.select(rows).iter(self.batch_size):
+                yield part, table
+
+    def read_shard(self, shard: int) -> Iterator[tuple[Part, pa.Table]]:
+        length = self.folder.rows_per_file
+        num_finished, is_complete = self.folder.count_finished(shard)
+        if is_complete:
+            return
+        position = num_finished * length
+        stream = self.dataset.shard(self.dataset.num_shards, shard).skip(position).with_format("arrow")
+        batches = iter(stream.iter(self.batch_size))
+        while True:
+            try:
+                table = next(batches, None)
+            except Exception as error:  # of the file system, the network, the compression or the file format
+                raise ImageDataError(
+                    f"the data stream broke at image {position} of shard {shard}: {str(error).rstrip('.')}. What is computed "
+                    "is kept: run the same command again to go on"
+                ) from error
+            if table is None:
+                return
+            while len(table):
+                part = Part(shard, position // length)
+                rows = table.slice(0, (part.index + 1) * length - position)
+                table = table.slice(len(rows))
+                position += len(rows)
+                if self.takes(part):
+                    yield part, rows
+
+
+def write_predictions(
+    dataset: Dataset | IterableDataset,
+    image_column: str,
+    predictor: Predictor,
+    folder: PredictionFolder,
+    batch_size: int = 32,
+    process_index: int = 0,
+    num_processes: int = 1,
+) -> None:
+    """
+    Predict the images of a data set, and write the parts that are missing in a folder and fall to this process.
+
+    Every row of the data has one row in the files, in the same order if the files are sorted by name. It has the columns
+    of the data without images, and those of `prediction_features`. Where an image cannot be read, these are empty except
+    for `error`.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`):
+            The images, in the column `image_column`.
+        process_index (`int`, *optional*, defaults to 0), num_processes (`int`, *optional*, defaults to 1):
+            This process, and how many there are.
+
+    Raises:
+        [`ImageDataError`]: a stream cannot be read on.
+        `ValueError`: the output of the model is not finite.
+    """
+    own = [name for name, feature in dataset.features.items() if not isinstance(feature, datasets.Image)]
+    added = prediction_features(predictor)
+    columns = {name: f"{RENAMED}{name}" if name in added else name for name in own}
+    features = Features({**{new: dataset.features[old] for old, new in columns.items()}, **added})
+    dataset = dataset.select_columns([*own, image_column]).cast_column(image_column, datasets.Image(decode=False))
+    reader = PartReader(dataset, folder, batch_size, process_index, num_processes)
+
+    total = sum(map(len, reader.table_parts().values())) if isinstance(dataset, Dataset) else None
+    num_batches = None if total is None else -(-total // batch_size)
+    batches = predictor.predict_batches(
+        reader, lambda batch: [source or NO_IMAGE for source in batch[1].column(image_column).to_pylist()], num_batches
+    )
+    with tqdm(total=total, desc="Predicting", unit=" images", disable=process_index > 0) as progress:
+        for part, group in itertools.groupby(batches, key=lambda result: result[0][0]):
+            tables: list[pa.Table] = []
+            rows: list[dict] = []
+            for (_, table), predictions in group:
+                tables.append(table.select(own))
+                rows += [to_row(prediction, predictor.top_k) for prediction in predictions]
+                progress.update(len(predictions))
+                report_errors(predictions)
+            folder.write(part, build_table(tables, rows, columns, features))
+
+
+def report_errors(predictions: Sequence[Prediction]) -> None:
+    """Name the images that cannot be read on standard error."""
+    for prediction in predictions:
+        if prediction.error is not None:
+            tqdm.write(f"error: {prediction.error}", file=sys.stderr)
+
+
+def build_table(
+    tables: Sequence[pa.Table], rows: Sequence[dict], columns: dict[str, str], features: Features
+) -> pa.Table:
+    """Join the data's own columns, renamed as in `columns`, and the rows of predictions to a table of type `features`."""
+    joined = pa.concat_tables(tables)
+    values = {new: joined.column(old) for old, new in columns.items()}
+    arrays = []
+    for field in features.arrow_schema:
+        if field.name in values:
+            arrays.append(values[field.name].cast(field.type))
+        else:
+            arrays.append(pa.array([row.get(field.name) for row in rows], field.type))
+    return pa.table(arrays, schema=features.arrow_schema)

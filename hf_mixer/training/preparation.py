@@ -1,0 +1,425 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the arguments of a run to its data and its model."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import DatasetDict
+
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.utils import is_torchvision_available
+
+from ..checkpoints import load_checkpoint
+from ..checkpoints.loading import SHAPE_FIELDS
+from ..configuration_mixer import MixerConfig, to_pair
+from ..data.datasets import load_evaluation_dataset, load_image_dataset, prepare_image_dataset
+from ..data.images import ImageConversion, ImageTransform
+from ..data.labels import (
+    REGRESSION,
+    SINGLE_LABEL,
+    encode_labels,
+    find_problem_type,
+    is_missing,
+    match_labels,
+    problem_type_of,
+    use_model_labels,
+)
+from ..data.loaders import CachedImages, NamedRows, StreamedImages
+from ..evaluation.metrics import METRICS
+from ..image_processing_mixer import MixerImageProcessor
+from ..image_processing_pil_mixer import MixerImageProcessorPil
+from ..modeling_mixer import MixerForImageClassification
+from ..utils import read_json
+from .arguments import MixerTrainingArguments
+from .balance import count_classes
+from .command_line import REGULARIZATION_FIELDS, DataTrainingArguments, ModelArguments
+from .record import RECORD_NAME
+
+
+DIGITS = "scikit-learn digits"
+# What a recipe sets that does not go with a kind of labels, and what takes its place
+UNFIT: dict[str, dict[str, Any]] = {
+    REGRESSION: {"label_smoothing_factor": 0.0, "cutmix_alpha": 0.0, "binary_cross_entropy": False}
+}
+
+
+@dataclass
+class PreparedRun:
+    """
+    What a run works with.
+
+    Args:
+        dataset (`DatasetDict` or `IterableDatasetDict`):
+            The splits `validation`, `train` where there is a training, and `test` where it is predicted; labels prepared.
+        labels (`list[str]`):
+            The names of the labels of the data.
+        problem_type (`str`):
+            Their kind.
+        model, image_processor:
+            The model and its image processor.
+        base_model (`str`, *optional*):
+            Where the model comes from, unless it starts from scratch.
+        changed (`list[str]`):
+            Arguments of the recipe that were changed, because they do not go with the kind of the labels.
+        has_test_labels (`bool`):
+            Whether all images of `test` have a label.
+    """
+
+    dataset: Any
+    labels: list[str]
+    problem_type: str
+    model: Any
+    image_processor: Any
+    base_model: str | None = None
+    changed: list[str] = field(default_factory=list)
+    has_test_labels: bool = False
+
+
+def prepare_run(
+    model_args: ModelArguments, data_args: DataTrainingArguments, training_args: MixerTrainingArguments
+) -> PreparedRun:
+    """
+    Load the data and build the model, or load the one to evaluate.
+
+    Raises:
+        `ValueError`: the arguments, the data and the model do not go together.
+    """
+    if training_args.do_train:
+        with training_args.main_process_first(desc="loading the data"):
+            dataset, labels = load_data(model_args, data_args, training_args, data_args.problem_type)
+        problem_type = find_problem_type(dataset["train"].features["label"])
+        changed = fit_to_labels(data_args, training_args, problem_type)
+        model, image_processor = build_model(model_args, labels, problem_type)
+        source = model_args.model_name_or_path
+    else:
+        changed, source = [], find_trained_model(model_args, training_args)
+        check_evaluation_source(source, data_args)
+        model, image_processor = load_trained_model(source, model_args)
+        problem_type = problem_type_of(model.config)
+        with training_args.main_process_first(desc="loading the data"):
+            dataset, labels = load_data(model_args, data_args, training_args, data_args.problem_type or problem_type)
+        dataset = use_labels_of_model(dataset, labels, model.config)
+    run = PreparedRun(dataset, labels, problem_type, model, image_processor, source, changed)
+    if training_args.do_predict:
+        if "test" not in dataset:
+            raise ValueError(
+                "--do_predict predicts a split `test`, which the data does not have: give a data set with one, or a folder "
+                "`test` beside `train` in --dataset_name"
+            )
+        run.has_test_labels = not any(map(is_missing, dataset["test"]["label"][:]))
+        if not run.has_test_labels:
+            dataset["test"] = with_label(dataset["test"], dataset["validation"]["label"][0])
+    return run
+
+
+def find_trained_model(model_args: ModelArguments, training_args: MixerTrainingArguments) -> str:
+    """Return the model to evaluate without training: the one that is named, or the one in the output folder."""
+    if model_args.model_name_or_path is not None:
+        return model_args.model_name_or_path
+    if (Path(training_args.output_dir) / "config.json").is_file():
+        return training_args.output_dir
+    raise ValueError(
+        f"there is no trained model in --output_dir {training_args.output_dir}: name one with --model_name_or_path, or "
+        "train one with --do_train true"
+    )
+
+
+def check_evaluation_source(source: str, data_args: DataTrainingArguments) -> None:
+    """Refuse to evaluate on data that nobody named: the digits are for a model that was trained on them."""
+    if not data_args.has_source and read_training_data(source).get("name") != DIGITS:
+        raise ValueError(
+            "there is no data to evaluate on: name it with --validation_dir, --validation_file, --train_dir, --train_file "
+            "or --dataset_name"
+        )
+
+
+def read_training_data(folder: str) -> dict[str, Any]:
+    """Return what the record in a trained folder says of its data, nothing where there is no record."""
+    path = Path(folder) / RECORD_NAME
+    return (read_json(path).get("dataset") or {}) if path.is_file() else {}
+
+
+def name_source(data_args: DataTrainingArguments) -> str:
+    """Return the name of the data, as records have it."""
+    named = (data_args.dataset_name, data_args.train_dir, data_args.train_file)
+    evaluated = (data_args.validation_dir, data_args.validation_file)
+    return next((name for name in (*named, *evaluated) if name is not None), DIGITS)
+
+
+def load_data(
+    model_args: ModelArguments,
+    data_args: DataTrainingArguments,
+    training_args: MixerTrainingArguments,
+    problem_type: str | None,
+):
+    """Return the splits `train`, `validation` and, where there is one, `test`, and the names of the labels."""
+    hub: dict[str, Any] = {"cache_dir": model_args.cache_dir, "token": model_args.token}
+    held_out = (data_args.validation_dir, data_args.validation_file)
+    if not training_args.do_train and any(held_out) and name_source(data_args) in held_out:
+        data, _ = load_evaluation_dataset(
+            eval_dir=data_args.validation_dir, eval_file=data_args.validation_file, **hub
+        )
+        dataset = DatasetDict({"train": data, "validation": data})
+    else:
+        dataset = load_image_dataset(
+            data_args.dataset_name,
+            data_args.dataset_config_name,
+            data_args.train_dir,
+            data_args.validation_dir,
+            train_file=data_args.train_file,
+            validation_file=data_args.validation_file,
+            streaming=data_args.streaming,
+            skip_unreadable_images=data_args.skip_unreadable_images,
+            **hub,
+        )
+    columns = data_args.label_column_name
+    return prepare_image_dataset(
+        dataset,
+        image_column_name=data_args.image_column_name,
+        label_column_name=columns[0] if columns is not None and len(columns) == 1 else columns,
+        train_val_split=data_args.train_val_split,
+        seed=training_args.seed,
+        eval_split=data_args.eval_split,
+        max_train_samples=data_args.max_train_samples,
+        max_eval_samples=data_args.max_eval_samples,
+        problem_type=problem_type,
+    )
+
+
+def fit_to_labels(
+    data_args: DataTrainingArguments, training_args: MixerTrainingArguments, problem_type: str
+) -> list[str]:
+    """
+    Change what the recipe says and the kind of the labels does not go with. What the command line says stays, and is
+    refused where it does not fit.
+
+    Returns:
+        `list[str]`: the names of the arguments that were changed.
+    """
+    metrics, best = METRICS[problem_type], training_args.metric_for_best_model
+    if best is not None and "metric_for_best_model" not in data_args.given:
+        if best.removeprefix("eval_") not in (*metrics, "loss"):
+            training_args.metric_for_best_model = next(iter(metrics))
+            training_args.greater_is_better = metrics[training_args.metric_for_best_model].greater_is_better
+    changed = []
+    for name, value in UNFIT.get(problem_type, {}).items():
+        if name not in data_args.given and getattr(training_args, name) != value:
+            setattr(training_args, name, value)
+            changed.append(name)
+    return changed
+
+
+def build_model(model_args: ModelArguments, labels: list[str], problem_type: str = SINGLE_LABEL):
+    """Return the model and its image processor: a pretrained one, or a variant from scratch."""
+    id2label = dict(enumerate(labels))
+    overrides: dict[str, Any] = {"problem_type": problem_type}
+    for name in (*SHAPE_FIELDS, *REGULARIZATION_FIELDS):
+        value = getattr(model_args, name)
+        if value is not None:
+            overrides[name] = value[0] if isinstance(value, list) and len(value) == 1 else value
+    hub: dict[str, Any] = {"cache_dir": model_args.cache_dir, "token": model_args.token}
+
+    if model_args.model_name_or_path is None:
+        label2id = {label: index for index, label in id2label.items()}
+        config = MixerConfig.from_variant(model_args.variant, id2label=id2label, label2id=label2id, **overrides)
+        model = MixerForImageClassification(config)
+        height, width = to_pair(config.image_size)
+        processor_class = MixerImageProcessor if is_torchvision_available() else MixerImageProcessorPil
+        image_processor = processor_class(size={"height": height, "width": width}, num_channels=config.num_channels)
+    else:
+        fixed = [f"--{name}" for name in SHAPE_FIELDS if name in overrides and name != "image_size"]
+        if fixed:
+            raise ValueError(f"{', '.join(fixed)} cannot be set for a pretrained model, only from scratch")
+        model, image_processor = load_checkpoint(
+            model_args.model_name_or_path,
+            id2label=id2label,
+            revision=model_args.model_revision,
+            ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
+            **hub,
+            **overrides,
+        )
+    if model_args.image_processor_name is not None:
+        image_processor = AutoImageProcessor.from_pretrained(
+            model_args.image_processor_name, trust_remote_code=model_args.trust_remote_code, **hub
+        )
+    return model, image_processor
+
+
+def load_trained_model(source: str, model_args: ModelArguments):
+    """Return a trained model and its image processor as they are, apart from the image size."""
+    size = model_args.image_size
+    return load_checkpoint(
+        source,
+        image_size=size[0] if size is not None and len(size) == 1 else size,
+        revision=model_args.model_revision,
+        cache_dir=model_args.cache_dir,
+        token=model_args.token,
+    )
+
+
+def use_labels_of_model(dataset: DatasetDict, labels: list[str], config: MixerConfig) -> DatasetDict:
+    """
+    Return the splits to evaluate on, with their prepared labels matched by name to those of the model.
+
+    Raises:
+        `ValueError`: the model does not have some of the labels, or the data not all outputs of a regression.
+    """
+    splits = {name: data for name, data in dataset.items() if name != "train"}
+    if problem_type_of(config) == SINGLE_LABEL:
+        return DatasetDict({name: use_model_labels(data, config) for name, data in splits.items()})
+    model_labels = [config.id2label[index] for index in range(config.num_labels)]
+    places = match_labels(range(len(labels)), model_labels, labels)
+    if problem_type_of(config) == REGRESSION and len(places) < len(model_labels):
+        missing = next(name for place, name in enumerate(model_labels) if place not in places.values())
+        raise ValueError(
+            f"the data has no column {missing!r}, which the model estimates: name it in --label_column_name"
+        )
+
+    def rearrange(values: list | None) -> list | None:
+        if values is None:
+            return None
+        arranged = [False] * len(model_labels)
+        for label, place in places.items():
+            arranged[place] = values[int(label)]
+        return arranged
+
+    return DatasetDict({name: encode_labels(data, rearrange, data.features["label"]) for name, data in splits.items()})
+
+
+def with_label(dataset, label):
+    """Return a split in which all images have the same label."""
+    feature = dataset.features["label"]
+    return dataset.remove_columns("label").add_column("label", [label] * len(dataset), feature=feature)
+
+
+def build_transforms(
+    image_processor, data_args: DataTrainingArguments, training_args: MixerTrainingArguments
+) -> dict[str, ImageTransform]:
+    """Return, by split, what decodes and resizes the images. Pixels stay uint8 until they are on the device."""
+    conversion = ImageConversion(data_args.flatten_transparency, data_args.scale_16_bit)
+    as_uint8: dict[str, Any] = {"conversion": conversion, "do_rescale": False, "do_normalize": False}
+    transforms = dict.fromkeys(("train", "validation", "test"), ImageTransform(image_processor, **as_uint8))
+    train_image_size = data_args.train_image_size
+    if train_image_size is None and training_args.random_resized_crop:
+        size = image_processor.crop_size if image_processor.do_center_crop else image_processor.size
+        train_image_size = round(max(size["height"], size["width"]) * 8 / 7)
+    if train_image_size is not None:
+        square = {"height": train_image_size, "width": train_image_size}
+        size = {"size": {"shortest_edge": train_image_size}, "do_center_crop": True, "crop_size": square}
+        transforms["train"] = ImageTransform(image_processor, **as_uint8, **size)
+    return transforms
+
+
+def build_datasets(
+    dataset, transforms: dict[str, ImageTransform], training_args: MixerTrainingArguments, streaming: bool
+) -> dict[str, Any]:
+    """Return, by split, the data as the trainer reads it: streamed, cached, or decoded while it trains."""
+    splits: dict[str, Any] = {}
+    for split, transform in transforms.items():
+        if split not in dataset or (split == "test" and not training_args.do_predict):
+            continue
+        if streaming and split == "train":
+            process = (training_args.process_index, training_args.world_size)
+            splits[split] = StreamedImages(dataset[split], transform, *process)
+        elif streaming:
+            splits[split] = StreamedImages(dataset[split], transform, num_passes=1)
+        elif training_args.cache_images == "none":
+            splits[split] = NamedRows(dataset[split].with_transform(transform))
+        else:
+            device = training_args.device if training_args.cache_images == "device" else "cpu"
+            splits[split] = CachedImages(dataset[split], transform, device)
+    return splits
+
+
+def set_stream_length(dataset, training_args: MixerTrainingArguments, max_train_samples: int | None) -> None:
+    """Turn epochs into steps, where the data set says how many images it streams."""
+    splits = dataset["train"].info.splits or {}
+    counts = [max_train_samples, splits["train"].num_examples if "train" in splits else None]
+    count = min((count for count in counts if count), default=None)
+    images_per_step = training_args.train_batch_size * training_args.world_size
+    images_per_step *= training_args.gradient_accumulation_steps
+    by_epoch = [name for name in ("save", "eval", "logging") if getattr(training_args, f"{name}_strategy") == "epoch"]
+    if count is None and training_args.max_steps <= 0:
+        raise ValueError("the length of the data stream is not known: give --max_steps")
+    if count is None and by_epoch:
+        raise ValueError(
+            "the length of the data stream is not known, nor when an epoch ends: give "
+            + " and ".join(f"--{name}_strategy steps --{name}_steps N" for name in by_epoch)
+        )
+    if training_args.max_steps <= 0:
+        training_args.max_steps = math.ceil(training_args.num_train_epochs * count / images_per_step)
+    for name in by_epoch:
+        setattr(training_args, f"{name}_strategy", type(getattr(training_args, f"{name}_strategy"))("steps"))
+        setattr(training_args, f"{name}_steps", math.ceil(count / images_per_step))
+
+
+def describe_dataset(run: PreparedRun, data_args: DataTrainingArguments) -> dict[str, Any]:
+    """Return what the record of a run says of its data."""
+    dataset, is_stream = run.dataset, data_args.streaming
+    description = {
+        "name": name_source(data_args),
+        "config": data_args.dataset_config_name,
+        "train_split": "train",
+        "eval_split": data_args.eval_split or "validation",
+        "num_train_images": None if is_stream or "train" not in dataset else len(dataset["train"]),
+        "num_eval_images": None if is_stream else len(dataset["validation"]),
+        "problem_type": run.problem_type,
+    }
+    if not is_stream and "train" in dataset and run.problem_type != REGRESSION:
+        description["class_counts"] = count_classes(read_labels(dataset["train"]), run.labels)
+    conversion = {"flatten_transparency": data_args.flatten_transparency, "scale_16_bit": data_args.scale_16_bit}
+    if any(conversion.values()):
+        description["image_conversion"] = {name: value for name, value in conversion.items() if value}
+    return description
+
+
+def read_labels(dataset) -> np.ndarray:
+    """Return all labels of a split in prepared form: an array of shape `(num_images,)` or `(num_images, num_labels)`."""
+    return np.asarray(dataset["label"][:])
+
+
+def check_results(output_dir: str, description: dict[str, Any]) -> None:
+    """
+    Refuse to replace the results of a trained folder by those on other data.
+
+    Raises:
+        `ValueError`: the record in `output_dir` names other data, or another number of images, than `description`.
+    """
+    recorded = read_training_data(output_dir)
+    for key in ("name", "config", "eval_split", "num_eval_images"):
+        if recorded and recorded.get(key) != description[key]:
+            raise ValueError(
+                f"--output_dir {output_dir} holds a model with results on other data ({key} {recorded.get(key)}, here "
+                f"{description[key]}): choose another --output_dir, and name the model with --model_name_or_path"
+            )
+
+
+def find_example_image(dataset) -> str | None:
+    """Return the path of an image of the split `validation`, if its images are files."""
+    if not isinstance(dataset, DatasetDict):
+        return None
+    path = dataset["validation"][0]["image"]["path"]
+    return path if path is not None and Path(path).is_file() else None
+
+
+def name_evaluation_data(data_args: DataTrainingArguments) -> list[str]:
+    """Return the arguments of `hf-mixer evaluate` that name held-out data: that of the run, or a place for one's own."""
+    if data_args.validation_dir is not None:
+        return ["--eval_dir", data_args.validation_dir]
+    if data_args.validation_file is not None:
+        return ["--eval_file", data_args.validation_file]
+    if data_args.train_dir is not None:
+        return ["--eval_dir", "test_photos"]
+    if data_args.train_file is not None:
+        return ["--eval_file", "test.csv"]
+    if data_args.dataset_name is None:
+        return []
+    named = ["--dataset_name", data_args.dataset_name]
+    if data_args.dataset_config_name is not None:
+        named += ["--dataset_config_name", data_args.dataset_config_name]
+    if data_args.eval_split is not None:
+        named += ["--split", data_args.eval_split]
+    return named

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a training run prints while it is under way: a bar on a terminal, plain lines everywhere else."""
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from ..evaluation.metrics import METRICS
+
+
+# What is measured before a run tells how long it will take: so many steps, or what is done in so many seconds
+STEPS_TO_JUDGE, SECONDS_TO_JUDGE = 10, 30.0
+NUM_METRICS_SHOWN = 2
+
+
+def is_interactive(args) -> bool:
+    """Whether someone watches the run in a terminal, and did not ask for `disable_tqdm`."""
+    return not args.disable_tqdm and sys.stdout.isatty() and sys.stderr.isatty()
+
+
+def format_duration(seconds: float) -> str:
+    """Return `45 s`, `12 min` or `3 h 20 min`."""
+    if seconds < 100:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def format_metric(problem_type: str, name: str, value: float) -> str:
+    """Return the name and the value of a metric of `METRICS`, or of a loss, for human readers."""
+    metric = METRICS[problem_type].get(name)
+    title = metric.title if metric is not None else name.replace("_", " ")
+    if metric is not None and metric.is_share:
+        return f"{title} {value:.2%}".replace("%", " %")
+    return f"{title} {value:.4g}"
+
+
+def choose_metrics(problem_type: str, metrics: Mapping[str, Any], more: str | None = None) -> list[str]:
+    """Return the names of the metrics to show while training: those that sum up a model best, and one more."""
+    names = [name for name in METRICS[problem_type] if name in metrics][:NUM_METRICS_SHOWN]
+    if more is not None and more not in names and more in metrics and more != "loss":
+        names.append(more)
+    return names
+
+
+class ConsoleCallback(TrainerCallback):
+    """
+    Print the progress of a run in the main process: a bar with the loss, the last evaluation and the time that is left,
+    and a line for each evaluation. Where nobody watches, a line for every entry of the log takes the place of the bar.
+
+    It replaces the callbacks by which `Trainer` prints dictionaries; `attach` removes them.
+
+    Args:
+        problem_type (`str`):
+            The kind of the labels, whose metrics are shown.
+    """
+
+    def __init__(self, problem_type: str):
+        self.problem_type = problem_type
+        self.bar: tqdm | None = None
+        self.evaluation_bar: tqdm | None = None
+        self.interactive = False
+        self.shown: dict[str, str] = {}
+        self.first_step = self.last_step = 0
+        self.started = 0.0
+        self.is_judged = False
+        self.is_training = False
+
+    def attach(self, trainer) -> None:
+        """Have a trainer print this way."""
+        trainer.pop_callback(ProgressCallback)
+        trainer.pop_callback(PrinterCallback)
+        trainer.add_callback(self)
+
+    def write(self, line: str) -> None:
+        """Print a line, above the bars where there are any."""
+        if self.bar is None and self.evaluation_bar is None:
+            print(line, flush=True)
+        else:
+            tqdm.write(line)
+
+    def close(self) -> None:
+        """Take the bars away, also those of a run that was stopped."""
+        for bar in (self.evaluation_bar, self.bar):
+            if bar is not None:
+                bar.close()
+        self.bar = self.evaluation_bar = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        self.is_training = True
+        self.first_step = self.last_step = state.global_step
+        self.is_judged = False
+        self.interactive = is_interactive(args)
+        if state.global_step:
+            self.write(f"Going on after step {state.global_step:,} of {state.max_steps:,}")
+        if self.interactive:
+            self.bar = tqdm(
+                total=state.max_steps, initial=state.global_step, desc="training", unit="step", dynamic_ncols=True
+            )
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        now = time.monotonic()
+        done = state.global_step - self.first_step
+        if done == 1:
+            # The first step is slower than the others
+            self.started = now
+        elif not self.is_judged and (done > STEPS_TO_JUDGE or now - self.started > SECONDS_TO_JUDGE):
+            self.is_judged = True
+            left = (now - self.started) / (done - 1) * (state.max_steps - state.global_step)
+            self.write(f"The training will take about {format_duration(left)}, and the evaluations besides")
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.last_step)
+        self.last_step = state.global_step
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or not self.is_training or "loss" not in (logs or {}):
+            return
+        self.shown["loss"] = f"{logs['loss']:.4g}"
+        if self.bar is not None:
+            self.bar.set_postfix_str(", ".join(f"{name} {value}" for name, value in self.shown.items()))
+            return
+        left = ""
+        done = state.global_step - self.first_step
+        if done > 1 and state.max_steps > state.global_step:
+            seconds = (time.monotonic() - self.started) / (done - 1) * (state.max_steps - state.global_step)
+            left = f"  {format_duration(seconds)} left"
+        rate = f"  learning rate {logs['learning_rate']:.2g}" if "learning_rate" in logs else ""
+        self.write(f"step {state.global_step:,} of {state.max_steps:,}  loss {logs['loss']:.4g}{rate}{left}")
+
+    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
+        if not state.is_world_process_zero or not is_interactive(args):
+            return
+        if self.evaluation_bar is None:
+            total = len(eval_dataloader) if hasattr(eval_dataloader, "__len__") else None
+            self.evaluation_bar = tqdm(
+                total=total, desc="evaluating", unit="batch", leave=False, dynamic_ncols=True, position=self.bar and 1
+            )
+        self.evaluation_bar.update(1)
+
+    def close_evaluation(self) -> None:
+        if self.evaluation_bar is not None:
+            self.evaluation_bar.close()
+            self.evaluation_bar = None
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        self.close_evaluation()
+        if not state.is_world_process_zero or not self.is_training:
+            return
+        values = {name.removeprefix("eval_"): value for name, value in (metrics or {}).items()}
+        names = choose_metrics(self.problem_type, values, (args.metric_for_best_model or "").removeprefix("eval_"))
+        parts = [format_metric(self.problem_type, name, values[name]) for name in names]
+        loss = f"loss {values['loss']:.4g}" if "loss" in values else ""
+        self.write("  ".join(part for part in (f"epoch {state.epoch or 0:.4g}: validation", loss, *parts) if part))
+        if names:
+            self.shown["validation"] = parts[0]
+        if self.bar is not None:
+            self.bar.set_postfix_str(", ".join(f"{name} {value}" for name, value in self.shown.items()))
+
+    def on_predict(self, args, state, control, metrics=None, **kwargs):
+        self.close_evaluation()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.close()
+        self.is_training = False

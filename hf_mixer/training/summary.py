@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a training run tells of itself: before, what it found and what it will do; after, what came out and what comes next."""
+
+import math
+import shlex
+import shutil
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..configuration_mixer import to_pair
+from ..evaluation.metrics import METRICS
+from ..utils import describe_hardware
+from .curves import CURVES_NAME
+from .progress import format_duration, format_metric
+
+
+MAX_CLASSES_SHOWN = 20
+NUM_EXTREMES_SHOWN = 5
+NAME_WIDTH = 10
+MAX_WIDTH = 100
+PROBLEM_TITLES = {
+    "single_label_classification": "one label per image",
+    "multi_label_classification": "any number of labels per image",
+    "regression": "values to estimate",
+}
+
+
+def format_entry(name: str, text: str) -> str:
+    """Return a named line of a summary, wrapped to the width of the terminal."""
+    width = max(40, min(shutil.get_terminal_size().columns, MAX_WIDTH))
+    indent = " " * (NAME_WIDTH + 2)
+    lines = textwrap.wrap(
+        f"{name:<{NAME_WIDTH}}  {text}",
+        width,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return "\n".join(lines)
+
+
+def describe_classes(counts: Mapping[str, int]) -> str:
+    """Return all labels with their numbers of images, or the extremes of many."""
+    by_count = sorted(counts.items(), key=lambda entry: -entry[1])
+
+    def listed(entries) -> str:
+        return ", ".join(f"{name} ({count:,})" for name, count in entries)
+
+    if len(counts) <= MAX_CLASSES_SHOWN:
+        return listed(counts.items())
+    most, fewest = by_count[:NUM_EXTREMES_SHOWN], by_count[-NUM_EXTREMES_SHOWN:]
+    return f"the most images: {listed(most)}; the fewest: {listed(fewest)}"
+
+
+def describe_values(labels: np.ndarray, names: list[str]) -> str:
+    """Return the ranges of the values to estimate."""
+    lowest, mean, highest = labels.min(axis=0), labels.mean(axis=0), labels.max(axis=0)
+    return "; ".join(
+        f"{name} from {low:.4g} to {high:.4g}, {middle:.4g} on average"
+        for name, low, middle, high in zip(names, lowest, mean, highest)
+    )
+
+
+def describe_special_images(special: Mapping[str, int], conversion: Mapping[str, Any]) -> list[str]:
+    """Say how many images have transparency or more than 8 bits, what becomes of them, and how to change that."""
+    lines = []
+    total, transparent, deep = special["num_images"], special["num_transparent"], special["num_16_bit"]
+    if transparent:
+        colour = conversion.get("flatten_transparency")
+        fate = (
+            f"put on {colour}" if colour else "their transparency is dropped (--flatten_transparency white keeps it)"
+        )
+        lines.append(f"{transparent:,} of {total:,} images looked at are transparent: {fate}")
+    if deep:
+        is_scaled = conversion.get("scale_16_bit")
+        fate = "scaled to 8" if is_scaled else "values over 255 are cut off (--scale_16_bit true scales them)"
+        lines.append(f"{deep:,} of {total:,} images looked at have 16 bits: {fate}")
+    return lines
+
+
+def describe_images(description: Mapping[str, Any]) -> str:
+    """Return the numbers of images of a run, from what its record says of its data."""
+    count, held_out = description["num_train_images"], description["num_eval_images"]
+    if count is None:
+        return "streamed"
+    skipped = description.get("num_skipped_images")
+    rest = f"; {skipped:,} cannot be read and are left out" if skipped else ""
+    return f"{count:,} to train on, {held_out:,} to evaluate on (split {description['eval_split']}){rest}"
+
+
+def describe_model(model, base_model: str | None) -> str:
+    """Return where the model comes from, and its size."""
+    config = model.config
+    height, width = to_pair(config.image_size)
+    color = "" if config.num_channels == 3 else f" with {config.num_channels} channel(s)"
+    origin = base_model or f"from scratch, {config.num_hidden_layers} layers of width {config.hidden_size}"
+    return f"{origin}; {model.num_parameters() / 1e6:,.2f} M parameters; images of {height} x {width} pixels{color}"
+
+
+def describe_device(args) -> str:
+    """Return what the run computes on, how precisely, and in how many processes."""
+    precision = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
+    processes = "1 process" if args.world_size == 1 else f"{args.world_size} processes"
+    return f"{describe_hardware(args.device, args.world_size)}; {precision}; {processes}"
+
+
+def describe_steps(args, num_train_images: int | None) -> str:
+    """Return how many steps and epochs the run has, how many images a step takes, and how it learns."""
+    per_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+    scheduler = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+    learning = f"{args.optim.value}, learning rate {args.learning_rate:g} ({scheduler})"
+    if num_train_images is None:
+        return f"{args.max_steps:,} of {per_step} images; {learning}"
+    rounded = math.floor if args.dataloader_drop_last else math.ceil
+    per_epoch = max(1, rounded(num_train_images / per_step))
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
+    return f"{steps:,} of up to {per_step} images, {steps / per_epoch:.3g} epochs; {learning}"
+
+
+def describe_results(problem_type: str, metrics: Mapping[str, Any]) -> list[str]:
+    """Return a line for the loss and each metric of an evaluation, whose names may begin with `eval_`."""
+    values = {name.removeprefix("eval_").removeprefix("predict_"): value for name, value in metrics.items()}
+    values = {name.removeprefix("test_"): value for name, value in values.items()}
+    names = [name for name in ("loss", *METRICS[problem_type]) if name in values]
+    return [format_metric(problem_type, name, values[name]) for name in names]
+
+
+def describe_result(
+    problem_type: str, metrics: Mapping[str, Any], num_images: int | None, what: str = "validation"
+) -> str:
+    """Return the metrics of an evaluation in a sentence."""
+    images = f" on {num_images:,} {what} images" if num_images is not None else f" on the {what} images"
+    return ", ".join(describe_results(problem_type, metrics)) + images
+
+
+def describe_outcome(output_dir: str, train_metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return how long a training took, and the places of what it has written."""
+    seconds, rate = train_metrics["train_runtime"], train_metrics["train_samples_per_second"]
+    entries = [("time", f"{format_duration(seconds)}, {rate:,.0f} images per second"), ("model", output_dir)]
+    if (Path(output_dir) / CURVES_NAME).is_file():
+        entries.append(("curves", str(Path(output_dir) / CURVES_NAME)))
+    return entries
+
+
+def next_commands(output_dir: str, image: str | None, evaluation: list[str]) -> list[str]:
+    """
+    Return the commands to try with a trained model, as they can be pasted into a shell.
+
+    Args:
+        image (`str`, *optional*):
+            An image to classify.
+        evaluation (`list[str]`):
+            The arguments that name data to evaluate on.
+    """
+    repository = Path(output_dir).resolve().name
+    return [
+        shlex.join(["hf-mixer", "predict", output_dir, image or "photo.jpg"]),
+        shlex.join(["hf-mixer", "evaluate", output_dir, *evaluation]),
+        shlex.join(["hf-mixer", "publish", output_dir, repository, "--dry-run"]),
+    ]
