@@ -221,7 +221,7 @@ def _read_csv(file: Path) -> tuple[list[dict], list[str]]:
                 rows.append(row)
                 places.append(place)
     except csv.Error as error:
-        raise ValueError(f"cannot read line {reader.line_num} of {file} as CSV: {error}. {CSV_QUOTES}") from error
+        raise ValueError(f"cannot read {file} as CSV after line {reader.line_num}: {error}. {CSV_QUOTES}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read {file} as UTF-8: {getattr(error, 'strerror', None) or error}") from error
     if not rows:
