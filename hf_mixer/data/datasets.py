@@ -18,7 +18,6 @@ from datasets import (
     IterableDatasetDict,
     List,
     Value,
-    concatenate_datasets,
     load_dataset,
 )
 from datasets import Image as ImageFeature
@@ -38,6 +37,7 @@ from .labels import (
 )
 from .sources import (
     METADATA_FILES,
+    PATH_COLUMNS,
     ImageTable,
     check_files,
     find_split_folders,
@@ -228,7 +228,16 @@ def choose_split(available: Iterable[str], choices: Sequence[str]) -> str:
 
 
 def is_image_folder(name: str) -> bool:
-    """Whether a data set is a local folder of images, and not on the Hub or of parquet files."""
+    """
+    Whether a data set is a local folder of images, and not on the Hub or of parquet files.
+
+    Raises:
+        `ValueError`: it is a file, or a path that does not exist.
+    """
+    if os.path.isfile(name):
+        raise ValueError(f"{name} is a file: give a list in CSV as --train_file, or as --eval_file to evaluate")
+    if name.startswith((".", os.sep, "~")) and not os.path.isdir(name):
+        raise ValueError(f"the folder {name} does not exist")
     return os.path.isdir(name) and not holds_parquet(name)
 
 
@@ -424,7 +433,8 @@ def _find_column(features: Features, name: str | None, default: str) -> str:
     kinds = {column: getattr(feature, "feature", feature) for column, feature in features.items()}
     found = [column for column, kind in kinds.items() if isinstance(kind, feature_type)]
     if name is None and default not in features and len(found) == 1:
-        logger.info(f"Taking the {default}s from the column {found[0]!r}")
+        if found[0] not in PATH_COLUMNS:
+            logger.info(f"Taking the {default}s from the column {found[0]!r}")
         return found[0]
     name = name or default
     if name not in features:
@@ -487,20 +497,19 @@ def _split_off(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Data
     """
     if not 0 < share < 1:
         raise ValueError(f"there is no validation data, and --train_val_split {share} is not between 0 and 1")
-    if find_problem_type(dataset.features["label"]) != SINGLE_LABEL:
-        parts = dataset.train_test_split(test_size=share, seed=seed)
-        return parts["train"], parts["test"]
+    from sklearn.model_selection import train_test_split
 
-    labels = np.array(dataset["label"][:])
-    counts = np.bincount(labels)
-    is_alone = counts[labels] == 1
-    common = dataset.select(np.flatnonzero(~is_alone)) if is_alone.any() and not is_alone.all() else dataset
-    smaller_part = min(share, 1 - share) * len(common)
-    stratify = "label" if counts.max() > 1 and smaller_part >= (counts > 1).sum() else None
-    parts = common.train_test_split(test_size=share, seed=seed, stratify_by_column=stratify)
-    if common is dataset:
-        return parts["train"], parts["test"]
-    return concatenate_datasets([parts["train"], dataset.select(np.flatnonzero(is_alone))]), parts["test"]
+    rows, alone, stratify = np.arange(len(dataset)), np.empty(0, int), None
+    if find_problem_type(dataset.features["label"]) == SINGLE_LABEL:
+        labels = np.array(dataset["label"][:])
+        is_alone = np.bincount(labels)[labels] == 1
+        if not is_alone.all():
+            rows, alone = rows[~is_alone], rows[is_alone]
+        smaller_part = min(share, 1 - share) * len(rows)
+        if smaller_part >= len(np.unique(labels[rows])):
+            stratify = labels[rows]
+    train, validation = train_test_split(rows, test_size=share, random_state=seed, stratify=stratify)
+    return dataset.select(np.concatenate([train, alone])), dataset.select(validation)
 
 
 def _prepare_stream(splits: dict, limits: dict[str, int | None], seed: int) -> IterableDatasetDict:

@@ -31,6 +31,7 @@ SPLIT_FOLDERS = {
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 # Columns of a CSV list that hold the files
 PATH_COLUMNS = ("path", "file_name", "image")
+CSV_QUOTES = 'A cell with commas or quotes needs quotes around it, and two for each in it: "[""cat"",""dog""]"'
 # With more images that cannot be read, something is wrong with the data
 MAX_UNREADABLE_SHARE = 0.1
 # A stream of local files has at most so many parts, which processes and workers share out
@@ -86,6 +87,10 @@ def read_folder(folder: Path, may_lack_labels: bool = False) -> ImageTable:
         `ValueError`: the folder does not exist, holds no images, has an empty class folder, or metadata that cannot be
         read.
     """
+    if folder.is_file():
+        raise ValueError(
+            f"{folder} is a file, not a folder: give lists in CSV as --train_file, --validation_file or --eval_file"
+        )
     if not folder.is_dir():
         raise ValueError(f"the folder {folder} does not exist")
     metadata = sorted(Path(path) for path in walk_files(folder) if _is_metadata(path))
@@ -109,7 +114,7 @@ def _read_class_folders(folder: Path, may_lack_labels: bool) -> ImageTable:
         names = shorten([path.name for path in loose], 3)
         logger.warning(f"Left out {len(loose)} images that lie beside the class folders in {folder}: {names}")
 
-    images: list[Path] = []
+    images: list[str] = []
     labels: list[int] = []
     others: Counter[str] = Counter()
     for label, class_folder in enumerate(classes):
@@ -206,17 +211,19 @@ def _read_csv(file: Path) -> tuple[list[dict], list[str]]:
     try:
         with open(file, encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines, skipinitialspace=True, strict=True)
+            columns = list(reader.fieldnames or ())
+            if len(set(columns)) < len(columns):
+                raise ValueError(f"{file} has several columns of the same name: {shorten(columns)}")
             for row in reader:
                 place = f"line {reader.line_num} of {file}"
                 if None in row or None in row.values():
-                    raise ValueError(
-                        f"{place} does not have the {len(reader.fieldnames or ())} cells that the first line names: a cell with "
-                        "a comma needs quotes"
-                    )
+                    raise ValueError(f"{place} does not have the {len(columns)} cells of the first line. {CSV_QUOTES}")
                 rows.append(row)
                 places.append(place)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"cannot read {file} as CSV in UTF-8: {getattr(error, 'strerror', None) or error}") from error
+    except csv.Error as error:
+        raise ValueError(f"cannot read {file} as CSV after line {reader.line_num}: {error}. {CSV_QUOTES}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {file} as UTF-8: {getattr(error, 'strerror', None) or error}") from error
     if not rows:
         raise ValueError(f"{file} lists no images")
     return rows, places
@@ -296,8 +303,10 @@ def _build_table(
         features = Features({**image_features, **(features or Dataset.from_dict(columns).features)})
         images = {name: [str(path) for path in column] for name, column in paths.items()}
         dataset = Dataset.from_dict({**images, **columns}, features=features)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the name of a file is not in UTF-8, rename it: {os.fsencode(error.object)!r}") from error
     except pyarrow.ArrowException as error:
-        where = places[0].split(" of ", 1)[1] if places else "the data"
+        where = places[0].split(" of ", 1)[-1] if places else "the data"
         raise ValueError(f"a column of {where} holds values of different types: {error}") from error
     return ImageTable(dataset, next(iter(paths)), places)
 
