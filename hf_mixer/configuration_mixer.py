@@ -87,6 +87,12 @@ def probability(value: Any):
 
 
 @as_validated_field
+def probabilities(value: Any):
+    if value is not None and not all(0 <= probability <= 1 for probability in value):
+        raise ValueError(f"expected probabilities in [0, 1], got {value}")
+
+
+@as_validated_field
 def activation(value: Any):
     if value not in ACT2FN:
         raise ValueError(f"expected one of {', '.join(sorted(ACT2FN))}, got {value!r}")
@@ -145,6 +151,9 @@ class MixerConfig(BackboneConfigMixin, PreTrainedConfig):
         Standard deviation of the classifier's initial weights. All other weights start lecun-normal, biases at zero.
     encoder_stride (`int` or pair of `int`, *optional*):
         Pixels per token in the decoder for masked image modeling. Defaults to `patch_size`.
+    label_thresholds (`list[float]`, *optional*):
+        For `problem_type="multi_label_classification"`, the probability from which each label counts as present.
+        Defaults to 0.5 for all of them.
     apply_layernorm (`bool`, *optional*, defaults to `True`):
         Whether the feature maps of the backbone go through the final LayerNorm.
     out_features (`list[str]`, *optional*):
@@ -191,6 +200,7 @@ class MixerConfig(BackboneConfigMixin, PreTrainedConfig):
     layer_norm_eps: float = positive_float(default=1e-6)
     initializer_range: float | int = non_negative_float(default=0.02)
     encoder_stride: int | list[int] | tuple[int, int] | None = positive_size(default=None)
+    label_thresholds: list[float | int] | None = probabilities(default=None)
     apply_layernorm: bool = True
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
@@ -218,6 +228,9 @@ class MixerConfig(BackboneConfigMixin, PreTrainedConfig):
             isinstance(num_labels, bool) or not isinstance(num_labels, int) or num_labels < 0
         ):
             raise ValueError(f"`num_labels` (or `num_classes`) has to be 0 or a positive integer, got {num_labels!r}")
+        if num_labels is not None and len(self.id2label or range(num_labels)) != num_labels:
+            # As when a saved model gets other labels than those that the thresholds were chosen for
+            self.label_thresholds = None
 
         kwargs.pop("stage_names", None)
         out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
@@ -306,6 +319,14 @@ class MixerConfig(BackboneConfigMixin, PreTrainedConfig):
         """Part of `@strict`-powered validation: the patches have to tile the image."""
         super().validate_architecture()
         _ = self.grid
+
+    def validate_label_thresholds(self):
+        """Part of `@strict`-powered validation: there has to be one threshold for each label."""
+        if self.label_thresholds is not None and len(self.label_thresholds) != self.num_labels:
+            raise ValueError(
+                f"label_thresholds needs one probability for each of {self.num_labels} labels, got "
+                f"{len(self.label_thresholds)}"
+            )
 
 
 __all__ = ["MixerConfig"]

@@ -5,7 +5,7 @@ from .arguments import MixerTrainingArguments
 from .augmentation import BatchAugmentation
 from .checkpointing import FiniteLossCallback, SafeCheckpointTrainer, TrainingError
 from .ema import EmaCallback
-from .losses import ClassificationLoss
+from .losses import ClassificationLoss, MultiLabelLoss, RegressionLoss
 from .optimization import parameter_groups
 from .trainer import MixerTrainer
 
@@ -17,6 +17,8 @@ __all__ = [
     "FiniteLossCallback",
     "MixerTrainer",
     "MixerTrainingArguments",
+    "MultiLabelLoss",
+    "RegressionLoss",
     "SafeCheckpointTrainer",
     "TrainingError",
     "parameter_groups",

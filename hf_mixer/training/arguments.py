@@ -1,20 +1,56 @@
 # SPDX-License-Identifier: Apache-2.0
 """The arguments of a training run."""
 
+import inspect
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from ..data.loaders import default_num_workers
+from ..evaluation.metrics import METRICS
+from .augmentation import BatchAugmentation
 
 
 # `HfArgumentParser` takes no default factories for booleans
 HAS_ACCELERATOR = torch.accelerator.is_available()
 HAS_BF16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 CACHE_PLACES = ("none", "memory", "device")
+CLASS_WEIGHTS = ("none", "balanced")
+REGRESSION_LOSSES = ("mse", "l1")
+BEST_F1 = "best_f1"
+DEFAULT_SAVING = ("steps", 500)
+
+CHOICES = {"cache_images": CACHE_PLACES, "class_weights": CLASS_WEIGHTS, "regression_loss": REGRESSION_LOSSES}
+# What a number has to be, and the arguments that have to be it
+RANGES: list[tuple[str, Callable[[float], bool], tuple[str, ...]]] = [
+    (
+        "a positive integer",
+        lambda value: value >= 1,
+        (
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "gradient_accumulation_steps",
+            "early_stopping_patience",
+        ),
+    ),
+    ("at least -1", lambda value: value >= -1, ("dataloader_num_workers",)),
+    ("-1 or a positive integer", lambda value: value == -1 or value >= 1, ("max_steps",)),
+    (
+        "a number of at least 0",
+        lambda value: 0 <= value < math.inf,
+        ("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "seed", "mixup_alpha", "cutmix_alpha"),
+    ),
+    ("a positive number", lambda value: 0 < value < math.inf, ("logging_steps", "eval_steps", "save_steps")),
+    ("in [0, 1)", lambda value: 0 <= value < 1, ("label_smoothing_factor", "adam_beta1", "adam_beta2")),
+    ("in (0, 1)", lambda value: 0 < value < 1, ("ema_decay",)),
+    ("in (0, 1]", lambda value: 0 < value <= 1, ("layer_decay",)),
+]
 
 
 @dataclass
@@ -88,6 +124,38 @@ class MixerTrainingArguments(TrainingArguments):
     layer_decay: float = field(
         default=1.0, metadata={"help": "Factor on the learning rate from one layer to the one below it, e.g. 0.75."}
     )
+    logging_steps: float = field(
+        default=0.02,
+        metadata={"help": "Steps between entries in the log, or below 1 their share of the run. Default: 50 entries."},
+    )
+    regression_loss: str = field(
+        default="mse",
+        metadata={"help": "Loss for numbers as labels: `mse` or `l1`.", "choices": list(REGRESSION_LOSSES)},
+    )
+    label_threshold: str = field(
+        default="0.5",
+        metadata={
+            "help": "With several labels for an image, the probability from which a label counts as present, or "
+            f"`{BEST_F1}`: chosen for each label on the validation images after the training."
+        },
+    )
+    class_weights: str = field(
+        default="none",
+        metadata={
+            "help": "Weights of the classes in the loss: `none`, or `balanced` to make all of them count the same.",
+            "choices": list(CLASS_WEIGHTS),
+        },
+    )
+    balanced_sampling: bool = field(
+        default=False, metadata={"help": "Draw images, with replacement, such that all classes come equally often."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "Stop after so many evaluations in a row without a better metric_for_best_model (default: the loss), "
+            "and end with the best model. Saves whenever it evaluates."
+        },
+    )
     cache_images: str = field(
         default="none",
         metadata={
@@ -97,17 +165,14 @@ class MixerTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
-        if self.cache_images not in CACHE_PLACES:
-            raise ValueError(f"cache_images has to be one of {', '.join(CACHE_PLACES)}, got {self.cache_images!r}")
-        if self.dataloader_num_workers < -1:
-            raise ValueError(f"dataloader_num_workers has to be at least -1, got {self.dataloader_num_workers}")
+        self.check_values()
         if self.dataloader_num_workers == -1:
             # What is decoded already needs no workers
             self.dataloader_num_workers = default_num_workers() if self.cache_images == "none" else 0
         if self.cache_images == "device" and self.dataloader_num_workers:
             raise ValueError(
-                f"cache_images device needs no dataloader_num_workers, got {self.dataloader_num_workers}: the images are on "
-                "the device already"
+                f"--cache_images device needs no --dataloader_num_workers, got {self.dataloader_num_workers}: the images are "
+                "on the device already"
             )
         if self.dataloader_num_workers:
             self.dataloader_persistent_workers = True
@@ -117,7 +182,77 @@ class MixerTrainingArguments(TrainingArguments):
         if self.accelerator_config is None and self.dataloader_pin_memory:
             self.accelerator_config = {"non_blocking": True}
         self.bf16 = self.bf16 and not self.fp16
+        if self.early_stopping_patience is not None or self.load_best_model_at_end:
+            self.prepare_best_model()
+        if self.greater_is_better is None and self.metric_for_best_model is not None:
+            # By default `TrainingArguments` takes everything for better when it is greater, apart from losses
+            name = self.metric_for_best_model.removeprefix("eval_")
+            known = [metrics[name] for metrics in METRICS.values() if name in metrics]
+            self.greater_is_better = known[0].greater_is_better if known else None
         super().__post_init__()
+
+    def check_values(self) -> None:
+        """
+        Refuse values that no run can have.
+
+        Raises:
+            `ValueError`: the message names the argument, what it has to be, and its value.
+        """
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"--{name} has to be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        for expectation, is_right, names in RANGES:
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not is_right(value):
+                    raise ValueError(f"--{name} has to be {expectation}, got {value}")
+        if self.max_steps == -1 and not 0 < self.num_train_epochs < math.inf:
+            raise ValueError(
+                f"--num_train_epochs has to be a positive number, got {self.num_train_epochs}: give it, or --max_steps"
+            )
+        optimizers = [name.value for name in OptimizerNames]
+        if self.optim not in optimizers:
+            raise ValueError(f"--optim has to be one of {', '.join(optimizers)}, got {self.optim!r}")
+        _ = self.fixed_label_threshold
+        BatchAugmentation(1, 0.0, 1.0, num_labels=2, **self.augmentation_settings())
+
+    def prepare_best_model(self) -> None:
+        """Save whenever the model is evaluated, unless said otherwise, and load the best one at the end."""
+        evaluation, saving = (getattr(name, "value", name) for name in (self.eval_strategy, self.save_strategy))
+        reason = "load_best_model_at_end" if self.early_stopping_patience is None else "early_stopping_patience"
+        if evaluation == "no":
+            raise ValueError(
+                f"--{reason} needs evaluations while the model trains: give --eval_strategy epoch, or steps"
+            )
+        self.load_best_model_at_end = True
+        if (saving, self.save_steps) == DEFAULT_SAVING:
+            saving = evaluation
+            steps = (self.eval_steps or self.logging_steps) if evaluation == "steps" else self.save_steps
+            self.__dict__.update(save_strategy=evaluation, save_steps=steps)
+        if saving not in (evaluation, "best"):
+            raise ValueError(
+                f"--{reason} needs --save_strategy {evaluation}, like --eval_strategy, or best, got {saving}"
+            )
+
+    def augmentation_settings(self) -> dict[str, Any]:
+        """Return those of the arguments that [`BatchAugmentation`] takes."""
+        names = inspect.signature(BatchAugmentation).parameters
+        return {name: getattr(self, name) for name in names if hasattr(self, name)}
+
+    @property
+    def fixed_label_threshold(self) -> float | None:
+        """`float` or `None`: the number that `label_threshold` gives, `None` where it asks for the best ones."""
+        if self.label_threshold == BEST_F1:
+            return None
+        try:
+            threshold = float(self.label_threshold)
+        except ValueError:
+            threshold = math.nan
+        if not 0 <= threshold <= 1:
+            raise ValueError(
+                f"--label_threshold has to be a probability in [0, 1] or {BEST_F1}, got {self.label_threshold!r}"
+            )
+        return threshold
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the token out of `training_args.bin`, which may be published."""

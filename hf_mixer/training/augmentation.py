@@ -105,7 +105,7 @@ class BatchAugmentation:
         mean, std, rescale_factor:
             See [`normalize_pixels`].
         num_labels (`int`, *optional*):
-            Number of classes. Needed by mixup and CutMix only.
+            Number of labels. Needed by mixup and CutMix only.
         crop_padding (`int`, *optional*, defaults to 0):
             Black pixels to put around the images before a random crop of `image_size`.
         random_resized_crop (`bool`, *optional*, defaults to `False`):
@@ -126,7 +126,7 @@ class BatchAugmentation:
         random_erasing (`float`, *optional*, defaults to 0.0):
             Probability that a box of a [random size and shape](https://huggingface.co/papers/1708.04896) is set to the
             mean pixel, which is 0 after normalization.
-        mixup_alpha, cutmix_alpha, mixup_prob, mixup_switch_prob (`float`, *optional*):
+        mixup_alpha, cutmix_alpha, mixup_prob, mixup_switch_prob (`float`, *optional*), problem_type (`str`, *optional*):
             See [`MixupCutmix`].
         generator (`torch.Generator`, *optional*):
             A generator on the CPU. Defaults to the global one. The processes of a distributed run need different seeds,
@@ -165,6 +165,7 @@ class BatchAugmentation:
         cutmix_alpha: float = 0.0,
         mixup_prob: float = 1.0,
         mixup_switch_prob: float = 0.5,
+        problem_type: str = "single_label_classification",
         generator: torch.Generator | None = None,
     ):
         self.height, self.width = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -194,7 +195,9 @@ class BatchAugmentation:
         if mixup_alpha or cutmix_alpha:
             if num_labels is None:
                 raise ValueError("mixup and CutMix need `num_labels`, got None")
-            self.mixing = MixupCutmix(num_labels, mixup_alpha, cutmix_alpha, mixup_prob, mixup_switch_prob)
+            self.mixing = MixupCutmix(
+                num_labels, mixup_alpha, cutmix_alpha, mixup_prob, mixup_switch_prob, problem_type
+            )
         self.generator = generator
 
     @torch.no_grad()
@@ -205,11 +208,12 @@ class BatchAugmentation:
         Args:
             batch (`dict`):
                 `pixel_values`, a uint8 tensor of shape `(batch_size, num_channels, height, width)`, and `labels`, an
-                integer tensor of shape `(batch_size,)`, which only mixup and CutMix need. All else is handed through.
+                integer tensor of shape `(batch_size,)` (with another `problem_type` floats of shape `(batch_size,
+                num_labels)`), which only mixup and CutMix need. All else is handed through.
 
         Returns:
             `dict`: the batch with normalized `pixel_values` in float32 and, with mixup or CutMix, `labels` of shape
-            `(batch_size, num_labels)` in float32 whose rows sum to 1.
+            `(batch_size, num_labels)` in float32.
 
         Raises:
             `ValueError`: `pixel_values` are not uint8 images, are too small for the crop, or `labels` are missing.

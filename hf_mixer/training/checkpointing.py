@@ -211,7 +211,8 @@ class SafeCheckpointTrainer(Trainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.checkpoints = CheckpointCallback()
-        self.finished_step = 0
+        # The state of the checkpoint that the run goes on from
+        self.resumed_state: TrainerState | None = None
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         args, output_dir = self.args, Path(self.args.output_dir)
@@ -220,7 +221,7 @@ class SafeCheckpointTrainer(Trainer):
             set_incomplete_checkpoints_aside(output_dir, keep=checkpoint)
         self.accelerator.wait_for_everyone()
         state_file = Path(checkpoint or "", TRAINER_STATE_NAME)
-        self.finished_step = TrainerState.load_from_json(str(state_file)).global_step if checkpoint else 0
+        self.resumed_state = TrainerState.load_from_json(str(state_file)) if checkpoint else None
         # Last, so that a checkpoint is complete when all others have written what belongs into it
         self.pop_callback(self.checkpoints)
         self.add_callback(self.checkpoints)
@@ -241,10 +242,14 @@ class SafeCheckpointTrainer(Trainer):
 
     def set_initial_training_values(self, args, dataloader):
         num_train_epochs, *others, max_steps = super().set_initial_training_values(args, dataloader)
-        if self.finished_step >= max_steps:
+        if self.resumed_state is not None and self.is_finished(self.resumed_state, max_steps):
             # `Trainer` would start another epoch, and take one step before it looks at `max_steps`
             num_train_epochs = 0
         return num_train_epochs, *others, max_steps
+
+    def is_finished(self, state: TrainerState, max_steps: int) -> bool:
+        """Whether a run in this state, which may take `max_steps` steps, has come to its end."""
+        return state.global_step >= max_steps
 
     def create_scheduler(self, num_training_steps, **kwargs):
         scheduler = super().create_scheduler(num_training_steps, **kwargs)

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The curves of a training run: losses, accuracy and learning rate."""
+"""The curves of a training run: losses, the metric that sums up the model best, and learning rate."""
 
 import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from transformers import TrainerCallback
+
+from ..evaluation.metrics import METRICS
 
 
 logger = logging.getLogger(__name__)
@@ -35,14 +38,17 @@ class TrainingCurvesCallback(TrainerCallback):
 
 def save_training_curves(path: str | os.PathLike, log_history: Sequence[dict]) -> Figure:
     """
-    Save the course of a training: losses, accuracy and learning rate over the epochs, as far as `log_history` (that of
-    `trainer.state` or of `trainer_state.json`) holds them.
+    Save the course of a training: losses, the first metric of the kind of labels (accuracy, mean average precision or
+    R2) and learning rate over the epochs, as far as `log_history` (that of `trainer.state` or of
+    `trainer_state.json`) holds them.
     """
-    panels = {
-        "loss": {"loss": "training", "eval_loss": "validation"},
-        "accuracy": {"eval_accuracy": "validation"},
-        "learning rate": {"learning_rate": "learning rate"},
-    }
+    primary = {}
+    for metrics in METRICS.values():
+        key, metric = next(iter(metrics.items()))
+        primary[f"eval_{key}"] = metric
+    panels = {"loss": {"loss": "training", "eval_loss": "validation"}}
+    panels |= {metric.title: {key: "validation"} for key, metric in primary.items()}
+    panels |= {"learning rate": {"learning_rate": "learning rate"}}
     curves: dict[str, dict] = {}
     last_epoch = max((entry["epoch"] for entry in log_history if "epoch" in entry), default=0)
     for panel, keys in panels.items():
@@ -56,19 +62,26 @@ def save_training_curves(path: str | os.PathLike, log_history: Sequence[dict]) -
         figure.text(0.5, 0.5, "nothing was logged", ha="center", va="center")
         figure.savefig(path, dpi=DPI)
         return figure
+    is_share = {metric.title: metric.is_share for metric in primary.values()}
     for axes, (panel, lines) in zip(figure.subplots(1, len(curves), squeeze=False).flat, curves.items()):
-        for name, points in lines.items():
-            color = "tab:orange" if name == "validation" else "tab:blue"
-            # A single point makes no line
-            axes.plot(*zip(*points), color=color, label=name, marker="o" if len(points) < 30 else None, markersize=3)
-        axes.set(xlabel="epoch", title=panel, xlim=(0, 1.02 * last_epoch or 1))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-        axes.grid(alpha=0.3)
-        if panel == "accuracy":
+        draw_panel(axes, panel, lines, last_epoch)
+        if panel in is_share:
             (points,) = lines.values()
-            axes.yaxis.set_major_formatter(PercentFormatter(1))
-            axes.set_title(f"accuracy (last: {points[-1][1]:.1%})")
-        if len(lines) > 1:
-            axes.legend()
+            axes.set_title(f"{panel} (last: {points[-1][1]:{'.1%' if is_share[panel] else '.4g'}})")
+            if is_share[panel]:
+                axes.yaxis.set_major_formatter(PercentFormatter(1))
     figure.savefig(path, dpi=DPI)
     return figure
+
+
+def draw_panel(axes: Axes, title: str, lines: dict[str, list[tuple[float, float]]], last_epoch: float) -> None:
+    """Draw the points (epoch, value) of every named line."""
+    for name, points in lines.items():
+        color = "tab:orange" if name == "validation" else "tab:blue"
+        # A single point makes no line
+        axes.plot(*zip(*points), color=color, label=name, marker="o" if len(points) < 30 else None, markersize=3)
+    axes.set(xlabel="epoch", title=title, xlim=(0, 1.02 * last_epoch or 1))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axes.grid(alpha=0.3)
+    if len(lines) > 1:
+        axes.legend()

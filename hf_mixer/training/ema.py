@@ -70,7 +70,7 @@ class EmaCallback(TrainerCallback):
                 )
             # The checkpoint's own weights, which the model has been given, are the average
             model.load_state_dict(load_file(path))
-            if state.global_step >= state.max_steps:
+            if state.global_step >= state.max_steps or control.should_training_stop:
                 # No step follows, after which the average would be put in
                 self._swap()
 

@@ -39,18 +39,24 @@ class MixupCutmix:
     The box of CutMix has a share of `1 - lam` of the area before it is clipped at the border, and its center is
     uniform over the image. The target follows the pixels that are really replaced.
 
+    Labels that are numbers already, one or more for each sample, are mixed as they are: mixup takes the targets of several
+    labels, or of a regression, to lie between those of the two samples as well.
+
     Args:
         num_labels (`int`):
-            Number of classes.
+            Number of labels.
         mixup_alpha (`float`, *optional*, defaults to 0.0), cutmix_alpha (`float`, *optional*, defaults to 0.0):
             Parameter of the Beta distribution of mixup and of CutMix. 0 leaves it out.
         mixup_prob (`float`, *optional*, defaults to 1.0):
             Probability that a sample is mixed at all.
         mixup_switch_prob (`float`, *optional*, defaults to 0.5):
             Probability of CutMix instead of mixup for a mixed sample, where both are in use.
+        problem_type (`str`, *optional*, defaults to `"single_label_classification"`):
+            What the labels are, by the names of transformers. `"regression"` goes without CutMix: a part of an image does
+            not have its share of the value.
 
     Raises:
-        `ValueError`: an argument is out of range.
+        `ValueError`: an argument is out of range, or does not fit the labels.
     """
 
     def __init__(
@@ -60,14 +66,20 @@ class MixupCutmix:
         cutmix_alpha: float = 0.0,
         mixup_prob: float = 1.0,
         mixup_switch_prob: float = 0.5,
+        problem_type: str = "single_label_classification",
     ):
-        if num_labels < 2:
+        if problem_type == "single_label_classification" and num_labels < 2:
             raise ValueError(f"mixing needs `num_labels` of at least 2, got {num_labels}")
+        if problem_type == "regression" and cutmix_alpha:
+            raise ValueError(
+                f"`cutmix_alpha` does not go with regression, got {cutmix_alpha}: a part of an image does not have its "
+                "share of the value. Leave it out, or use `mixup_alpha`"
+            )
         for name, alpha in (("mixup_alpha", mixup_alpha), ("cutmix_alpha", cutmix_alpha)):
             if not 0 <= alpha < float("inf"):
                 raise ValueError(f"`{name}` has to be a number of at least 0, got {alpha}")
         check_shares(mixup_prob=mixup_prob, mixup_switch_prob=mixup_switch_prob)
-        self.num_labels = num_labels
+        self.num_labels, self.has_classes = num_labels, problem_type == "single_label_classification"
         self.mixup_alpha, self.cutmix_alpha = mixup_alpha, cutmix_alpha
         self.mixup_prob = mixup_prob
         self.cutmix_share = mixup_switch_prob if mixup_alpha and cutmix_alpha else float(cutmix_alpha > 0)
@@ -109,15 +121,18 @@ class MixupCutmix:
         self, pixel_values: torch.Tensor, labels: torch.Tensor, rng: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Mix floating-point images of shape `(batch_size, num_channels, height, width)` with classes of shape
-        `(batch_size,)`, and return them with targets of shape `(batch_size, num_labels)` in float32 whose rows sum to 1.
+        Mix floating-point images of shape `(batch_size, num_channels, height, width)` with their labels: classes of shape
+        `(batch_size,)`, or with another problem type floats of shape `(batch_size, num_labels)`. Return them with targets
+        of shape `(batch_size, num_labels)` in float32, whose rows sum to 1 for classes.
 
         Raises:
-            `ValueError`: `labels` are not one integer for each sample.
+            `ValueError`: `labels` are not one integer, or `num_labels` floats, for each sample.
         """
-        if labels.shape != pixel_values.shape[:1] or labels.is_floating_point():
+        expected = (len(pixel_values),) if self.has_classes else (len(pixel_values), self.num_labels)
+        if labels.shape != expected or labels.is_floating_point() == self.has_classes:
+            of_each = "one integer label" if self.has_classes else f"{self.num_labels} floats as labels"
             raise ValueError(
-                f"mixing needs one integer label for each of {len(pixel_values)} samples, got {labels.dtype} of shape "
+                f"mixing needs {of_each} for each of {len(pixel_values)} samples, got {labels.dtype} of shape "
                 f"{tuple(labels.shape)}"
             )
         height, width = pixel_values.shape[-2:]
@@ -129,7 +144,7 @@ class MixupCutmix:
         if self.cutmix_share:
             weight = torch.maximum(weight, box_mask(box, height, width).float())
 
-        one_hot = F.one_hot(labels.long(), self.num_labels).float()
+        targets = (F.one_hot(labels.long(), self.num_labels) if self.has_classes else labels).float()
         # `lerp` returns its ends exactly at the weights 0 and 1
         pixel_values = torch.lerp(pixel_values, pixel_values.index_select(0, partner), weight.to(pixel_values.dtype))
-        return pixel_values, torch.lerp(one_hot, one_hot.index_select(0, partner), target[:, None])
+        return pixel_values, torch.lerp(targets, targets.index_select(0, partner), target[:, None])

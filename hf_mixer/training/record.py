@@ -31,6 +31,7 @@ HYPERPARAMETERS = (
     "optim_args",
     "max_grad_norm",
     "label_smoothing_factor",
+    "metric_for_best_model",
     "seed",
     "bf16",
     "fp16",
@@ -73,7 +74,8 @@ def write_training_run(
         metrics (`dict`):
             The metrics that `trainer.train` returned.
         dataset (`dict`):
-            `name`, `config`, `train_split`, `eval_split`, `num_train_images` and `num_eval_images`.
+            `name`, `config`, `train_split`, `eval_split`, `num_train_images`, `num_eval_images`, `problem_type` and, where
+            they are known, `class_counts`, `num_skipped_images` and `image_conversion`.
         base_model (`str`, *optional*):
             The pretrained model that the run started from.
     """

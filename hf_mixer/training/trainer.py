@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """`Trainer` for Mixers."""
 
-import inspect
-from contextlib import nullcontext
+import itertools
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,16 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from transformers import EvalPrediction, TrainerState
+
 from ..data.images import ImageDataError
+from ..data.labels import MULTI_LABEL, REGRESSION, problem_type_of
 from ..data.loaders import StreamedImages
+from ..evaluation.metrics import best_thresholds, compute_metrics
 from ..utils import error_message
-from .arguments import MixerTrainingArguments
+from .arguments import BEST_F1, MixerTrainingArguments
 from .augmentation import BatchAugmentation, normalize_pixels
+from .balance import BalancedSampler, balanced_image_weights, count_classes, describe_imbalance
 from .checkpointing import (
     FiniteLossCallback,
     SafeCheckpointTrainer,
@@ -22,9 +30,14 @@ from .checkpointing import (
     describe_last_checkpoint,
     find_checkpoint_to_resume,
 )
+from .early_stopping import ResumableEarlyStopping
 from .ema import EmaCallback
-from .losses import ClassificationLoss
+from .objective import build_loss, check_arguments, check_metric
 from .optimization import parameter_groups
+from .regression import LabelScale
+
+
+logger = logging.getLogger(__name__)
 
 
 def step_seed(*numbers: int) -> int:
@@ -42,11 +55,15 @@ class MixerTrainer(SafeCheckpointTrainer):
     total batch size sees, but for the last batch of a pass, which it fills up with images from the start of that pass. A
     stream has to share itself out, as [`~hf_mixer.data.loaders.StreamedImages`] does.
 
-    The data sets give `pixel_values` as uint8 of shape `(num_channels, height, width)` and integer `labels`. Pixels that
-    are not uint8 are taken as they are: prepared, and not to be augmented.
+    The data sets give `pixel_values` as uint8 of shape `(num_channels, height, width)`, and `labels`: an integer or, for
+    models of several labels and of regression, floats of shape `(num_labels,)`. Pixels that are not uint8 are taken as they
+    are: prepared, and not to be augmented.
 
-    The randomness of the augmentation is a function of seed, step and process alone, so that a run that is resumed goes
-    on with the same images.
+    The randomness of the augmentation is a function of seed, step and process alone, and that of balanced sampling of seed
+    and epoch, so that a run that is resumed goes on with the same images.
+
+    Without `compute_metrics`, evaluations compute the metrics of [`~hf_mixer.evaluation.metrics.METRICS`] that belong to the
+    problem type of the model, and `metric_for_best_model` has to be one of them.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
@@ -58,11 +75,15 @@ class MixerTrainer(SafeCheckpointTrainer):
         write_card (`Callable`, *optional*):
             Takes the output folder and `repo_id` and returns a model card, such as
             [`~hf_mixer.publishing.card.create_card`]. By default the card is that of [`~transformers.Trainer`].
+        train_labels (`np.ndarray` of shape `(num_images,)` or `(num_images, num_labels)`, *optional*):
+            The labels of all training images, in the form that the data set gives them. `class_weights` and
+            `balanced_sampling` need them, and regression takes the scale of its loss from them: without them, the labels
+            are taken to have a mean of 0 and a standard deviation of 1.
         kwargs:
             More arguments for [`~transformers.Trainer`].
 
     Raises:
-        `ValueError`: an argument is out of range; the message names it.
+        `ValueError`: an argument is out of range or does not fit the labels; the message names it.
         [`~hf_mixer.training.checkpointing.TrainingError`]: the loss is not finite, or a checkpoint cannot be written.
 
     Example:
@@ -73,51 +94,133 @@ class MixerTrainer(SafeCheckpointTrainer):
     >>> trainer.train()
     ```"""
 
-    def __init__(self, model, args: MixerTrainingArguments, processing_class, write_card=None, **kwargs):
-        kwargs.setdefault(
-            "compute_loss_func", ClassificationLoss(args.label_smoothing_factor, args.binary_cross_entropy)
-        )
-        super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
+    def __init__(
+        self,
+        model,
+        args: MixerTrainingArguments,
+        processing_class,
+        write_card=None,
+        train_labels: np.ndarray | None = None,
+        **kwargs,
+    ):
+        config = model.config
+        self.problem_type = problem_type_of(config)
+        check_arguments(args, self.problem_type, train_labels is not None)
+        if "compute_metrics" not in kwargs:
+            check_metric(args.metric_for_best_model, self.problem_type, config.num_labels)
+            kwargs["compute_metrics"] = self.measure
+        self.train_labels = train_labels
+        self.class_names = [config.id2label[index] for index in range(config.num_labels)]
+        self.label_scale: LabelScale | None = None
+        if self.problem_type == REGRESSION and train_labels is not None:
+            self.label_scale = LabelScale.of(train_labels, self.class_names)
+        loss = build_loss(args, self.problem_type, config.num_labels, train_labels, self.label_scale)
+        kwargs.setdefault("compute_loss_func", loss)
+        with warnings.catch_warnings():
+            # It is for the loss of `Trainer`; ours smooths them
+            warnings.filterwarnings("ignore", "Label smoothing is not compatible with multi-label classification")
+            super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
+        self.check_optimizer()
         normalizes, rescales = processing_class.do_normalize, processing_class.do_rescale
         self.normalization: dict[str, Any] = {
             "mean": processing_class.image_mean if normalizes else 0.0,
             "std": processing_class.image_std if normalizes else 1.0,
             "rescale_factor": processing_class.rescale_factor if rescales else 1.0,
         }
-        config = self.model.config
         self.generator = torch.Generator()
-        settings = {}
-        for name in inspect.signature(BatchAugmentation).parameters:
-            if hasattr(args, name):
-                settings[name] = getattr(args, name)
         self.augmentation = BatchAugmentation(
             config.image_size,
             **self.normalization,
             num_labels=config.num_labels,
+            problem_type=self.problem_type,
             generator=self.generator,
-            **settings,
+            **args.augmentation_settings(),
         )
         self.finite_loss = FiniteLossCallback()
         self.add_callback(self.finite_loss)
+        self.early_stopping = None
+        if args.early_stopping_patience is not None:
+            self.early_stopping = ResumableEarlyStopping(args.early_stopping_patience)
+            self.add_callback(self.early_stopping)
         self.ema = None
         if args.ema_decay is not None:
             if self.is_fsdp_enabled:
                 raise ValueError(
                     "ema_decay does not go with FSDP, which shards the weights: train with DDP, or without EMA"
                 )
+            # After early stopping, which says whether steps follow
             self.ema = EmaCallback(args.ema_decay)
             self.add_callback(self.ema)
         self.write_card = write_card
         self.batch_in_step = (-1, 0)
 
+    def check_optimizer(self) -> None:
+        """Refuse an optimizer whose library is missing, and what the optimizer or the weights cannot do."""
+        args = self.args
+        try:
+            self.get_optimizer_cls_and_kwargs(args, self.model)
+        except (ImportError, ValueError) as error:
+            raise ValueError(f"--optim {args.optim.value} cannot be used: {error_message(error)}") from error
+        if args.label_threshold == BEST_F1 and self.eval_dataset is None:
+            raise ValueError(f"--label_threshold {BEST_F1} needs validation images, and there are none")
+        if self.label_scale is None:
+            return
+        if self.is_fsdp_enabled:
+            raise ValueError("regression does not go with FSDP, which shards the classifier: train with DDP")
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(args.mixed_precision, torch.float32)
+        self.label_scale.check_precision(dtype)
+
     def train(self, resume_from_checkpoint=None, **kwargs):
         if self.ema is not None:
             self.ema.checkpoint = find_checkpoint_to_resume(self.args.output_dir, resume_from_checkpoint)
+        self.warn_of_imbalance()
+        if self.label_scale is not None:
+            self.label_scale.start(self.model.classifier)
+        self.set_label_thresholds(self.args.fixed_label_threshold)
         try:
-            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         except ImageDataError as error:
             checkpoint = describe_last_checkpoint(self.args.output_dir)
             raise TrainingError(f"{error_message(error)}. {checkpoint}") from error
+        if self.args.label_threshold == BEST_F1:
+            self.choose_label_thresholds()
+        return output
+
+    def is_finished(self, state: TrainerState, max_steps: int) -> bool:
+        has_stopped = self.early_stopping is not None and self.early_stopping.has_stopped(state)
+        return has_stopped or super().is_finished(state, max_steps)
+
+    def warn_of_imbalance(self) -> None:
+        """Say that the classes differ in size, unless an argument makes up for it."""
+        args = self.args
+        is_balanced = args.balanced_sampling or args.class_weights != "none"
+        if self.train_labels is None or self.problem_type == REGRESSION or is_balanced or not args.should_log:
+            return
+        message = describe_imbalance(count_classes(self.train_labels, self.class_names))
+        if message is not None:
+            logger.warning(message)
+
+    def set_label_thresholds(self, threshold: float | None) -> None:
+        """Let a model of several labels take those as present whose probability reaches `threshold`, by default 0.5."""
+        is_default = self.problem_type != MULTI_LABEL or threshold in (None, 0.5)
+        self.model.config.label_thresholds = None if is_default else [threshold] * self.model.config.num_labels
+
+    def choose_label_thresholds(self) -> list[float]:
+        """
+        Choose for each label the probability from which it counts as present, such that its F1 on the evaluation data is
+        highest, and put these thresholds into the configuration of the model. All processes take part.
+
+        Returns:
+            `list[float]`: the thresholds.
+        """
+        prediction = self.predict(self.eval_dataset)
+        self.model.config.label_thresholds = best_thresholds(prediction.predictions, prediction.label_ids)
+        return self.model.config.label_thresholds
+
+    def measure(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Return the metrics that belong to the problem type of the model."""
+        logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+        return compute_metrics(self.problem_type, logits, labels, self.model.config.label_thresholds)
 
     def get_train_dataloader(self):
         args = self.args
@@ -139,10 +242,37 @@ class MixerTrainer(SafeCheckpointTrainer):
                 f"{len(self.train_dataset)} images are fewer than one batch of {args.train_batch_size} on each of "
                 f"{args.world_size} processes: lower per_device_train_batch_size, or go without dataloader_drop_last"
             )
+        if args.balanced_sampling:
+            weights = balanced_image_weights(self.train_labels, self.model.config.num_labels)
+            loader.set_sampler(BalancedSampler(weights, args.seed if args.data_seed is None else args.data_seed))
         # The seed of the workers is drawn from here, and not from the global generator: a run that is resumed starts them
         # at another time
         loader.base_dataloader.generator = torch.Generator()
         return loader
+
+    @contextmanager
+    def all_images(self) -> Iterator[None]:
+        """Have data loaders give all images. `dataloader_drop_last` is for the training alone."""
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        with self.all_images():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset):
+        with self.all_images():
+            return super().get_test_dataloader(test_dataset)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches = list(itertools.islice(epoch_iterator, num_batches))
+        # `Trainer` counts all numbers among the labels but -100. What counts is the number of images.
+        images = [{"labels": batch["labels"].new_zeros(len(batch["labels"]))} for batch in batches]
+        _, num_images = super().get_batch_samples(iter(images), num_batches, device)
+        return batches, num_images
 
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
         # The workers of evaluation draw their seed from the global generator, also when they are started after a resume
@@ -162,6 +292,8 @@ class MixerTrainer(SafeCheckpointTrainer):
             groups = parameter_groups(model, args.learning_rate, args.weight_decay, args.layer_decay)
             optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(args, model)
             self.optimizer = optimizer_class(groups, **kwargs)
+            if self.label_scale is not None:
+                self.label_scale.standardize(model.classifier, self.optimizer)
         return self.optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -171,8 +303,11 @@ class MixerTrainer(SafeCheckpointTrainer):
                 inputs = self.augmentation(inputs)
             else:
                 inputs = {**inputs, "pixel_values": normalize_pixels(inputs["pixel_values"], **self.normalization)}
-        if num_items_in_batch is not None and inputs["labels"].is_floating_point():
-            # Counted before the labels were mixed
+        if not model.training:
+            # In evaluation, each batch counts for itself
+            num_items_in_batch = None
+        elif num_items_in_batch is not None and inputs["labels"].is_floating_point():
+            # The loss expects the number of labels, and was given that of images
             num_items_in_batch = num_items_in_batch * inputs["labels"].shape[-1]
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if model.training:
