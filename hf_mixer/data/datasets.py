@@ -18,7 +18,6 @@ from datasets import (
     IterableDatasetDict,
     List,
     Value,
-    concatenate_datasets,
     load_dataset,
 )
 from datasets import Image as ImageFeature
@@ -487,20 +486,19 @@ def _split_off(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Data
     """
     if not 0 < share < 1:
         raise ValueError(f"there is no validation data, and --train_val_split {share} is not between 0 and 1")
-    if find_problem_type(dataset.features["label"]) != SINGLE_LABEL:
-        parts = dataset.train_test_split(test_size=share, seed=seed)
-        return parts["train"], parts["test"]
+    from sklearn.model_selection import train_test_split
 
-    labels = np.array(dataset["label"][:])
-    counts = np.bincount(labels)
-    is_alone = counts[labels] == 1
-    common = dataset.select(np.flatnonzero(~is_alone)) if is_alone.any() and not is_alone.all() else dataset
-    smaller_part = min(share, 1 - share) * len(common)
-    stratify = "label" if counts.max() > 1 and smaller_part >= (counts > 1).sum() else None
-    parts = common.train_test_split(test_size=share, seed=seed, stratify_by_column=stratify)
-    if common is dataset:
-        return parts["train"], parts["test"]
-    return concatenate_datasets([parts["train"], dataset.select(np.flatnonzero(is_alone))]), parts["test"]
+    rows, alone, stratify = np.arange(len(dataset)), np.empty(0, int), None
+    if find_problem_type(dataset.features["label"]) == SINGLE_LABEL:
+        labels = np.array(dataset["label"][:])
+        is_alone = np.bincount(labels)[labels] == 1
+        if not is_alone.all():
+            rows, alone = rows[~is_alone], rows[is_alone]
+        smaller_part = min(share, 1 - share) * len(rows)
+        if smaller_part >= len(np.unique(labels[rows])):
+            stratify = labels[rows]
+    train, validation = train_test_split(rows, test_size=share, random_state=seed, stratify=stratify)
+    return dataset.select(np.concatenate([train, alone])), dataset.select(validation)
 
 
 def _prepare_stream(splits: dict, limits: dict[str, int | None], seed: int) -> IterableDatasetDict:

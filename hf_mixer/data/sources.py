@@ -86,6 +86,10 @@ def read_folder(folder: Path, may_lack_labels: bool = False) -> ImageTable:
         `ValueError`: the folder does not exist, holds no images, has an empty class folder, or metadata that cannot be
         read.
     """
+    if folder.is_file():
+        raise ValueError(
+            f"{folder} is a file, not a folder: give lists in CSV as --train_file, --validation_file or --eval_file"
+        )
     if not folder.is_dir():
         raise ValueError(f"the folder {folder} does not exist")
     metadata = sorted(Path(path) for path in walk_files(folder) if _is_metadata(path))
@@ -109,7 +113,7 @@ def _read_class_folders(folder: Path, may_lack_labels: bool) -> ImageTable:
         names = shorten([path.name for path in loose], 3)
         logger.warning(f"Left out {len(loose)} images that lie beside the class folders in {folder}: {names}")
 
-    images: list[Path] = []
+    images: list[str] = []
     labels: list[int] = []
     others: Counter[str] = Counter()
     for label, class_folder in enumerate(classes):
@@ -206,11 +210,14 @@ def _read_csv(file: Path) -> tuple[list[dict], list[str]]:
     try:
         with open(file, encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines, skipinitialspace=True, strict=True)
+            columns = list(reader.fieldnames or ())
+            if len(set(columns)) < len(columns):
+                raise ValueError(f"{file} has several columns of the same name: {shorten(columns)}")
             for row in reader:
                 place = f"line {reader.line_num} of {file}"
                 if None in row or None in row.values():
                     raise ValueError(
-                        f"{place} does not have the {len(reader.fieldnames or ())} cells that the first line names: a cell with "
+                        f"{place} does not have the {len(columns)} cells that the first line names: a cell with "
                         "a comma needs quotes"
                     )
                 rows.append(row)

@@ -194,6 +194,7 @@ def test_lists_with_columns_of_other_names(tmp_path):
         ("", "lists no images"),
         ("1.png,cat\n2.png,dog\n", "no column 'path' or 'file_name' or 'image'.* it names '1.png', 'cat'"),
         ("path;label\n1.png;cat\n", "it names 'path;label'"),
+        ("path,label,label\n1.png,a,b\n", "several columns of the same name"),
         ("path,label\n1.png,a,b\n", "line 2 of .* does not have the 2 cells"),
         ("path,label\n1.png\n", "line 2 of .* does not have the 2 cells"),
         ("path,label\n,cat\n", "no path of an image in line 2"),
