@@ -32,13 +32,16 @@ def format_duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def format_metric(problem_type: str, name: str, value: float) -> str:
-    """Return the name and the value of a metric of `METRICS`, or of a loss, for human readers."""
+def format_name(problem_type: str, name: str) -> str:
+    """Return what people call a metric of `METRICS`, or a loss."""
     metric = METRICS[problem_type].get(name)
-    title = metric.title if metric is not None else name.replace("_", " ")
-    if metric is not None and metric.is_share:
-        return f"{title} {value:.2%}".replace("%", " %")
-    return f"{title} {value:.4g}"
+    return metric.title if metric is not None else name.replace("_", " ")
+
+
+def format_value(problem_type: str, name: str, value: float) -> str:
+    """Return the value of a metric of `METRICS`, or of a loss: in percent or with four digits."""
+    metric = METRICS[problem_type].get(name)
+    return f"{100 * value:.2f} %" if metric is not None and metric.is_share else f"{value:.4g}"
 
 
 def choose_metrics(problem_type: str, metrics: Mapping[str, Any], more: str | None = None) -> list[str]:
@@ -158,7 +161,8 @@ class ConsoleCallback(TrainerCallback):
             return
         values = {name.removeprefix("eval_"): value for name, value in (metrics or {}).items()}
         names = choose_metrics(self.problem_type, values, (args.metric_for_best_model or "").removeprefix("eval_"))
-        parts = [format_metric(self.problem_type, name, values[name]) for name in names]
+        kind = self.problem_type
+        parts = [f"{format_name(kind, name)} {format_value(kind, name, values[name])}" for name in names]
         loss = f"loss {values['loss']:.4g}" if "loss" in values else ""
         self.write("  ".join(part for part in (f"epoch {state.epoch or 0:.4g}: validation", loss, *parts) if part))
         if names:
