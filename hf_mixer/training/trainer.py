@@ -108,10 +108,10 @@ class MixerTrainer(SafeCheckpointTrainer):
             check_metric(args.metric_for_best_model, self.problem_type, config.num_labels)
             kwargs["compute_metrics"] = self.measure
         self.train_labels = train_labels
-        self.label_names = [config.id2label[index] for index in range(config.num_labels)]
+        self.class_names = [config.id2label[index] for index in range(config.num_labels)]
         self.label_scale: LabelScale | None = None
         if self.problem_type == REGRESSION and train_labels is not None:
-            self.label_scale = LabelScale.of(train_labels, self.label_names)
+            self.label_scale = LabelScale.of(train_labels, self.class_names)
         loss = build_loss(args, self.problem_type, config.num_labels, train_labels, self.label_scale)
         kwargs.setdefault("compute_loss_func", loss)
         super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
@@ -191,7 +191,7 @@ class MixerTrainer(SafeCheckpointTrainer):
         is_balanced = args.balanced_sampling or args.class_weights != "none"
         if self.train_labels is None or self.problem_type == REGRESSION or is_balanced or not args.should_log:
             return
-        message = describe_imbalance(count_classes(self.train_labels, self.label_names))
+        message = describe_imbalance(count_classes(self.train_labels, self.class_names))
         if message is not None:
             logger.warning(message)
 
