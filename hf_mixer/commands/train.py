@@ -136,7 +136,7 @@ def build_trainer(prepared, data_args, training_args):
     return trainer, splits, console
 
 
-def set_up_console(training_args) -> None:
+def set_up_console(data_args, training_args) -> None:
     """Say what matters, once: no bars where nobody watches, and none of transformers' for every file."""
     import datasets
 
@@ -150,7 +150,8 @@ def set_up_console(training_args) -> None:
     # Neither every request nor every shard is news
     for name in ("httpx", "huggingface_hub", "accelerate"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    if not is_interactive(training_args):
+    # What comes from the Hub takes long enough for a bar
+    if not is_interactive(training_args) or data_args.dataset_name is None:
         datasets.disable_progress_bars()
 
 
@@ -276,7 +277,7 @@ def run(parsed: tuple) -> None:
     command_line, model_args, data_args, training_args = parsed
     is_main = training_args.process_index == 0
     with one_line_errors():
-        set_up_console(training_args)
+        set_up_console(data_args, training_args)
         checkpoint = find_checkpoint(training_args) if training_args.do_train else None
     with run_errors(training_args), reserved_output_dir(training_args, describe_command(command_line)):
         # Everything before the first step, in which the user's input can still be refused
