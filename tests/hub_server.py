@@ -304,6 +304,8 @@ class Handler(BaseHTTPRequestHandler):
         hub, address = self.hub, urlsplit(self.path)
         query = parse_qs(address.query)
         parts = [unquote(part) for part in address.path.split("/")[1:]]
+        if parts[0] == "datasets":
+            parts = parts[1:]
         if parts[0] == "storage":
             repo, oid = hub.repos["/".join(parts[1:3])], parts[3]
             if self.command == "PUT":
@@ -322,7 +324,7 @@ class Handler(BaseHTTPRequestHandler):
             case "POST", [owner, name, "info", "lfs", "objects", "batch"] if name.endswith(".git"):
                 repo_id = f"{owner}/{name.removesuffix('.git')}"
                 return hub.lfs_batch(repo_id, hub.find(repo_id, user, propose=True), json.loads(body))
-            case method, ["api", "models", owner, name, *rest]:
+            case method, ["api", "models" | "datasets", owner, name, *rest]:
                 repo_id = f"{owner}/{name}"
                 create_pr = "create_pr" in query
                 repo = hub.find(repo_id, user, write=method != "GET" and not create_pr, propose=create_pr)

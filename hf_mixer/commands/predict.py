@@ -170,7 +170,7 @@ def print_result(path: str, prediction, as_json: bool, is_regression: bool) -> N
     if is_regression:
         cells = [f"{label} {value:.6g}" for label, value in prediction.scores]
     else:
-        marks = {label: "*" for label in present or ()}
+        marks = dict.fromkeys(present or (), "*")
         cells = [f"{score:6.1%}{marks.get(label, ' ')}{label:<16}" for label, score in prediction.scores]
     print(f"{path}  {'  '.join(cells)}".rstrip(), flush=True)
 

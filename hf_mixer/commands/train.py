@@ -98,7 +98,8 @@ def run_errors(training_args) -> Iterator[None]:
 
 def write_card(output_dir, repo_id: str | None = None) -> None:
     """Write the model card into a trained folder, beside a README.md that a person wrote."""
-    from ..publishing.card import create_card, save_card
+    from ..publishing.card import create_card
+    from ..publishing.saving import save_card
 
     path = save_card(create_card(output_dir, repo_id=repo_id), output_dir)
     if path.name != "README.md":
@@ -135,7 +136,7 @@ def build_trainer(prepared, data_args, training_args):
     return trainer, splits, console
 
 
-def set_up_console(training_args) -> None:
+def set_up_console(data_args, training_args) -> None:
     """Say what matters, once: no bars where nobody watches, and none of transformers' for every file."""
     import datasets
 
@@ -146,27 +147,29 @@ def set_up_console(training_args) -> None:
     logging.basicConfig(format="%(message)s", level=logging.INFO if training_args.should_log else logging.WARNING)
     transformers.utils.logging.set_verbosity(training_args.get_process_log_level())
     transformers.utils.logging.disable_progress_bar()
+    # Neither every request nor every shard is news
     for name in ("httpx", "huggingface_hub", "accelerate"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    if not is_interactive(training_args):
+    # What comes from the Hub takes long enough for a bar
+    if not is_interactive(training_args) or data_args.dataset_name is None:
         datasets.disable_progress_bars()
 
 
 def announce_source(data_args, training_args) -> None:
     """Print what the run is about, before anything is loaded."""
     from ..training.preparation import name_source
+    from ..training.summary import wrap
 
     if not training_args.do_train:
         return
-    if data_args.has_source:
-        recipe = f"with the recipe {data_args.recipe}" if data_args.recipe else "without a recipe"
-        print(f"Training on {name_source(data_args)}, {recipe}", flush=True)
-        return
-    print(
-        "Training on the 1,797 handwritten digits that ship with scikit-learn: no data was\nnamed (--train_dir, "
-        "--train_file, --dataset_name)",
-        flush=True,
-    )
+    source = name_source(data_args)
+    if not data_args.has_source:
+        source = (
+            "the 1,797 handwritten digits that ship with scikit-learn: no data was named (--train_dir, --train_file, "
+            "--dataset_name)"
+        )
+    recipe = f"Recipe: {data_args.recipe}" if data_args.recipe else "No recipe"
+    print(wrap(f"Training on {source}. {recipe}."), flush=True)
 
 
 def announce_run(prepared, trainer, description: dict, data_args) -> None:
@@ -240,13 +243,15 @@ def predict(trainer, test_dataset, prepared) -> str:
 
 def evaluate(trainer, prepared, data_args) -> None:
     """Measure the model on the validation images, and print and save the figures."""
-    from ..training.summary import describe_result
+    from ..training.summary import describe_results
 
     metrics = trainer.evaluate()
     trainer.save_metrics("eval", metrics, combined=trainer.args.do_train)
     num_images = None if data_args.streaming else len(prepared.dataset["validation"])
     if trainer.is_world_process_zero():
-        print(describe_result(prepared.problem_type, metrics, num_images, "validation"), flush=True)
+        count = "the" if num_images is None else f"{num_images:,}"
+        print(f"On {count} validation images:")
+        print(*(f"  {line}" for line in describe_results(prepared.problem_type, metrics)), sep="\n", flush=True)
 
 
 def announce_outcome(trainer, train_metrics: dict, prepared, data_args) -> None:
@@ -272,7 +277,7 @@ def run(parsed: tuple) -> None:
     command_line, model_args, data_args, training_args = parsed
     is_main = training_args.process_index == 0
     with one_line_errors():
-        set_up_console(training_args)
+        set_up_console(data_args, training_args)
         checkpoint = find_checkpoint(training_args) if training_args.do_train else None
     with run_errors(training_args), reserved_output_dir(training_args, describe_command(command_line)):
         # Everything before the first step, in which the user's input can still be refused

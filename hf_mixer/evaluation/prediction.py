@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+AS_IT_IS = ImageConversion()
 # From this probability on, a label of several counts as present
 DEFAULT_THRESHOLD = 0.5
 # Batches on an accelerator at a time: one computes while another is copied
@@ -71,8 +72,8 @@ class PixelReader:
     def __init__(
         self,
         image_processor,
-        conversion: ImageConversion = ImageConversion(),
-        trained_with: ImageConversion = ImageConversion(),
+        conversion: ImageConversion = AS_IT_IS,
+        trained_with: ImageConversion = AS_IT_IS,
     ):
         self.image_processor = image_processor
         self.conversion, self.trained_with = conversion, trained_with
@@ -205,8 +206,8 @@ class Predictor:
         self,
         model,
         image_processor,
-        conversion: ImageConversion = ImageConversion(),
-        trained_with: ImageConversion = ImageConversion(),
+        conversion: ImageConversion = AS_IT_IS,
+        trained_with: ImageConversion = AS_IT_IS,
         top_k: int = 5,
         label_threshold: float | None = None,
     ):
@@ -300,11 +301,22 @@ def compute_threads(count: int) -> Iterator[None]:
 def map_ahead(
     function: Callable[[Item], Result], items: Iterable[Item], num_threads: int
 ) -> Iterator[tuple[Item, Result]]:
-    """Yield every item with what `function` returns for it, in order. Threads work on the ones that come next."""
+    """
+    Yield every item with what `function` returns for it, in order. Threads work on the ones that come next. Where `items`
+    raises an error, what came before it is yielded first.
+    """
     waiting: deque[tuple[Item, Future[Result]]] = deque()
+    iterator, failure = iter(items), None
     with ThreadPoolExecutor(num_threads) as pool:
         try:
-            for item in items:
+            while True:
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    break
+                except Exception as error:
+                    failure = error
+                    break
                 waiting.append((item, pool.submit(function, item)))
                 if len(waiting) > 2 * num_threads:
                     item, future = waiting.popleft()
@@ -315,3 +327,5 @@ def map_ahead(
         finally:
             for _, future in waiting:
                 future.cancel()
+    if failure is not None:
+        raise failure

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from datasets import Dataset, Features, IterableDataset, List, Value
@@ -185,7 +184,8 @@ class PredictionFolder:
         last = pq.read_metadata(self.data / Part(shard, count - 1).name).num_rows
         return count, last < self.rows_per_file
 
-    def write(self, part: Part, table: pa.Table) -> None:
+    def write(self, part: Part, columns: dict[str, list], features: Features) -> None:
+        table = Dataset.from_dict(columns, features).with_format("arrow")[:]
         with written_whole(self.data / part.name) as path:
             pq.write_table(table, path)
 
@@ -260,9 +260,12 @@ class PartReader:
         self.process_index, self.num_processes = process_index, num_processes
         self.by_shards = isinstance(dataset, IterableDataset) and dataset.num_shards % num_processes == 0
 
-    def __iter__(self) -> Iterator[tuple[Part, pa.Table]]:
+    def __iter__(self) -> Iterator[tuple[Part, dict[str, list]]]:
+        """Yield parts of the columns of a part, in order."""
         if isinstance(self.dataset, Dataset):
-            yield from self.read_table()
+            for part, rows in self.table_parts().items():
+                for batch in self.dataset.select(rows).iter(self.batch_size):
+                    yield part, batch
             return
         for shard in range(self.dataset.num_shards):
             if not self.by_shards or shard % self.num_processes == self.process_index:
@@ -280,37 +283,32 @@ class PartReader:
         parts = {Part(0, index): rows[start : start + length] for index, start in enumerate(rows[::length])}
         return {part: rows for part, rows in parts.items() if self.takes(part)}
 
-    def read_table(self) -> Iterator[tuple[Part, pa.Table]]:
-        dataset = self.dataset.with_format("arrow")
-        for part, rows in self.table_parts().items():
-            for table in dataset.select(rows).iter(self.batch_size):
-                yield part, table
-
-    def read_shard(self, shard: int) -> Iterator[tuple[Part, pa.Table]]:
+    def read_shard(self, shard: int) -> Iterator[tuple[Part, dict[str, list]]]:
         length = self.folder.rows_per_file
         num_finished, is_complete = self.folder.count_finished(shard)
         if is_complete:
             return
         position = num_finished * length
-        stream = self.dataset.shard(self.dataset.num_shards, shard).skip(position).with_format("arrow")
+        stream = self.dataset.shard(self.dataset.num_shards, shard).skip(position)
         batches = iter(stream.iter(self.batch_size))
         while True:
             try:
-                table = next(batches, None)
+                batch = next(batches, None)
             except Exception as error:  # of the file system, the network, the compression or the file format
                 raise ImageDataError(
                     f"the data stream broke at image {position} of shard {shard}: {str(error).rstrip('.')}. What is computed "
                     "is kept: run the same command again to go on"
                 ) from error
-            if table is None:
+            if batch is None:
                 return
-            while len(table):
+            stop = position + len(next(iter(batch.values())))
+            while position < stop:
                 part = Part(shard, position // length)
-                rows = table.slice(0, (part.index + 1) * length - position)
-                table = table.slice(len(rows))
-                position += len(rows)
+                count = min(stop, (part.index + 1) * length) - position
                 if self.takes(part):
-                    yield part, rows
+                    yield part, {name: values[:count] for name, values in batch.items()}
+                batch = {name: values[count:] for name, values in batch.items()}
+                position += count
 
 
 def write_predictions(
@@ -326,7 +324,7 @@ def write_predictions(
     Predict the images of a data set, and write the parts that are missing in a folder and fall to this process.
 
     Every row of the data has one row in the files, in the same order if the files are sorted by name. It has the columns
-    of the data without images, and those of `prediction_features`. Where an image cannot be read, these are empty except
+    of the data without images and other media, and those of `prediction_features`. Where an image cannot be read, these are empty except
     for `error`.
 
     Args:
@@ -339,28 +337,30 @@ def write_predictions(
         [`ImageDataError`]: a stream cannot be read on.
         `ValueError`: the output of the model is not finite.
     """
-    own = [name for name, feature in dataset.features.items() if not isinstance(feature, datasets.Image)]
+    own = [name for name, feature in dataset.features.items() if not hasattr(feature, "decode_example")]
     added = prediction_features(predictor)
-    columns = {name: f"{RENAMED}{name}" if name in added else name for name in own}
-    features = Features({**{new: dataset.features[old] for old, new in columns.items()}, **added})
+    names = {name: f"{RENAMED}{name}" if name in added else name for name in own}
+    features = Features({**{new: dataset.features[old] for old, new in names.items()}, **added})
     dataset = dataset.select_columns([*own, image_column]).cast_column(image_column, datasets.Image(decode=False))
     reader = PartReader(dataset, folder, batch_size, process_index, num_processes)
 
     total = sum(map(len, reader.table_parts().values())) if isinstance(dataset, Dataset) else None
     num_batches = None if total is None else -(-total // batch_size)
     batches = predictor.predict_batches(
-        reader, lambda batch: [source or NO_IMAGE for source in batch[1].column(image_column).to_pylist()], num_batches
+        reader, lambda batch: [source or NO_IMAGE for source in batch[1][image_column]], num_batches
     )
     with tqdm(total=total, desc="Predicting", unit=" images", disable=process_index > 0) as progress:
         for part, group in itertools.groupby(batches, key=lambda result: result[0][0]):
-            tables: list[pa.Table] = []
-            rows: list[dict] = []
-            for (_, table), predictions in group:
-                tables.append(table.select(own))
-                rows += [to_row(prediction, predictor.top_k) for prediction in predictions]
+            columns: dict[str, list] = {name: [] for name in features}
+            for (_, batch), predictions in group:
+                for old, new in names.items():
+                    columns[new] += batch[old]
+                for row in (to_row(prediction, predictor.top_k) for prediction in predictions):
+                    for name in added:
+                        columns[name].append(row.get(name))
                 progress.update(len(predictions))
                 report_errors(predictions)
-            folder.write(part, build_table(tables, rows, columns, features))
+            folder.write(part, columns, features)
 
 
 def report_errors(predictions: Sequence[Prediction]) -> None:
@@ -368,18 +368,3 @@ def report_errors(predictions: Sequence[Prediction]) -> None:
     for prediction in predictions:
         if prediction.error is not None:
             tqdm.write(f"error: {prediction.error}", file=sys.stderr)
-
-
-def build_table(
-    tables: Sequence[pa.Table], rows: Sequence[dict], columns: dict[str, str], features: Features
-) -> pa.Table:
-    """Join the data's own columns, renamed as in `columns`, and the rows of predictions to a table of type `features`."""
-    joined = pa.concat_tables(tables)
-    values = {new: joined.column(old) for old, new in columns.items()}
-    arrays = []
-    for field in features.arrow_schema:
-        if field.name in values:
-            arrays.append(values[field.name].cast(field.type))
-        else:
-            arrays.append(pa.array([row.get(field.name) for row in rows], field.type))
-    return pa.table(arrays, schema=features.arrow_schema)

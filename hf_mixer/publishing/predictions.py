@@ -5,12 +5,12 @@ from pathlib import Path
 
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 
+from ..evaluation.prediction_files import DATA_FOLDER, STATE_NAME
+from .release import CARD_NAME
 from .upload import clear_errors, connect
 
 
-CARD_NAME = "README.md"
-STATE_NAME = "predictions.json"
-FILES = (CARD_NAME, STATE_NAME, "data/*.parquet")
+DATA_FILES = f"{DATA_FOLDER}/*.parquet"
 
 
 def write_prediction_card(folder: Path, model: str, data: str, split: str, columns: dict[str, str]) -> None:
@@ -32,7 +32,7 @@ def write_prediction_card(folder: Path, model: str, data: str, split: str, colum
     metadata = DatasetCardData(
         task_categories=["image-classification"],
         tags=["hf_mixer", "predictions"],
-        configs=[{"config_name": "default", "data_files": [{"split": split, "path": "data/*.parquet"}]}],
+        configs=[{"config_name": "default", "data_files": [{"split": split, "path": DATA_FILES}]}],
     )
     rows = "\n".join(f"| `{name}` | {meaning} |" for name, meaning in columns.items())
     text = (
@@ -70,8 +70,8 @@ def push_predictions(folder: Path, repo_id: str, private: bool = False, token: s
             repo_id=repo_id,
             repo_type="dataset",
             folder_path=folder,
-            allow_patterns=list(FILES),
-            delete_patterns=["data/*.parquet"],
+            allow_patterns=[CARD_NAME, STATE_NAME, DATA_FILES],
+            delete_patterns=DATA_FILES,
             commit_message="Upload predictions with hf_mixer",
         )
     return f"{api.endpoint}/datasets/{repo_id}"

@@ -259,6 +259,17 @@ ARGUMENT_GROUPS = {
     ),
     "others of transformers.TrainingArguments": ("*",),
 }
+# In place of what transformers says for scripts that do without
+HELP = {
+    "output_dir": "The folder for the model and all that comes with it.",
+    "resume_from_checkpoint": "Go on with a run that was stopped: `true`, or one of its checkpoints.",
+    "push_to_hub": "Put the model on the Hub, whenever it is saved.",
+    "metric_for_best_model": "What the best model is chosen by: `loss`, or a metric such as accuracy, f1_macro, "
+    "mean_average_precision or r2.",
+    "do_train": "Train. Default: true, unless do_eval or do_predict is given.",
+    "do_eval": "Measure the model on the validation images. Default: as do_train.",
+    "do_predict": "Write predictions.csv for the images of the split `test`.",
+}
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 # Longer lists of choices are left to the message that refuses another one
 MAX_CHOICES_SHOWN = 5
@@ -292,6 +303,7 @@ class TrainingArgumentParser(HfArgumentParser):
         title = next(
             title for title, patterns in ARGUMENT_GROUPS.items() if any(fnmatch(name, pattern) for pattern in patterns)
         )
+        kwargs["help"] = HELP.get(name, kwargs.get("help"))
         if name.startswith("no_"):
             # The other form of a switch that is on by default
             kwargs["help"] = argparse.SUPPRESS
@@ -411,10 +423,13 @@ def recipe_defaults(recipe: str, recipes: Path, known: argparse.Namespace, given
 
 
 def settle_best_model(parser: TrainingArgumentParser, arguments: list[str], given: frozenset[str]) -> None:
-    """Keep the last model, not the best one, where the command line evaluates or saves at other times than the recipe."""
+    """End with the last model, not the best one, where the command line says to evaluate never, or save at other times."""
+    if {"load_best_model_at_end", "early_stopping_patience"} & given:
+        return
     values, _ = parser.parse_known_args(arguments)
-    times = {str(getattr(value, "value", value)) for value in (values.eval_strategy, values.save_strategy)}
-    if "load_best_model_at_end" not in given and (len(times) > 1 or "no" in times):
+    evaluation, saving = (getattr(name, "value", name) for name in (values.eval_strategy, values.save_strategy))
+    saves_elsewhere = "save_strategy" in given and saving not in (evaluation, "best")
+    if evaluation == "no" or saves_elsewhere:
         parser.set_defaults(load_best_model_at_end=False)
 
 

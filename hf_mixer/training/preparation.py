@@ -18,6 +18,7 @@ from ..configuration_mixer import MixerConfig, to_pair
 from ..data.datasets import load_evaluation_dataset, load_image_dataset, prepare_image_dataset
 from ..data.images import ImageConversion, ImageTransform
 from ..data.labels import (
+    MULTI_LABEL,
     REGRESSION,
     SINGLE_LABEL,
     encode_labels,
@@ -42,7 +43,8 @@ from .record import RECORD_NAME
 DIGITS = "scikit-learn digits"
 # What a recipe sets that does not go with a kind of labels, and what takes its place
 UNFIT: dict[str, dict[str, Any]] = {
-    REGRESSION: {"label_smoothing_factor": 0.0, "cutmix_alpha": 0.0, "binary_cross_entropy": False}
+    MULTI_LABEL: {"label_smoothing_factor": 0.0},
+    REGRESSION: {"label_smoothing_factor": 0.0, "cutmix_alpha": 0.0, "binary_cross_entropy": False},
 }
 
 
@@ -64,6 +66,8 @@ class PreparedRun:
             Where the model comes from, unless it starts from scratch.
         changed (`list[str]`):
             Arguments of the recipe that were changed, because they do not go with the kind of the labels.
+        num_skipped_images (`int`):
+            How many images cannot be read and were left out.
         has_test_labels (`bool`):
             Whether all images of `test` have a label.
     """
@@ -75,6 +79,7 @@ class PreparedRun:
     image_processor: Any
     base_model: str | None = None
     changed: list[str] = field(default_factory=list)
+    num_skipped_images: int = 0
     has_test_labels: bool = False
 
 
@@ -89,7 +94,7 @@ def prepare_run(
     """
     if training_args.do_train:
         with training_args.main_process_first(desc="loading the data"):
-            dataset, labels = load_data(model_args, data_args, training_args, data_args.problem_type)
+            dataset, labels, num_skipped = load_data(model_args, data_args, training_args, data_args.problem_type)
         problem_type = find_problem_type(dataset["train"].features["label"])
         changed = fit_to_labels(data_args, training_args, problem_type)
         model, image_processor = build_model(model_args, labels, problem_type)
@@ -100,9 +105,11 @@ def prepare_run(
         model, image_processor = load_trained_model(source, model_args)
         problem_type = problem_type_of(model.config)
         with training_args.main_process_first(desc="loading the data"):
-            dataset, labels = load_data(model_args, data_args, training_args, data_args.problem_type or problem_type)
+            dataset, labels, num_skipped = load_data(
+                model_args, data_args, training_args, data_args.problem_type or problem_type
+            )
         dataset = use_labels_of_model(dataset, labels, model.config)
-    run = PreparedRun(dataset, labels, problem_type, model, image_processor, source, changed)
+    run = PreparedRun(dataset, labels, problem_type, model, image_processor, source, changed, num_skipped)
     if training_args.do_predict:
         if "test" not in dataset:
             raise ValueError(
@@ -155,12 +162,19 @@ def load_data(
     training_args: MixerTrainingArguments,
     problem_type: str | None,
 ):
-    """Return the splits `train`, `validation` and, where there is one, `test`, and the names of the labels."""
+    """
+    Return the splits `train`, `validation` and, where there is one, `test`; the names of the labels; and how many images
+    cannot be read and were left out.
+    """
+    eval_split = data_args.eval_split
     hub: dict[str, Any] = {"cache_dir": model_args.cache_dir, "token": model_args.token}
     held_out = (data_args.validation_dir, data_args.validation_file)
     if not training_args.do_train and any(held_out) and name_source(data_args) in held_out:
         data, _ = load_evaluation_dataset(
-            eval_dir=data_args.validation_dir, eval_file=data_args.validation_file, **hub
+            eval_dir=data_args.validation_dir,
+            eval_file=data_args.validation_file,
+            image_column_name=data_args.image_column_name,
+            **hub,
         )
         dataset = DatasetDict({"train": data, "validation": data})
     else:
@@ -173,20 +187,28 @@ def load_data(
             validation_file=data_args.validation_file,
             streaming=data_args.streaming,
             skip_unreadable_images=data_args.skip_unreadable_images,
+            image_column_name=data_args.image_column_name,
+            check_test=training_args.do_predict or eval_split == "test",
             **hub,
         )
+    num_skipped = getattr(dataset, "num_skipped_images", 0)
+    if training_args.do_predict and eval_split in dataset and "test" in dataset:
+        # Otherwise the split `test` would be left out
+        dataset = DatasetDict({"train": dataset["train"], "validation": dataset[eval_split], "test": dataset["test"]})
+        eval_split = None
     columns = data_args.label_column_name
-    return prepare_image_dataset(
+    prepared, labels = prepare_image_dataset(
         dataset,
         image_column_name=data_args.image_column_name,
         label_column_name=columns[0] if columns is not None and len(columns) == 1 else columns,
         train_val_split=data_args.train_val_split,
         seed=training_args.seed,
-        eval_split=data_args.eval_split,
+        eval_split=eval_split,
         max_train_samples=data_args.max_train_samples,
         max_eval_samples=data_args.max_eval_samples,
         problem_type=problem_type,
     )
+    return prepared, labels, num_skipped
 
 
 def fit_to_labels(
@@ -368,6 +390,8 @@ def describe_dataset(run: PreparedRun, data_args: DataTrainingArguments) -> dict
         "num_eval_images": None if is_stream else len(dataset["validation"]),
         "problem_type": run.problem_type,
     }
+    if run.num_skipped_images:
+        description["num_skipped_images"] = run.num_skipped_images
     if not is_stream and "train" in dataset and run.problem_type != REGRESSION:
         description["class_counts"] = count_classes(read_labels(dataset["train"]), run.labels)
     conversion = {"flatten_transparency": data_args.flatten_transparency, "scale_16_bit": data_args.scale_16_bit}

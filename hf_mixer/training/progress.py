@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import has_length
 
 from ..evaluation.metrics import METRICS
 
@@ -17,6 +18,7 @@ from ..evaluation.metrics import METRICS
 # What is measured before a run tells how long it will take: so many steps, or what is done in so many seconds
 STEPS_TO_JUDGE, SECONDS_TO_JUDGE = 10, 30.0
 NUM_METRICS_SHOWN = 2
+BAR_FORMAT = "{l_bar}{bar}| step {n_fmt} of {total_fmt}, {remaining} left{postfix}"
 
 
 def is_interactive(args) -> bool:
@@ -32,13 +34,16 @@ def format_duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def format_metric(problem_type: str, name: str, value: float) -> str:
-    """Return the name and the value of a metric of `METRICS`, or of a loss, for human readers."""
+def format_name(problem_type: str, name: str) -> str:
+    """Return what people call a metric of `METRICS`, or a loss."""
     metric = METRICS[problem_type].get(name)
-    title = metric.title if metric is not None else name.replace("_", " ")
-    if metric is not None and metric.is_share:
-        return f"{title} {value:.2%}".replace("%", " %")
-    return f"{title} {value:.4g}"
+    return metric.title if metric is not None else name.replace("_", " ")
+
+
+def format_value(problem_type: str, name: str, value: float) -> str:
+    """Return the value of a metric of `METRICS`, or of a loss: in percent or with four digits."""
+    metric = METRICS[problem_type].get(name)
+    return f"{100 * value:.2f} %" if metric is not None and metric.is_share else f"{value:.4g}"
 
 
 def choose_metrics(problem_type: str, metrics: Mapping[str, Any], more: str | None = None) -> list[str]:
@@ -71,6 +76,7 @@ class ConsoleCallback(TrainerCallback):
         self.started = 0.0
         self.is_judged = False
         self.is_training = False
+        self.num_batches = 0
 
     def attach(self, trainer) -> None:
         """Have a trainer print this way."""
@@ -103,8 +109,13 @@ class ConsoleCallback(TrainerCallback):
             self.write(f"Going on after step {state.global_step:,} of {state.max_steps:,}")
         if self.interactive:
             self.bar = tqdm(
-                total=state.max_steps, initial=state.global_step, desc="training", unit="step", dynamic_ncols=True
+                total=state.max_steps, initial=state.global_step, bar_format=BAR_FORMAT, dynamic_ncols=True
             )
+
+    def show(self) -> None:
+        """Write behind the bar what is known of the run."""
+        if self.bar is not None:
+            self.bar.set_postfix_str(", ".join(self.shown.values()))
 
     def on_step_end(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
@@ -125,9 +136,9 @@ class ConsoleCallback(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or not self.is_training or "loss" not in (logs or {}):
             return
-        self.shown["loss"] = f"{logs['loss']:.4g}"
+        self.shown["loss"] = f"loss {logs['loss']:.4g}"
+        self.show()
         if self.bar is not None:
-            self.bar.set_postfix_str(", ".join(f"{name} {value}" for name, value in self.shown.items()))
             return
         left = ""
         done = state.global_step - self.first_step
@@ -140,14 +151,17 @@ class ConsoleCallback(TrainerCallback):
     def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
         if not state.is_world_process_zero or not is_interactive(args):
             return
+        total = len(eval_dataloader) if has_length(eval_dataloader) else None
+        self.num_batches += 1
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"evaluating {self.num_batches}" + (f" of {total}" if total is not None else ""))
+            return
         if self.evaluation_bar is None:
-            total = len(eval_dataloader) if hasattr(eval_dataloader, "__len__") else None
-            self.evaluation_bar = tqdm(
-                total=total, desc="evaluating", unit="batch", leave=False, dynamic_ncols=True, position=self.bar and 1
-            )
+            self.evaluation_bar = tqdm(total=total, desc="evaluating", unit="batch", leave=False, dynamic_ncols=True)
         self.evaluation_bar.update(1)
 
     def close_evaluation(self) -> None:
+        self.num_batches = 0
         if self.evaluation_bar is not None:
             self.evaluation_bar.close()
             self.evaluation_bar = None
@@ -158,13 +172,13 @@ class ConsoleCallback(TrainerCallback):
             return
         values = {name.removeprefix("eval_"): value for name, value in (metrics or {}).items()}
         names = choose_metrics(self.problem_type, values, (args.metric_for_best_model or "").removeprefix("eval_"))
-        parts = [format_metric(self.problem_type, name, values[name]) for name in names]
+        kind = self.problem_type
+        parts = [f"{format_name(kind, name)} {format_value(kind, name, values[name])}" for name in names]
         loss = f"loss {values['loss']:.4g}" if "loss" in values else ""
-        self.write("  ".join(part for part in (f"epoch {state.epoch or 0:.4g}: validation", loss, *parts) if part))
+        self.write(f"epoch {state.epoch or 0:.4g}: validation {', '.join(filter(None, (loss, *parts)))}")
         if names:
-            self.shown["validation"] = parts[0]
-        if self.bar is not None:
-            self.bar.set_postfix_str(", ".join(f"{name} {value}" for name, value in self.shown.items()))
+            self.shown["metric"] = parts[0]
+        self.show()
 
     def on_predict(self, args, state, control, metrics=None, **kwargs):
         self.close_evaluation()

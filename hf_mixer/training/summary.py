@@ -15,13 +15,14 @@ from ..configuration_mixer import to_pair
 from ..evaluation.metrics import METRICS
 from ..utils import describe_hardware
 from .curves import CURVES_NAME
-from .progress import format_duration, format_metric
+from .progress import format_duration, format_name, format_value
 
 
 MAX_CLASSES_SHOWN = 20
 NUM_EXTREMES_SHOWN = 5
-NAME_WIDTH = 10
+NAME_WIDTH = 8
 MAX_WIDTH = 100
+HARD_SPACE = "\N{NO-BREAK SPACE}"
 PROBLEM_TITLES = {
     "single_label_classification": "one label per image",
     "multi_label_classification": "any number of labels per image",
@@ -29,18 +30,16 @@ PROBLEM_TITLES = {
 }
 
 
+def wrap(text: str, indent: int = 0) -> str:
+    """Return a text in lines that fit the terminal, all but the first one indented. Non-breaking spaces hold words together."""
+    width = max(40, min(shutil.get_terminal_size().columns, MAX_WIDTH))
+    lines = textwrap.wrap(text, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines).replace(HARD_SPACE, " ")
+
+
 def format_entry(name: str, text: str) -> str:
     """Return a named line of a summary, wrapped to the width of the terminal."""
-    width = max(40, min(shutil.get_terminal_size().columns, MAX_WIDTH))
-    indent = " " * (NAME_WIDTH + 2)
-    lines = textwrap.wrap(
-        f"{name:<{NAME_WIDTH}}  {text}",
-        width,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-    return "\n".join(lines)
+    return wrap(f"{name:<{NAME_WIDTH}}  {text}", NAME_WIDTH + 2)
 
 
 def describe_classes(counts: Mapping[str, int]) -> str:
@@ -48,7 +47,7 @@ def describe_classes(counts: Mapping[str, int]) -> str:
     by_count = sorted(counts.items(), key=lambda entry: -entry[1])
 
     def listed(entries) -> str:
-        return ", ".join(f"{name} ({count:,})" for name, count in entries)
+        return ", ".join(f"{name} ({count:,})".replace(" ", HARD_SPACE) for name, count in entries)
 
     if len(counts) <= MAX_CLASSES_SHOWN:
         return listed(counts.items())
@@ -97,7 +96,7 @@ def describe_model(model, base_model: str | None) -> str:
     config = model.config
     height, width = to_pair(config.image_size)
     color = "" if config.num_channels == 3 else f" with {config.num_channels} channel(s)"
-    origin = base_model or f"from scratch, {config.num_hidden_layers} layers of width {config.hidden_size}"
+    origin = base_model or f"from scratch, width {config.hidden_size}, depth {config.num_hidden_layers}"
     return f"{origin}; {model.num_parameters() / 1e6:,.2f} M parameters; images of {height} x {width} pixels{color}"
 
 
@@ -122,19 +121,12 @@ def describe_steps(args, num_train_images: int | None) -> str:
 
 
 def describe_results(problem_type: str, metrics: Mapping[str, Any]) -> list[str]:
-    """Return a line for the loss and each metric of an evaluation, whose names may begin with `eval_`."""
-    values = {name.removeprefix("eval_").removeprefix("predict_"): value for name, value in metrics.items()}
-    values = {name.removeprefix("test_"): value for name, value in values.items()}
+    """Return a line for the loss and each metric of an evaluation, whose names begin with `eval_`."""
+    values = {name.removeprefix("eval_"): value for name, value in metrics.items()}
     names = [name for name in ("loss", *METRICS[problem_type]) if name in values]
-    return [format_metric(problem_type, name, values[name]) for name in names]
-
-
-def describe_result(
-    problem_type: str, metrics: Mapping[str, Any], num_images: int | None, what: str = "validation"
-) -> str:
-    """Return the metrics of an evaluation in a sentence."""
-    images = f" on {num_images:,} {what} images" if num_images is not None else f" on the {what} images"
-    return ", ".join(describe_results(problem_type, metrics)) + images
+    titles = {name: format_name(problem_type, name) for name in names}
+    width = max(map(len, titles.values()), default=0)
+    return [f"{titles[name]:<{width}}  {format_value(problem_type, name, values[name]):>8}" for name in names]
 
 
 def describe_outcome(output_dir: str, train_metrics: Mapping[str, Any]) -> list[tuple[str, str]]:

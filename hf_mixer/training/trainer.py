@@ -6,7 +6,6 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,8 +72,8 @@ class MixerTrainer(SafeCheckpointTrainer):
         processing_class:
             The image processor of the model, which says how to normalize. It is saved along with the model.
         write_card (`Callable`, *optional*):
-            Takes the output folder and `repo_id` and returns a model card, such as
-            [`~hf_mixer.publishing.card.create_card`]. By default the card is that of [`~transformers.Trainer`].
+            Takes the output folder and `repo_id` and writes the model card. By default the card is that of
+            [`~transformers.Trainer`].
         train_labels (`np.ndarray` of shape `(num_images,)` or `(num_images, num_labels)`, *optional*):
             The labels of all training images, in the form that the data set gives them. `class_weights` and
             `balanced_sampling` need them, and regression takes the scale of its loss from them: without them, the labels
@@ -339,8 +338,7 @@ class MixerTrainer(SafeCheckpointTrainer):
         if not self.is_world_process_zero():
             return
         if self.write_card is not None:
-            card = self.write_card(self.args.output_dir, repo_id=self.hub_model_id)
-            card.save(Path(self.args.output_dir) / "README.md")
+            self.write_card(self.args.output_dir, repo_id=self.hub_model_id)
             return
         # `Trainer` finds the task in a table of built-in models, and calls a model without a name "fine-tuned"
         config, name = self.model.config, self.model.config._name_or_path

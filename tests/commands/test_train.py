@@ -1,13 +1,17 @@
 """`hf-mixer train`, as users run it."""
 
+import csv
 import json
-from types import SimpleNamespace
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from hf_mixer.commands.train import main, set_stream_length
-from hf_mixer.training import MixerTrainingArguments
-from tests.helpers import FIXTURES, losses_of, make_folder, run_on_two_processes
+from hf_mixer.commands.train import main
+from hf_mixer.output_folder import lock_output_dir
+from tests.helpers import FIXTURES, ROOT, losses_of, make_folder, run_on_two_processes
 
 
 TINY = "--variant cifar10 --image_size 16 --patch_size 8 --hidden_size 32 --num_hidden_layers 1 --max_steps 40".split()
@@ -31,7 +35,7 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(photos, tmp_path_factory):
     folder = tmp_path_factory.mktemp("outputs") / "photos"
-    arguments = ["--learning_rate", 3e-3, "--logging_steps", 4, "--per_device_train_batch_size", 8]
+    arguments = ["--recipe", "none", "--learning_rate", 3e-3, "--logging_steps", 4, "--per_device_train_batch_size", 8]
     train("--train_dir", photos, "--output_dir", folder, *TINY, *arguments)
     return folder
 
@@ -78,6 +82,21 @@ def test_fine_tuning_takes_foreign_checkpoints_at_another_resolution(photos, tmp
         (["--variant", "B/8"], "Unknown variant 'B/8'"),
         (["--recipe", "nothing"], "no recipe 'nothing'"),
         (["--image_size", "20"], "image_size=20 has to be divisible by patch_size=8"),
+        (["--max_train_samples", "0"], "--max_train_samples has to be at least 1, got 0"),
+        (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size has to be a positive integer, got 0"),
+        (["--learning_rate", "-1"], "--learning_rate"),
+        (["--num_train_epochs", "-1"], "--num_train_epochs has to be a positive number, got -1"),
+        (["--num_train_epochs", "many"], "argument --num_train_epochs: invalid float value: 'many'"),
+        (["--optim", "magic"], "--optim"),
+        (["--metric_for_best_model", "beauty", "--load_best_model_at_end"], "beauty"),
+        (["--lerning_rate", "1"], "there is no argument --lerning_rate: did you mean --learning_rate"),
+        (["photos"], "'photos' belongs to no argument"),
+        (
+            ["--train_dir", "x", "--variant", "S/16", "--model_name_or_path", "y"],
+            "--variant S/16 is for a model from scratch",
+        ),
+        (["--do_predict", "true", "--do_train", "true"], "--do_predict predicts a split `test`"),
+        (["--do_train", "false", "--do_eval", "true"], "there is no trained model in --output_dir"),
     ],
 )
 def test_bad_arguments_end_in_one_line(arguments, message, tmp_path):
@@ -87,15 +106,134 @@ def test_bad_arguments_end_in_one_line(arguments, message, tmp_path):
 
 def test_a_folder_with_a_model_is_not_written_over(trained):
     before = {path: path.read_bytes() for path in trained.iterdir() if path.is_file()}
-    train_and_fail("already holds a model", "--output_dir", trained, *TINY)
+    train_and_fail("already holds files that the run would write", "--output_dir", trained, *TINY)
     assert {path: path.read_bytes() for path in trained.iterdir() if path.is_file()} == before
 
 
-def test_evaluation_alone_measures_and_saves_no_model(trained, photos, tmp_path):
-    model = ["--model_name_or_path", trained, "--do_train", "false", "--do_eval", "true"]
-    train("--train_dir", photos, "--output_dir", tmp_path, *model)
-    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".json"] == []
-    assert json.loads((tmp_path / "eval_results.json").read_text())["eval_accuracy"] == 1.0
+def test_evaluation_alone_writes_nothing_but_its_results(trained, photos, tmp_path):
+    shutil.copytree(trained, tmp_path / "model")
+    before = {path: path.read_bytes() for path in (tmp_path / "model").iterdir() if path.is_file()}
+    evaluation = ["--do_train", "false", "--do_eval", "true"]
+    train("--train_dir", photos, "--output_dir", tmp_path / "model", *evaluation)
+    results = tmp_path / "model" / "eval_results.json"
+    assert json.loads(results.read_text())["eval_accuracy"] == 1.0
+    after = {path: path.read_bytes() for path in (tmp_path / "model").iterdir() if path.is_file()}
+    assert {path for path in after if before.get(path) != after[path]} <= {results}
+
+    # On other data, with a part of the classes and in another folder
+    dogs = make_folder(tmp_path / "more", classes=("dog", "cat"), images_per_class=3)
+    train("--validation_dir", dogs, "--model_name_or_path", trained, "--output_dir", tmp_path / "out", *evaluation)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["eval_results.json"]
+    # The shades of the two classes are exchanged
+    assert json.loads((tmp_path / "out" / "eval_results.json").read_text())["eval_accuracy"] == 0.0
+
+
+def test_evaluation_never_replaces_results_on_other_data(trained, tmp_path):
+    other = make_folder(tmp_path / "other")
+    before = (trained / "eval_results.json").read_bytes()
+    evaluation = ["--do_train", "false", "--do_eval", "true"]
+    train_and_fail("results on other data", "--train_dir", other, "--output_dir", trained, *evaluation)
+    train_and_fail("no data to evaluate on", "--output_dir", trained, *evaluation)
+    assert (trained / "eval_results.json").read_bytes() == before
+
+
+def test_labels_of_the_data_are_matched_by_name(trained, tmp_path):
+    birds = make_folder(tmp_path / "birds", classes=("cat", "bird"))
+    evaluation = ["--model_name_or_path", trained, "--do_train", "false", "--do_eval", "true"]
+    train_and_fail("'bird'", "--validation_dir", birds, "--output_dir", tmp_path / "out", *evaluation)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_split_test_is_predicted(tmp_path):
+    for split in ("train", "test"):
+        make_folder(tmp_path / "data" / split, images_per_class=10)
+    arguments = ["--dataset_name", tmp_path / "data", "--do_train", "--do_predict", "--recipe", "none", *TINY]
+    train("--output_dir", tmp_path / "out", *arguments, "--learning_rate", 3e-3)
+    with open(tmp_path / "out" / "predictions.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 20
+    right = [Path(row["path"]).parent.name == row["label"] for row in rows]
+    results = json.loads((tmp_path / "out" / "predict_results.json").read_text())
+    assert results["predict_accuracy"] == sum(right) / len(right)
+    assert all(0.5 <= float(row["score"]) <= 1 for row in rows)
+
+
+def test_a_list_of_images_with_several_labels_is_learned(photos, tmp_path):
+    lines = ["path,is_cat,is_pet"]
+    lines += [f"{path},{int(path.parent.name == 'cat')},{index % 2}" for index, path in enumerate(photos.rglob("*.*"))]
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    arguments = ["--train_file", tmp_path / "list.csv", "--label_column_name", "is_cat", "is_pet", *TINY[:-1], 2]
+    train("--output_dir", tmp_path / "out", "--problem_type", "multi_label_classification", *arguments)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["problem_type"] == "multi_label_classification"
+    assert list(config["id2label"].values()) == ["is_cat", "is_pet"]
+    assert "eval_mean_average_precision" in json.loads((tmp_path / "out" / "eval_results.json").read_text())
+    record = json.loads((tmp_path / "out" / "training_run.json").read_text())
+    assert record["recipe"] == "from-scratch-small"
+    assert record["dataset"]["problem_type"] == "multi_label_classification"
+
+
+def test_numbers_are_estimated(photos, tmp_path):
+    lines = ["path,price", *(f"{path},{1000.5 + 100 * (path.parent.name == 'cat')}" for path in photos.rglob("*.*"))]
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    arguments = ["--train_file", tmp_path / "list.csv", "--label_column_name", "price", *TINY[:-1], 4]
+    train("--output_dir", tmp_path / "out", *arguments)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["problem_type"], config["id2label"]) == ("regression", {"0": "price"})
+    # The recipe smooths labels, which numbers do not have
+    record = json.loads((tmp_path / "out" / "training_run.json").read_text())
+    assert "label_smoothing_factor" not in record["hyperparameters"]
+    assert "eval_r2" in json.loads((tmp_path / "out" / "eval_results.json").read_text())
+
+
+def test_a_run_says_what_it_found_what_it_does_and_what_comes_next(photos, tmp_path, capsys):
+    train("--train_dir", photos, "--output_dir", tmp_path / "my out", *TINY[:-1], 6, "--logging_steps", 3)
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    assert lines[0] == f"Training on {photos}. Recipe: from-scratch-small." or len(lines[0]) <= 80
+    assert "cat (17), dog (17)" in out
+    assert "34 to train on, 6 to evaluate on" in out
+    assert "step 3 of 6  loss" in out
+    assert any(line.startswith("epoch 1: validation loss") and "accuracy" in line for line in lines)
+    assert "{" not in out
+    assert f"  hf-mixer evaluate '{tmp_path / 'my out'}' --eval_dir test_photos" in lines
+    assert f"  hf-mixer publish '{tmp_path / 'my out'}' 'my out' --dry-run" in lines
+
+
+def test_a_run_without_data_says_that_it_trains_on_the_digits(tmp_path, capsys):
+    train("--output_dir", tmp_path / "out", "--max_steps", 1)
+    out = " ".join(capsys.readouterr().out.split())
+    assert out.startswith("Training on the 1,797 handwritten digits that ship with scikit-learn: no data was named")
+    assert "Recipe: digits." in out
+    assert "hf-mixer evaluate" in out
+
+
+def test_two_runs_do_not_share_an_output_folder(photos, tmp_path):
+    with lock_output_dir(tmp_path / "out", "another run"):
+        code = f"from hf_mixer.commands.train import main; main({['--train_dir', str(photos), '--output_dir', str(tmp_path / 'out')]})"
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith(f"error: output_dir {tmp_path / 'out'} is in use by process")
+
+
+def test_an_interrupted_run_says_how_to_go_on(photos, tmp_path, monkeypatch, capsys):
+    def interrupt(self, *args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_mixer.training.progress.ConsoleCallback.on_step_end", interrupt)
+    with pytest.raises(SystemExit) as exit:
+        train("--train_dir", photos, "--output_dir", tmp_path / "out", *TINY)
+    assert exit.value.code == 130
+    assert "interrupted. There is no checkpoint to go on from" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_readme_by_hand_stays(photos, tmp_path, capsys):
+    (tmp_path / "README.md").write_text("Mine.")
+    train("--train_dir", photos, "--output_dir", tmp_path, *TINY[:-1], 1)
+    assert (tmp_path / "README.md").read_text() == "Mine."
+    assert "MODEL_CARD.md" in capsys.readouterr().out
+    assert (tmp_path / "MODEL_CARD.md").exists()
 
 
 def test_two_processes_under_accelerate(tmp_path):
@@ -104,27 +242,3 @@ def test_two_processes_under_accelerate(tmp_path):
     assert results["eval_accuracy"] > 0.9
     # 1,455 digits in batches of 64 on each of two processes
     assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())["global_step"] == 3 * 12
-
-
-@pytest.mark.parametrize(
-    ("num_examples", "arguments", "expected"),
-    [
-        (1000, dict(num_train_epochs=3, save_strategy="epoch"), (47, "steps", 16)),
-        (1000, dict(max_steps=5, save_strategy="epoch"), (5, "steps", 16)),
-        (None, dict(max_steps=5, save_strategy="steps", save_steps=2), (5, "steps", 2)),
-        (None, dict(max_steps=5, save_strategy="epoch"), "give --save_strategy steps --save_steps N"),
-        (None, dict(save_strategy="no"), "give --max_steps"),
-    ],
-)
-def test_epochs_of_a_stream_are_steps(num_examples, arguments, expected, tmp_path):
-    splits = {"train": SimpleNamespace(num_examples=num_examples)} if num_examples else None
-    dataset = {"train": SimpleNamespace(info=SimpleNamespace(splits=splits))}
-    args = MixerTrainingArguments(
-        str(tmp_path), per_device_train_batch_size=16, gradient_accumulation_steps=4, report_to="none", **arguments
-    )
-    if isinstance(expected, str):
-        with pytest.raises(ValueError, match=expected):
-            set_stream_length(dataset, args, None)
-    else:
-        set_stream_length(dataset, args, None)
-        assert (args.max_steps, args.save_strategy, args.save_steps) == expected

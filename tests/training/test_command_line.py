@@ -1,8 +1,9 @@
 import pytest
 import yaml
 
-from hf_mixer.commands.train import RECIPES, build_model
+from hf_mixer.commands.train import RECIPES
 from hf_mixer.training.command_line import parse_training_arguments, read_recipe
+from hf_mixer.training.preparation import build_model
 
 
 NUM_PARAMETERS = {"cifar10-nano": 605_834, "cifar10-small": 4_360_970, "digits": 143_314}
@@ -36,3 +37,57 @@ def test_the_command_line_overrides_the_recipe(tmp_path):
     assert (training.learning_rate, training.num_train_epochs) == (0.5, recipe["num_train_epochs"])
     # Other data than the recipe's
     assert (data.dataset_name, data.train_dir, data.eval_split) == (None, "photos", None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "recipe", "learning_rate"),
+    [
+        ("", "digits", 3e-3),
+        ("--train_dir photos", "from-scratch-small", 1e-3),
+        ("--train_file photos.csv --variant B/16", "from-scratch-small", 1e-3),
+        ("--train-dir photos --model_name_or_path outputs/old", "finetune-224", 3e-4),
+        ("--train_dir photos --recipe none", None, 5e-5),
+        ("--train_dir photos --learning_rate 0.5", "from-scratch-small", 0.5),
+        ("--train_dir photos --do_train false --do_eval true", None, 5e-5),
+    ],
+)
+def test_a_recipe_fits_the_model_and_the_data(arguments, recipe, learning_rate, tmp_path):
+    arguments = [*arguments.split(), "--output_dir", str(tmp_path)]
+    model_args, data_args, training_args = parse_training_arguments(RECIPES, arguments=arguments)
+    assert (data_args.recipe, training_args.learning_rate) == (recipe, learning_rate)
+    if "--model_name_or_path" in arguments:
+        assert (model_args.model_name_or_path, model_args.ignore_mismatched_sizes) == ("outputs/old", True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("", (True, "epoch", "epoch")),
+        ("--eval_strategy steps --eval_steps 5", (True, "steps", "steps")),
+        ("--eval_strategy no", (False, "no", "steps")),
+        ("--save_strategy no", (False, "epoch", "no")),
+        ("--save_strategy steps --save_steps 7", (False, "epoch", "steps")),
+    ],
+)
+def test_the_best_model_is_kept_where_it_can_be_known(arguments, expected, tmp_path):
+    arguments = ["--train_dir", "photos", "--output_dir", str(tmp_path), *arguments.split()]
+    _, _, args = parse_training_arguments(RECIPES, arguments=arguments)
+    assert (args.load_best_model_at_end, args.eval_strategy.value, args.save_strategy.value) == expected
+
+
+def test_help_begins_with_what_is_used_first(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as exit:
+        parse_training_arguments(RECIPES, "Train.", ["--train_dir", "photos", "--help"])
+    assert exit.value.code == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    titles = ["used first:", "data:", "model:", "optimization:", "augmentation:", "loss and labels:"]
+    positions = [text.index(f"\n{title}\n") for title in titles]
+    assert positions == sorted(positions)
+    first = text[positions[0] : positions[1]]
+    assert first.count("\n  --") == 21  # twenty, and --help
+    assert "(default: 1e-3)" in first
+    # Each argument once, in one spelling
+    assert text.count("\n  --cutmix_alpha ") == 1
+    assert "--cutmix-alpha" not in text
