@@ -219,7 +219,7 @@ def test_lists_with_columns_of_other_names(tmp_path):
         ("path,label,label\n1.png,a,b\n", "several columns of the same name"),
         ("path,label\n1.png,a,b\n", "line 2 of .* does not have the 2 cells"),
         ('path,label\n1.png,["cat","dog"]\n', r"as CSV after line 1: .*two for each in it: \"\[\"\"cat"),
-        ('path,label\n1.png,cat\n1.png,"dog\n1.png,cat\n', "as CSV after line 4: unexpected end of data"),
+        ('path,label\n1.png,cat\n1.png,"dog\n1.png,cat\n', "as CSV after line 2: unexpected end of data"),
         ("path,label\n1.png\n", "line 2 of .* does not have the 2 cells"),
         ("path,label\n,cat\n", "no path of an image in line 2"),
         (
