@@ -4,7 +4,7 @@
 import io
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,22 +30,39 @@ def find_images(folder: str | os.PathLike) -> list[Path]:
     Return the image files in `folder` and below it, sorted; hidden files and folders and other types are left out. Links
     are followed.
     """
-    return scan_images(folder)[0]
+    return [Path(path) for path in scan_images(folder)[0]]
 
 
-def scan_images(folder: str | os.PathLike) -> tuple[list[Path], Counter[str]]:
+def scan_images(folder: str | os.PathLike) -> tuple[list[str], Counter[str]]:
     """Return the same as `find_images`, and how many other files there are of each suffix, such as `.txt`."""
-    images: list[Path] = []
+    images: list[str] = []
     others: Counter[str] = Counter()
+    for path in walk_files(folder):
+        if is_image_name(path):
+            images.append(path)
+        else:
+            others[os.path.splitext(path)[1].lower()] += 1
+    return sorted(images, key=lambda path: path.split(os.sep)), others
+
+
+def walk_files(folder: str | os.PathLike) -> Iterator[str]:
+    """Give the files in `folder` and below it, without hidden files and folders. Links are followed, but not upwards."""
     for directory, folders, names in os.walk(os.fspath(folder), followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            suffix = os.path.splitext(name)[1].lower()
-            if suffix in IMAGE_EXTENSIONS and not name.startswith("."):
-                images.append(Path(directory, name))
-            elif not name.startswith("."):
-                others[suffix] += 1
-    return sorted(images), others
+        folders[:] = [name for name in folders if not name.startswith(".") and not _leads_upwards(directory, name)]
+        yield from (os.path.join(directory, name) for name in names if not name.startswith("."))
+
+
+def _leads_upwards(directory: str, name: str) -> bool:
+    path = os.path.join(directory, name)
+    if not os.path.islink(path):
+        return False
+    target = os.path.realpath(path)
+    return os.path.commonpath([os.path.realpath(directory), target]) == target
+
+
+def is_image_name(path: str | os.PathLike) -> bool:
+    """Whether the suffix of a file is one of an image format."""
+    return os.path.splitext(path)[1].lower() in IMAGE_EXTENSIONS
 
 
 def open_image(source: str | os.PathLike | bytes, name: str | None = None) -> Image.Image:
@@ -178,7 +195,7 @@ class ImageConversion:
     def __call__(self, image: Image.Image) -> Image.Image:
         """Return the image upright and in 8 bits per channel or opaque, where that was asked for and it was not."""
         scaled = self.scale_16_bit and _has_many_bits(image)
-        flattened = self.flatten_transparency is not None and image.has_transparency_data
+        flattened = self.flatten_transparency is not None and image.has_transparency_data and not _has_many_bits(image)
         if not scaled and not flattened:
             return image
         try:

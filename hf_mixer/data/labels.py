@@ -68,6 +68,8 @@ def choose_problem_type(feature: Any, problem_type: str | None = None, column: s
         ("floats", True): (REGRESSION, MULTI_LABEL),
     }
     fitting = fitting_by_kind.get((kind, is_list))
+    if feature == Value("null"):
+        raise ValueError(f"no image has a label: the column {column!r} is empty")
     if fitting is None:
         raise ValueError(f"the column {column!r} holds no classes, integers, numbers, strings or lists of them")
     if problem_type is None:
@@ -211,7 +213,8 @@ def encode_labels(dataset, encode: Callable, feature: Any):
 
 
 def _encode_example(example: dict, encode: Callable) -> dict:
-    return {**example, "label": encode(example["label"])}
+    label = encode(example["label"])
+    return {**example, "label": label.tolist() if isinstance(label, np.ndarray) else label}
 
 
 def prepare_labels(dataset: dict, problem_type: str, columns: Sequence[str]) -> tuple[dict, list[str]]:

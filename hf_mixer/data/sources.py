@@ -17,7 +17,7 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 from datasets import Image as ImageFeature
 from datasets.splits import SplitDict, SplitInfo
 
-from .images import ImageDataError, find_images, find_problems, open_source, scan_images
+from .images import ImageDataError, find_images, find_problems, is_image_name, open_source, scan_images, walk_files
 from .labels import shorten
 
 
@@ -31,6 +31,7 @@ SPLIT_FOLDERS = {
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 # Columns of a CSV list that hold the files
 PATH_COLUMNS = ("path", "file_name", "image")
+CSV_QUOTES = 'A cell with commas or quotes needs quotes around it, and two for each in it: "[""cat"",""dog""]"'
 # With more images that cannot be read, something is wrong with the data
 MAX_UNREADABLE_SHARE = 0.1
 # A stream of local files has at most so many parts, which processes and workers share out
@@ -70,7 +71,11 @@ def find_split_folders(folder: str | os.PathLike) -> dict[str, Path]:
 
 def holds_parquet(folder: str | os.PathLike) -> bool:
     """Whether there are parquet files of images in a folder; `metadata.parquet` is none."""
-    return any(path.name not in METADATA_FILES for path in Path(folder).rglob("*.parquet"))
+    return any(path.endswith(".parquet") and not _is_metadata(path) for path in walk_files(folder))
+
+
+def _is_metadata(path: str) -> bool:
+    return os.path.basename(path) in METADATA_FILES
 
 
 def read_folder(folder: Path, may_lack_labels: bool = False) -> ImageTable:
@@ -82,9 +87,13 @@ def read_folder(folder: Path, may_lack_labels: bool = False) -> ImageTable:
         `ValueError`: the folder does not exist, holds no images, has an empty class folder, or metadata that cannot be
         read.
     """
+    if folder.is_file():
+        raise ValueError(
+            f"{folder} is a file, not a folder: give lists in CSV as --train_file, --validation_file or --eval_file"
+        )
     if not folder.is_dir():
         raise ValueError(f"the folder {folder} does not exist")
-    metadata = sorted(path for name in METADATA_FILES for path in folder.rglob(name))
+    metadata = sorted(Path(path) for path in walk_files(folder) if _is_metadata(path))
     if metadata:
         return _read_metadata(folder, metadata)
     return _read_class_folders(folder, may_lack_labels)
@@ -93,9 +102,9 @@ def read_folder(folder: Path, may_lack_labels: bool = False) -> ImageTable:
 def _read_class_folders(folder: Path, may_lack_labels: bool) -> ImageTable:
     entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     classes = [path for path in entries if path.is_dir()]
-    loose = [path for path in find_images(folder) if path.parent == folder] if len(classes) < len(entries) else []
+    loose = [path for path in entries if is_image_name(path) and path.is_file()]
     if not classes and may_lack_labels:
-        return _build_table({"image": loose}, {"label": [None] * len(loose)}, Features({"label": Value("string")}))
+        return _build_table({"image": loose}, {"label": [None] * len(loose)}, Features({"label": Value("null")}))
     if not classes:
         raise ValueError(
             f"the folder {folder} has no folders in it: expected one folder of images per class, a file metadata.csv "
@@ -105,7 +114,7 @@ def _read_class_folders(folder: Path, may_lack_labels: bool) -> ImageTable:
         names = shorten([path.name for path in loose], 3)
         logger.warning(f"Left out {len(loose)} images that lie beside the class folders in {folder}: {names}")
 
-    images: list[Path] = []
+    images: list[str] = []
     labels: list[int] = []
     others: Counter[str] = Counter()
     for label, class_folder in enumerate(classes):
@@ -202,17 +211,19 @@ def _read_csv(file: Path) -> tuple[list[dict], list[str]]:
     try:
         with open(file, encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines, skipinitialspace=True, strict=True)
+            columns = list(reader.fieldnames or ())
+            if len(set(columns)) < len(columns):
+                raise ValueError(f"{file} has several columns of the same name: {shorten(columns)}")
             for row in reader:
                 place = f"line {reader.line_num} of {file}"
                 if None in row or None in row.values():
-                    raise ValueError(
-                        f"{place} has not the {len(reader.fieldnames or ())} cells that the first line names: a cell with "
-                        "a comma needs quotes"
-                    )
+                    raise ValueError(f"{place} does not have the {len(columns)} cells of the first line. {CSV_QUOTES}")
                 rows.append(row)
                 places.append(place)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"cannot read {file} as CSV in UTF-8: {getattr(error, 'strerror', None) or error}") from error
+    except csv.Error as error:
+        raise ValueError(f"cannot read {file} as CSV after line {reader.line_num}: {error}. {CSV_QUOTES}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {file} as UTF-8: {getattr(error, 'strerror', None) or error}") from error
     if not rows:
         raise ValueError(f"{file} lists no images")
     return rows, places
@@ -220,13 +231,15 @@ def _read_csv(file: Path) -> tuple[list[dict], list[str]]:
 
 def _read_jsonl(file: Path) -> tuple[list[dict], list[str]]:
     rows, places = [], []
-    with open(file, encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {file} as UTF-8: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
             place = f"line {number} of {file}"
-            if line.strip():
-                row = _parse_json(line, dict, place)
-                rows.append(row)
-                places.append(place)
+            rows.append(_parse_json(line, dict, place))
+            places.append(place)
     if not rows:
         raise ValueError(f"{file} lists no images")
     return rows, places
@@ -290,8 +303,10 @@ def _build_table(
         features = Features({**image_features, **(features or Dataset.from_dict(columns).features)})
         images = {name: [str(path) for path in column] for name, column in paths.items()}
         dataset = Dataset.from_dict({**images, **columns}, features=features)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the name of a file is not in UTF-8, rename it: {os.fsencode(error.object)!r}") from error
     except pyarrow.ArrowException as error:
-        where = places[0].split(" of ", 1)[1] if places else "the data"
+        where = places[0].split(" of ", 1)[-1] if places else "the data"
         raise ValueError(f"a column of {where} holds values of different types: {error}") from error
     return ImageTable(dataset, next(iter(paths)), places)
 
@@ -330,14 +345,15 @@ def check_files(table: ImageTable) -> None:
             raise ValueError(f"no such image: {path['path']} ({place})")
 
 
-def to_stream(dataset: Dataset, split: str, mix: bool) -> IterableDataset:
+def to_stream(table: ImageTable, split: str, mix: bool) -> IterableDataset:
     """
-    Return a stream that knows its number of images, in parts for processes and workers to share out. To `mix` puts the
+    Return the files as a stream that knows its number of images, in parts for processes and workers to share out. To `mix` puts the
     images in one other order, so that neighbours are not of the same class.
     """
+    dataset = table.dataset
     if mix:
-        dataset = dataset.shuffle(seed=0).flatten_indices()
-    num_shards = min(MAX_SHARDS, 2 ** (len(dataset).bit_length() - 1))
+        dataset = Dataset.from_dict(dataset.shuffle(seed=0)[:], features=dataset.features)
+    num_shards = min(MAX_SHARDS, 2 ** (max(len(dataset), 1).bit_length() - 1))
     stream = dataset.to_iterable_dataset(num_shards)
     stream.info.splits = SplitDict({split: SplitInfo(split, num_examples=len(dataset))})
-    return stream
+    return stream.cast_column(table.image_column, ImageFeature())
