@@ -1,6 +1,7 @@
 """What the trainer does with images, on one process and on two."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from hf_mixer.training import (
     MixerTrainingArguments,
     TrainingError,
 )
+from hf_mixer.training.objective import measure
 from tests.helpers import (
     AUGMENTED,
     NUM_EVAL_IMAGES,
@@ -184,7 +186,7 @@ def test_all_images_are_evaluated_also_where_training_drops_the_last_batch(tmp_p
 @pytest.mark.parametrize("problem_type", METRICS)
 def test_evaluation_gives_the_metrics_of_the_labels(problem_type, tmp_path):
     trainer = make_trainer(tmp_path, problem_type=problem_type)
-    trainer.compute_metrics = trainer.measure
+    trainer.compute_metrics = partial(measure, trainer.model.config)
     metrics = trainer.evaluate()
     expected = {f"eval_{name}" for name in METRICS[problem_type] if name != "top5_accuracy"}
     assert expected | {"eval_loss"} <= metrics.keys()
