@@ -179,7 +179,7 @@ def check_own_folder(folder: Path) -> None:
     read_json(folder / IMAGE_PROCESSOR_NAME)
     if (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
         read_json(folder / SAFE_WEIGHTS_INDEX_NAME)
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted(folder.glob("model*.safetensors")):
         with open_safetensors(file):
             pass
 
