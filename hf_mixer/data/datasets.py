@@ -37,6 +37,7 @@ from .labels import (
 )
 from .sources import (
     METADATA_FILES,
+    PATH_COLUMNS,
     ImageTable,
     check_files,
     find_split_folders,
@@ -227,7 +228,16 @@ def choose_split(available: Iterable[str], choices: Sequence[str]) -> str:
 
 
 def is_image_folder(name: str) -> bool:
-    """Whether a data set is a local folder of images, and not on the Hub or of parquet files."""
+    """
+    Whether a data set is a local folder of images, and not on the Hub or of parquet files.
+
+    Raises:
+        `ValueError`: it is a file, or a path that does not exist.
+    """
+    if os.path.isfile(name):
+        raise ValueError(f"{name} is a file: give a list in CSV as --train_file, or as --eval_file to evaluate")
+    if name.startswith((".", os.sep, "~")) and not os.path.isdir(name):
+        raise ValueError(f"the folder {name} does not exist")
     return os.path.isdir(name) and not holds_parquet(name)
 
 
@@ -423,7 +433,8 @@ def _find_column(features: Features, name: str | None, default: str) -> str:
     kinds = {column: getattr(feature, "feature", feature) for column, feature in features.items()}
     found = [column for column, kind in kinds.items() if isinstance(kind, feature_type)]
     if name is None and default not in features and len(found) == 1:
-        logger.info(f"Taking the {default}s from the column {found[0]!r}")
+        if found[0] not in PATH_COLUMNS:
+            logger.info(f"Taking the {default}s from the column {found[0]!r}")
         return found[0]
     name = name or default
     if name not in features:

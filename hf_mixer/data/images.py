@@ -46,10 +46,18 @@ def scan_images(folder: str | os.PathLike) -> tuple[list[str], Counter[str]]:
 
 
 def walk_files(folder: str | os.PathLike) -> Iterator[str]:
-    """Give the files in `folder` and below it, without hidden files and folders."""
+    """Give the files in `folder` and below it, without hidden files and folders. Links are followed, but not upwards."""
     for directory, folders, names in os.walk(os.fspath(folder), followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".") and not _leads_upwards(directory, name)]
         yield from (os.path.join(directory, name) for name in names if not name.startswith("."))
+
+
+def _leads_upwards(directory: str, name: str) -> bool:
+    path = os.path.join(directory, name)
+    if not os.path.islink(path):
+        return False
+    target = os.path.realpath(path)
+    return os.path.commonpath([os.path.realpath(directory), target]) == target
 
 
 def is_image_name(path: str | os.PathLike) -> bool:

@@ -31,6 +31,7 @@ SPLIT_FOLDERS = {
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 # Columns of a CSV list that hold the files
 PATH_COLUMNS = ("path", "file_name", "image")
+CSV_QUOTES = 'A cell with commas or quotes needs quotes around it, and two for each in it: "[""cat"",""dog""]"'
 # With more images that cannot be read, something is wrong with the data
 MAX_UNREADABLE_SHARE = 0.1
 # A stream of local files has at most so many parts, which processes and workers share out
@@ -216,14 +217,13 @@ def _read_csv(file: Path) -> tuple[list[dict], list[str]]:
             for row in reader:
                 place = f"line {reader.line_num} of {file}"
                 if None in row or None in row.values():
-                    raise ValueError(
-                        f"{place} does not have the {len(columns)} cells that the first line names: a cell with "
-                        "a comma needs quotes"
-                    )
+                    raise ValueError(f"{place} does not have the {len(columns)} cells of the first line. {CSV_QUOTES}")
                 rows.append(row)
                 places.append(place)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"cannot read {file} as CSV in UTF-8: {getattr(error, 'strerror', None) or error}") from error
+    except csv.Error as error:
+        raise ValueError(f"cannot read {file} as CSV after line {reader.line_num}: {error}. {CSV_QUOTES}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {file} as UTF-8: {getattr(error, 'strerror', None) or error}") from error
     if not rows:
         raise ValueError(f"{file} lists no images")
     return rows, places
@@ -303,8 +303,10 @@ def _build_table(
         features = Features({**image_features, **(features or Dataset.from_dict(columns).features)})
         images = {name: [str(path) for path in column] for name, column in paths.items()}
         dataset = Dataset.from_dict({**images, **columns}, features=features)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the name of a file is not in UTF-8, rename it: {os.fsencode(error.object)!r}") from error
     except pyarrow.ArrowException as error:
-        where = places[0].split(" of ", 1)[1] if places else "the data"
+        where = places[0].split(" of ", 1)[-1] if places else "the data"
         raise ValueError(f"a column of {where} holds values of different types: {error}") from error
     return ImageTable(dataset, next(iter(paths)), places)
 

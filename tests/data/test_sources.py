@@ -5,6 +5,7 @@ import logging
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
+from datasets import Image as ImageFeature
 from PIL import Image
 
 from hf_mixer.data.datasets import load_evaluation_dataset, load_image_dataset, prepare_image_dataset
@@ -98,6 +99,27 @@ def test_a_test_folder_without_a_train_folder_is_refused(tmp_path):
         "cat",
         "test",
     ]
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    save_images(tmp_path / "photos", "a/1.png", "a/deep/2.png")
+    save_images(tmp_path / "elsewhere", "3.png", "4.png")
+    (tmp_path / "photos/b").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "photos/a/deep/up").symlink_to(tmp_path / "photos/a")
+    data = load_image_dataset(train_dir=str(tmp_path / "photos"))["train"].cast_column(
+        "image", ImageFeature(decode=False)
+    )
+    assert rows_of(data) == [("1.png", 0), ("2.png", 0), ("3.png", 1), ("4.png", 1)]
+
+
+def test_what_is_no_folder_is_refused(tmp_path):
+    save_images(tmp_path, "1.png")
+    with pytest.raises(ValueError, match="is a file: give a list in CSV as --train_file"):
+        load_image_dataset(str(tmp_path / "1.png"))
+    with pytest.raises(ValueError, match="is a file, not a folder: give lists in CSV as --train_file"):
+        load_image_dataset(train_dir=str(tmp_path / "1.png"))
+    with pytest.raises(ValueError, match="the folder ./nothing does not exist"):
+        load_evaluation_dataset("./nothing")
 
 
 def write_metadata(folder, kind: str, rows: list[dict]) -> None:
@@ -196,6 +218,8 @@ def test_lists_with_columns_of_other_names(tmp_path):
         ("path;label\n1.png;cat\n", "it names 'path;label'"),
         ("path,label,label\n1.png,a,b\n", "several columns of the same name"),
         ("path,label\n1.png,a,b\n", "line 2 of .* does not have the 2 cells"),
+        ('path,label\n1.png,["cat","dog"]\n', r"as CSV after line 1: .*two for each in it: \"\[\"\"cat"),
+        ('path,label\n1.png,cat\n1.png,"dog\n1.png,cat\n', "as CSV after line 2: unexpected end of data"),
         ("path,label\n1.png\n", "line 2 of .* does not have the 2 cells"),
         ("path,label\n,cat\n", "no path of an image in line 2"),
         (
