@@ -3,8 +3,10 @@
 
 import numpy as np
 
-from ..data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from ..evaluation.metrics import METRICS
+from transformers import EvalPrediction
+
+from ..data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, problem_type_of
+from ..evaluation.metrics import METRICS, compute_metrics
 from .arguments import MixerTrainingArguments
 from .balance import balanced_class_weights
 from .losses import ClassificationLoss, ImageLoss, MultiLabelLoss, RegressionLoss
@@ -54,6 +56,12 @@ def check_metric(name: str | None, problem_type: str, num_labels: int) -> None:
         names.remove("top5_accuracy")
     if name is not None and name.removeprefix("eval_") not in names:
         raise ValueError(f"--metric_for_best_model has to be one of {', '.join(names)}, got {name!r}")
+
+
+def measure(config, prediction: EvalPrediction) -> dict[str, float]:
+    """Return the metrics that belong to the problem type of a model with this configuration."""
+    logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+    return compute_metrics(problem_type_of(config), logits, labels, config.label_thresholds)
 
 
 def build_loss(

@@ -3,20 +3,23 @@
 
 import itertools
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from transformers import EvalPrediction, TrainerState
+from transformers import TrainerState
 
 from ..data.images import ImageDataError
 from ..data.labels import MULTI_LABEL, REGRESSION, problem_type_of
 from ..data.loaders import StreamedImages
-from ..evaluation.metrics import best_thresholds, compute_metrics
+from ..evaluation.metrics import best_thresholds
 from ..utils import error_message
 from .arguments import BEST_F1, MixerTrainingArguments
 from .augmentation import BatchAugmentation, normalize_pixels
@@ -30,7 +33,7 @@ from .checkpointing import (
 )
 from .early_stopping import ResumableEarlyStopping
 from .ema import EmaCallback
-from .objective import build_loss, check_arguments, check_metric
+from .objective import build_loss, check_arguments, check_metric, measure
 from .optimization import parameter_groups
 from .regression import LabelScale
 
@@ -106,7 +109,8 @@ class MixerTrainer(SafeCheckpointTrainer):
         check_arguments(args, self.problem_type, train_labels is not None)
         if "compute_metrics" not in kwargs:
             check_metric(args.metric_for_best_model, self.problem_type, config.num_labels)
-            kwargs["compute_metrics"] = self.measure
+            # A method would keep the trainer, and the workers of its data loaders, alive
+            kwargs["compute_metrics"] = partial(measure, config)
         self.train_labels = train_labels
         self.class_names = [config.id2label[index] for index in range(config.num_labels)]
         self.label_scale: LabelScale | None = None
@@ -114,7 +118,10 @@ class MixerTrainer(SafeCheckpointTrainer):
             self.label_scale = LabelScale.of(train_labels, self.class_names)
         loss = build_loss(args, self.problem_type, config.num_labels, train_labels, self.label_scale)
         kwargs.setdefault("compute_loss_func", loss)
-        super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
+        with warnings.catch_warnings():
+            # It is for the loss of `Trainer`; ours smooths them
+            warnings.filterwarnings("ignore", "Label smoothing is not compatible with multi-label classification")
+            super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
         self.check_optimizer()
         normalizes, rescales = processing_class.do_normalize, processing_class.do_rescale
         self.normalization: dict[str, Any] = {
@@ -211,11 +218,6 @@ class MixerTrainer(SafeCheckpointTrainer):
         prediction = self.predict(self.eval_dataset)
         self.model.config.label_thresholds = best_thresholds(prediction.predictions, prediction.label_ids)
         return self.model.config.label_thresholds
-
-    def measure(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Return the metrics that belong to the problem type of the model."""
-        logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
-        return compute_metrics(self.problem_type, logits, labels, self.model.config.label_thresholds)
 
     def get_train_dataloader(self):
         args = self.args

@@ -28,7 +28,8 @@ def test_more_than_ten_times_the_images_are_told_of_with_both_counts():
     assert describe_imbalance({"cat": 100, "dog": 10}) is None
     message = describe_imbalance({"cat": 101, "dog": 10, "emu": 50})
     assert "'cat' has 101 images, 'dog' has 10" in message
-    assert "--class_weights balanced" in message and "--balanced_sampling" in message
+    assert "--class_weights balanced" in message
+    assert "--balanced_sampling" in message
     assert "'emu' has 0" in describe_imbalance({"cat": 1, "emu": 0})
 
 

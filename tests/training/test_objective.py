@@ -12,9 +12,17 @@ from tests.helpers import make_trainer
         ("regression", {"class_weights": "balanced"}, "--class_weights is for .*, not for regression"),
         ("regression", {"balanced_sampling": True}, "--balanced_sampling is for .*, not for regression"),
         ("regression", {"cutmix_alpha": 1.0}, "`cutmix_alpha` does not go with regression, got 1.0"),
-        ("regression", {"metric_for_best_model": "accuracy"}, "has to be one of loss, r2, mae, mse, rmse, got 'accuracy'"),
+        (
+            "regression",
+            {"metric_for_best_model": "accuracy"},
+            "has to be one of loss, r2, mae, mse, rmse, got 'accuracy'",
+        ),
         ("multi_label_classification", {"binary_cross_entropy": True}, "--binary_cross_entropy is for single_label"),
-        ("multi_label_classification", {"regression_loss": "l1"}, "--regression_loss is for regression, not for multi"),
+        (
+            "multi_label_classification",
+            {"regression_loss": "l1"},
+            "--regression_loss is for regression, not for multi",
+        ),
         (
             "multi_label_classification",
             {"metric_for_best_model": "eval_map"},
