@@ -191,7 +191,7 @@ def measure(arguments: argparse.Namespace, accelerator, model, transform, datase
     if num_workers is None:
         # On the CPU they would only take time from the model
         num_workers = 0 if accelerator.device.type == "cpu" else default_num_workers()
-    thresholds = getattr(model.config, "label_thresholds", None)
+    thresholds = model.config.label_thresholds
     if arguments.label_threshold is not None:
         thresholds = [arguments.label_threshold] * model.config.num_labels
     reference = None
@@ -207,7 +207,7 @@ def evaluate(arguments: argparse.Namespace, accelerator) -> None:
     """Evaluate the model as it is, and write the results."""
     from ..data.images import ImageConversion, ImageTransform
     from ..evaluation.pictures import save_pictures
-    from ..evaluation.results import check_replaceable, read_training_data, write_results
+    from ..evaluation.results import check_replaceable, find_home, read_training_data, write_results
     from ..utils import describe_hardware, find_output_dir, library_versions
 
     output_dir = find_output_dir(arguments.model, arguments.output_dir)
@@ -216,7 +216,7 @@ def evaluate(arguments: argparse.Namespace, accelerator) -> None:
     measured_on = {"name": name_data(arguments, trained_on), "config": arguments.dataset_config_name}
     measured_on["split"] = arguments.split
     # The results of a model are in its own folder
-    owner = trained_on if output_dir.resolve() == Path(arguments.model).resolve() else {}
+    owner = trained_on if output_dir.resolve() == find_home(arguments.model).resolve() else {}
     check_replaceable(output_dir, measured_on, owner, arguments.overwrite)
     with accelerator.main_process_first():  # one process downloads, the others find it done
         images, measured_on["split"] = load_images(arguments)

@@ -256,10 +256,14 @@ def outputs_of(folder, pictures):
 
 
 def test_several_labels_are_evaluated_at_a_threshold(pictures, tmp_path, capsys):
-    folder = save_classifier(tmp_path / "model", LABELS[:3], problem_type="multi_label_classification")
+    kind = {"problem_type": "multi_label_classification", "label_thresholds": [0.2, 0.5, 0.9]}
+    folder = save_classifier(tmp_path / "model", LABELS[:3], **kind)
     labels = [["ant", "cat"], ["bee"], [], ["cat"]]
     rows = [[f"{index}.png", json.dumps(names)] for index, names in enumerate(labels)]
     path = write_list(pictures / "several.csv", [["path", "label"], *rows])
+    evaluate(folder, "--eval_file", path)
+    per_class = json.loads((folder / "evaluation.json").read_text())["per_class"]
+    assert [entry["threshold"] for entry in per_class] == [0.2, 0.5, 0.9]
     evaluate(folder, "--eval_file", path, "--label_threshold", 0.7)
     result = json.loads((folder / "evaluation.json").read_text())
     present = 1 / (1 + np.exp(-outputs_of(folder, pictures))) >= 0.7

@@ -111,4 +111,5 @@ def test_a_picture_that_was_put_beside_the_results_stays(tmp_path):
 def test_the_data_of_the_training_is_read_from_its_record(tmp_path):
     assert read_training_data(tmp_path) == read_training_data(tmp_path / "model.safetensors") == {}
     (tmp_path / "training_run.json").write_text(json.dumps({"dataset": TRAINED_ON}))
-    assert read_training_data(tmp_path) == TRAINED_ON
+    (tmp_path / "model.safetensors").touch()
+    assert read_training_data(tmp_path) == read_training_data(tmp_path / "model.safetensors") == TRAINED_ON
