@@ -211,6 +211,8 @@ class LoopbackHub:
                     if len(repo.objects.get(value["oid"], b"")) != value["size"]:
                         raise HubError(400, f"{value['path']} was not uploaded")
                     files[value["path"]] = File(repo.objects[value["oid"]], is_lfs=True)
+                elif line["key"] == "deletedFile":
+                    del files[value["path"]]
             if files == repo.commits[parent]:
                 raise HubError(400, "an empty commit")
             oid = repo.commit(ref, parent, files, header["summary"])

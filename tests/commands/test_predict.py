@@ -1,13 +1,17 @@
 import json
+import os
+import sys
 
-import numpy as np
 import pytest
 import torch
+from datasets import Value, load_dataset
 from PIL import Image
+
+from transformers import pipeline
 
 from hf_mixer import MixerConfig, MixerForImageClassification, MixerImageProcessorPil
 from hf_mixer.commands.predict import main
-from tests.helpers import make_folder, save_classifier
+from tests.helpers import make_dataset, make_folder, run_on_two_processes, save_classifier
 
 
 LABELS = ["ant", "bee", "cat", "dog"]
@@ -23,49 +27,195 @@ def photos(tmp_path_factory):
     return make_folder(tmp_path_factory.mktemp("photos"))
 
 
+@pytest.fixture
+def no_cache(tmp_path, monkeypatch):
+    """Keep what `datasets` prepares out of the user's cache."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
 def predict(*arguments) -> int | str:
     with pytest.raises(SystemExit) as stop:
         main([str(argument) for argument in arguments])
     return stop.value.code
 
 
-@pytest.mark.parametrize("problem_type", [None, "multi_label_classification"])
-def test_json_holds_the_scores_of_the_best_labels(problem_type, model_folder, photos, tmp_path, capsys):
+@pytest.mark.parametrize("problem_type", ["single_label_classification", "multi_label_classification", "regression"])
+def test_json_holds_what_the_pipeline_says(problem_type, model_folder, photos, tmp_path, capsys):
     model = MixerForImageClassification.from_pretrained(model_folder, problem_type=problem_type)
     model.save_pretrained(tmp_path)
-    processor = MixerImageProcessorPil.from_pretrained(model_folder)
-    processor.save_pretrained(tmp_path)
+    MixerImageProcessorPil.from_pretrained(model_folder).save_pretrained(tmp_path)
     assert predict(tmp_path, photos, "--json", "--top_k", 2, "--batch_size", 5) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["image"] for line in lines] == sorted(str(path) for path in photos.rglob("*.*"))
+    classify = pipeline("image-classification", str(tmp_path), device="cpu")
     for line in lines:
-        with torch.no_grad():
-            logits = model(**processor(Image.open(line["image"]), return_tensors="pt")).logits[0]
-        scores = logits.softmax(dim=0) if problem_type is None else logits.sigmoid()
-        best = logits.argsort(descending=True)[:2]
-        assert [entry["label"] for entry in line["predictions"]] == [LABELS[index] for index in best]
-        found = [entry["score"] for entry in line["predictions"]]
-        assert found == pytest.approx(scores[best].tolist(), abs=1e-5)
+        expected = {entry["label"]: entry["score"] for entry in classify(line["image"], top_k=4)}
+        labels = LABELS if problem_type == "regression" else list(expected)[:2]
+        assert [entry["label"] for entry in line["predictions"]] == labels
+        scores = [expected[label] for label in labels]
+        assert [entry["score"] for entry in line["predictions"]] == pytest.approx(scores, abs=1e-5)
+        if problem_type == "multi_label_classification":
+            assert line["labels"] == [label for label in LABELS if expected[label] >= 0.5]
+        else:
+            assert "labels" not in line
+
+
+def test_the_table_marks_labels_from_the_threshold_on_and_writes_numbers_of_a_regression(tmp_path, photos, capsys):
+    image = photos / "cat" / "0.jpg"
+    several = save_classifier(tmp_path / "several", LABELS, problem_type="multi_label_classification")
+    assert predict(several, image, "--label_threshold", 0.001, "--top_k", 4) == 0
+    assert capsys.readouterr().out.count("%*") == 4
+    assert predict(several, image, "--label_threshold", 0.999) == 0
+    assert capsys.readouterr().out.count("%*") == 0
+    price = save_classifier(tmp_path / "price", ["price"], problem_type="regression")
+    assert predict(price, image) == 0
+    path, label, value = capsys.readouterr().out.split()
+    assert (path, label) == (str(image), "price")
+    float(value)
 
 
 def test_an_image_that_cannot_be_read_is_named_and_the_others_are_classified(model_folder, photos, tmp_path, capsys):
-    broken, odd = tmp_path / "broken.png", tmp_path / "odd.tiff"
+    broken, missing = tmp_path / "broken.png", tmp_path / "missing.tiff"
     broken.write_bytes(b"not an image")
-    Image.fromarray(np.full((4, 4), -5, np.float32)).save(odd)
     good = photos / "cat" / "0.jpg"
-    assert predict(model_folder, broken, good, odd) == 1
+    assert predict(model_folder, broken, good, missing) == 1
     output, errors = capsys.readouterr()
     assert f"cannot read the image {broken}" in errors
-    assert f"error: {odd}: Expected a floating-point image" in errors
+    assert f"cannot read the image {missing}" in errors
     assert output.startswith(str(good))
     assert output.count("%") == 3
     assert output.count("\n") == 1
 
 
+def test_images_are_converted_as_asked_and_a_model_that_needs_it_says_so(tmp_path, capsys, caplog):
+    folder = save_classifier(tmp_path / "model", LABELS)
+    Image.new("RGBA", (16, 16), (200, 30, 90, 0)).save(tmp_path / "clear.png")
+    Image.new("RGB", (16, 16), "orange").save(tmp_path / "orange.png")
+    images = [tmp_path / "clear.png", tmp_path / "orange.png"]
+    assert predict(folder, *images, "--json", "--flatten_transparency", "orange") == 0
+    clear, orange = (json.loads(line)["predictions"] for line in capsys.readouterr().out.splitlines())
+    assert [entry["label"] for entry in clear] == [entry["label"] for entry in orange]
+    assert clear[0]["score"] == pytest.approx(orange[0]["score"], abs=1e-6)
+
+    record = {"dataset": {"image_conversion": {"flatten_transparency": "orange"}}}
+    (folder / "training_run.json").write_text(json.dumps(record))
+    assert predict(folder, *images, "--flatten_transparency", "orange") == 0
+    assert not caplog.messages
+    assert predict(folder, *images) == 0
+    assert len(caplog.messages) == 1
+    assert "--flatten_transparency orange" in caplog.messages[0]
+    assert "colour9" in predict(folder, *images, "--flatten_transparency", "colour9")
+
+
+def test_a_list_names_images_relative_to_itself(model_folder, photos, capsys):
+    listed = photos / "list.csv"
+    listed.write_text("path,label\ndog/1.jpeg,dog\ncat/0.jpg,cat\n")
+    try:
+        assert predict(model_folder, listed, "--json") == 0
+    finally:
+        listed.unlink()
+    names = [json.loads(line)["image"] for line in capsys.readouterr().out.splitlines()]
+    assert names == [str(photos / "dog/1.jpeg"), str(photos / "cat/0.jpg")]
+
+
+def test_a_reader_that_stops_reading_gets_no_error(model_folder, photos, monkeypatch, capfd):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        assert predict(model_folder, photos, "--json") == 141
+    errors = capfd.readouterr().err
+    assert "error" not in errors
+    assert "Broken pipe" not in errors
+
+
 def test_what_cannot_be_used_ends_in_one_line(model_folder, photos, tmp_path):
-    assert predict(model_folder, tmp_path) == f"error: the folder {tmp_path} holds no images"
-    assert "at least 1" in predict(model_folder, photos, "--top_k", 0)
+    assert predict(model_folder, tmp_path) == f"error: {tmp_path} holds no images"
+    assert "--device tpu9" in predict(model_folder, photos, "--device", "tpu9")
+    assert "is on this machine" in predict(model_folder, photos, "--revision", "main")
+    if not torch.cuda.is_available():
+        assert "--device cuda" in predict(model_folder, photos, "--device", "cuda")
     config = MixerConfig(image_size=16, patch_size=8, hidden_size=8, num_hidden_layers=1, num_labels=0)
     MixerForImageClassification(config).save_pretrained(tmp_path / "headless")
     MixerImageProcessorPil(size=16).save_pretrained(tmp_path / "headless")
     assert predict(tmp_path / "headless", photos) == f"error: {tmp_path / 'headless'} has no classifier"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a.png", "--top_k", 0], "--top_k has to be at least 1, got 0"),
+        (["a.png", "--batch_size", -1], "--batch_size has to be at least 1, got -1"),
+        (["a.png", "--label_threshold", 1.5], "--label_threshold has to be a probability"),
+        ([], "give either images or --dataset_name"),
+        (["a.png", "--dataset_name", "b"], "give either images or --dataset_name"),
+        (["--dataset_name", "b"], "--dataset_name needs --output_dir"),
+        (["a.png", "--streaming"], "--streaming needs --dataset_name"),
+        (["a.png", "--push_to_hub", "me/a"], "--push_to_hub needs --output_dir"),
+        (["a.png", "--json", "--output_dir", "b"], "give one of them"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused_before_anything_is_loaded(arguments, message, capsys):
+    assert predict("nowhere", *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_becomes_a_data_set_with_paths(model_folder, photos, tmp_path, capsys, no_cache):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"not an image")
+    output = tmp_path / "predictions"
+    arguments = [model_folder, photos, broken, "--output_dir", output, "--rows_per_file", 4, "--top_k", 2]
+    assert predict(*arguments) == 1
+    assert "13 images, 1 of them cannot be read" in capsys.readouterr().out
+    rows = load_dataset(str(output), split="train").to_list()
+    assert [row["path"] for row in rows] == [*sorted(str(path) for path in photos.rglob("*.*")), str(broken)]
+    assert rows[-1] == {"path": str(broken), "label": None, "score": None, "top2": None, "error": rows[-1]["error"]}
+    assert predict(model_folder, photos, "--json", "--top_k", 2) == 0
+    for row, line in zip(rows, capsys.readouterr().out.splitlines()):
+        predictions = json.loads(line)["predictions"]
+        assert row["label"] == row["top2"][0]["label"] == predictions[0]["label"]
+        assert row["score"] == pytest.approx(predictions[0]["score"], abs=1e-5)
+
+    # Again: nothing is computed, and the same is said
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*.parquet")}
+    assert predict(*arguments) == 1
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*.parquet")} == before
+    assert "top_k was 2 and is 1" in predict(*arguments[:-1], 1)
+    broken.write_bytes(b"another image")
+    assert "data.checksum was" in predict(*arguments)
+    assert {path.name for path in output.iterdir()} == {"README.md", "data", "predictions.json"}
+
+
+def test_a_refused_run_leaves_no_folder(model_folder, photos, tmp_path):
+    assert "nowhere" in predict("nowhere", photos, "--output_dir", tmp_path / "a")
+    assert "error" in predict(model_folder, tmp_path, "--output_dir", tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "thesis.txt").write_text("mine")
+    assert "thesis.txt" in predict(model_folder, photos, "--output_dir", tmp_path / "b")
+    assert [path.name for path in tmp_path.rglob("*")] == ["b", "thesis.txt"]
+
+
+def test_two_processes_predict_a_stream_and_the_result_can_go_to_the_hub(
+    model_folder, tmp_path, monkeypatch, no_cache, capsys
+):
+    data = make_dataset([index % 2 for index in range(11)], Value("int64"), splits=("train", "test"))
+    for name in ("train", "test"):
+        for index in range(2):
+            data[name].shard(2, index).to_parquet(tmp_path / "images" / "data" / f"{name}-{index}-of-2.parquet")
+    output = tmp_path / "predictions"
+    arguments = [model_folder, "--dataset_name", tmp_path / "images", "--streaming", "true", "--output_dir", output]
+    run_on_two_processes("scripts/predict.py", *arguments, "--rows_per_file", 4)
+    state = json.loads((output / "predictions.json").read_text())
+    assert state["complete"] is True
+    assert state["num_processes"] == 2
+    assert state["data"]["split"] == "test"
+    rows = load_dataset(str(output), split="test").to_list()
+    assert [row["data_label"] for row in rows] == data["test"]["label"][:]
+    assert all(len(row["top4"]) == 4 for row in rows)
+
+    sent = []
+    monkeypatch.setattr("hf_mixer.publishing.predictions.push_predictions", lambda *call: sent.append(call) or "there")
+    assert predict(*arguments, "--rows_per_file", 4, "--push_to_hub", "me/it", "--private", "--token", "secret") == 0
+    assert sent == [(output, "me/it", True, "secret")]
+    assert capsys.readouterr().out.endswith("and at there\n")
+    assert not any(b"secret" in path.read_bytes() for path in output.rglob("*") if path.is_file())

@@ -119,8 +119,7 @@ def test_other_kinds_of_labels_have_their_columns(problem_type, labels, columns,
             assert rows[0][column] == value
 
 
-@pytest.mark.parametrize("num_processes", [2, 3, 8])
-@pytest.mark.parametrize("num_shards", [None, 1, 3, 4])
+@pytest.mark.parametrize(("num_shards", "num_processes"), [(None, 3), (1, 2), (4, 2), (4, 3), (3, 8)])
 def test_processes_predict_every_image_once_and_in_order(num_shards, num_processes, predictor, expected, tmp_path):
     data = make_data()
     if num_shards is not None:
@@ -131,17 +130,13 @@ def test_processes_predict_every_image_once_and_in_order(num_shards, num_process
     for rank in range(num_processes):
         write_predictions(data, "image", predictor, folder, 3, rank, num_processes)
         written += [path.name for path in folder.paths() if path.name not in written]
-        # What another process writes is computed once, by it
-        for path in folder.paths():
-            path.touch()
     assert sorted(written) == [path.name for path in folder.paths()]
     rows = read(folder)
     assert [row["number"] for row in rows] == list(range(NUM_IMAGES))
     assert [row["label"] for row in rows] == [row["label"] for row in expected]
 
 
-@pytest.mark.parametrize("num_processes", [1, 2])
-@pytest.mark.parametrize("num_shards", [None, 1, 4])
+@pytest.mark.parametrize(("num_shards", "num_processes"), [(None, 1), (None, 2), (1, 2), (4, 1), (4, 2)])
 def test_a_killed_run_goes_on_where_it_was(num_shards, num_processes, predictor, expected, tmp_path, monkeypatch):
     data = make_data()
     if num_shards is not None:
