@@ -205,11 +205,11 @@ def test_a_run_without_data_says_that_it_trains_on_the_digits(tmp_path, capsys):
 
 
 def test_a_folder_that_another_run_uses_is_refused(photos, tmp_path, monkeypatch):
-    def refuse(folder, command, rank, world_size):
+    def refuse(folder, command):
         assert command.startswith("hf-mixer train --train_dir")
         raise ValueError(f"output_dir {folder} is in use")
 
-    monkeypatch.setattr("hf_mixer.output_folder.lock_output_dir", refuse)
+    monkeypatch.setattr("hf_mixer.output_folder.lock_output_dir_together", refuse)
     train_and_fail("is in use", "--train_dir", photos, "--output_dir", tmp_path / "out", *TINY)
     assert not (tmp_path / "out").exists()
 
