@@ -85,7 +85,7 @@ def test_fine_tuning_takes_foreign_checkpoints_at_another_resolution(photos, tmp
         (["--num_train_epochs", "-1"], "--num_train_epochs has to be a positive number, got -1"),
         (["--num_train_epochs", "many"], "argument --num_train_epochs: invalid float value: 'many'"),
         (["--optim", "magic"], "--optim"),
-        (["--metric_for_best_model", "beauty", "--load_best_model_at_end"], "beauty"),
+        (["--early_stopping_patience", "2", "--metric_for_best_model", "beauty"], "beauty"),
         (["--lerning_rate", "1"], "there is no argument --lerning_rate: did you mean --learning_rate"),
         (["photos"], "'photos' belongs to no argument"),
         (
