@@ -53,7 +53,7 @@ def find_checkpoint(training_args) -> str | None:
 @contextmanager
 def reserved_output_dir(training_args, command: str) -> Iterator[None]:
     """Have the output folder for oneself while a model trains. A new folder vanishes where nothing was written into it."""
-    from ..output_folder import lock_output_dir
+    from ..output_folder import lock_output_dir_together
     from ..utils import one_line_errors
 
     folder = Path(training_args.output_dir)
@@ -65,8 +65,8 @@ def reserved_output_dir(training_args, command: str) -> Iterator[None]:
             if is_new and folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
         return
-    with one_line_errors(), training_args.main_process_first(local=False, desc="locking the output folder"):
-        lock = lock_output_dir(folder, command, training_args.process_index, training_args.world_size)
+    with one_line_errors():
+        lock = lock_output_dir_together(folder, command)
     with lock:
         yield
 
@@ -278,10 +278,10 @@ def run(parsed: tuple) -> None:
     is_main = training_args.process_index == 0
     with one_line_errors():
         set_up_console(data_args, training_args)
-        checkpoint = find_checkpoint(training_args) if training_args.do_train else None
     with run_errors(training_args), reserved_output_dir(training_args, describe_command(command_line)):
         # Everything before the first step, in which the user's input can still be refused
         with one_line_errors():
+            checkpoint = find_checkpoint(training_args) if training_args.do_train else None
             if is_main:
                 announce_source(data_args, training_args)
             transformers.set_seed(training_args.seed)

@@ -77,7 +77,7 @@ class PixelReader:
     ):
         self.image_processor = image_processor
         self.conversion, self.trained_with = conversion, trained_with
-        self.has_warned = False
+        self.warning = threading.Lock()  # taken by the first warning, and never given back
         size = image_processor.size
         is_plain = image_processor.do_convert_rgb and image_processor.num_channels == 3 and image_processor.do_resize
         is_square = size.height is not None and size.height == size.width
@@ -125,8 +125,7 @@ class PixelReader:
             except Exception as error:  # of any file system and network
                 raise ImageDataError(f"cannot read the image {name}: {error}") from error
         image = open_image(contents, name)
-        if not self.has_warned:
-            self.warn_of_conversion(image, name or "in memory")
+        self.warn_of_conversion(image, name or "in memory")
         try:
             return self.conversion(image)
         except ValueError as error:
@@ -141,8 +140,7 @@ class PixelReader:
         has_many_bits = image.mode.startswith("I") or image.mode == "F"
         if self.trained_with.scale_16_bit and not self.conversion.scale_16_bit and has_many_bits:
             missing.append("--scale_16_bit")
-        if missing:
-            self.has_warned = True
+        if missing and self.warning.acquire(blocking=False):
             logger.warning(
                 f"The model was trained with {' '.join(missing)}, and looks at images such as {name} without: give the same"
             )

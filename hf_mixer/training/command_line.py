@@ -423,13 +423,17 @@ def recipe_defaults(recipe: str, recipes: Path, known: argparse.Namespace, given
 
 
 def settle_best_model(parser: TrainingArgumentParser, arguments: list[str], given: frozenset[str]) -> None:
-    """End with the last model, not the best one, where the command line says to evaluate never, or save at other times."""
-    if {"load_best_model_at_end", "early_stopping_patience"} & given:
-        return
+    """
+    End with the last model, not the best one, where the command line says to evaluate never, or to save at other times. Save
+    the best one where the command line asks for it, and only the recipe says to save nothing.
+    """
     values, _ = parser.parse_known_args(arguments)
     evaluation, saving = (getattr(name, "value", name) for name in (values.eval_strategy, values.save_strategy))
-    saves_elsewhere = "save_strategy" in given and saving not in (evaluation, "best")
-    if evaluation == "no" or saves_elsewhere:
+    if {"load_best_model_at_end", "early_stopping_patience"} & given:
+        if saving == "no" and "save_strategy" not in given:
+            # The default, by which the arguments save whenever they evaluate
+            parser.set_defaults(save_strategy="steps")
+    elif evaluation == "no" or ("save_strategy" in given and saving not in (evaluation, "best")):
         parser.set_defaults(load_best_model_at_end=False)
 
 

@@ -3,18 +3,15 @@
 import csv
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from hf_mixer.commands.train import main
-from hf_mixer.output_folder import lock_output_dir
-from tests.helpers import FIXTURES, ROOT, losses_of, make_folder, run_on_two_processes
+from tests.helpers import FIXTURES, losses_of, make_folder, run_on_two_processes
 
 
-TINY = "--variant cifar10 --image_size 16 --patch_size 8 --hidden_size 32 --num_hidden_layers 1 --max_steps 40".split()
+TINY = "--variant cifar10 --image_size 16 --patch_size 8 --hidden_size 32 --num_hidden_layers 1 --cache_images memory --max_steps 40".split()
 
 
 def train(*arguments):
@@ -56,7 +53,7 @@ def test_training_learns_and_saves_everything(trained):
 def test_fine_tuning_needs_leave_for_a_new_head(trained, tmp_path):
     photos = make_folder(tmp_path / "more", classes=("ant", "bee", "cow"))
     arguments = ["--train_dir", photos, "--output_dir", tmp_path / "out", "--max_steps", 1]
-    arguments += ["--model_name_or_path", trained]
+    arguments += ["--model_name_or_path", trained, "--recipe", "none"]
     train_and_fail("ignore_mismatched_sizes", *arguments)
     assert not (tmp_path / "out").exists()
 
@@ -88,14 +85,13 @@ def test_fine_tuning_takes_foreign_checkpoints_at_another_resolution(photos, tmp
         (["--num_train_epochs", "-1"], "--num_train_epochs has to be a positive number, got -1"),
         (["--num_train_epochs", "many"], "argument --num_train_epochs: invalid float value: 'many'"),
         (["--optim", "magic"], "--optim"),
-        (["--metric_for_best_model", "beauty", "--load_best_model_at_end"], "beauty"),
+        (["--early_stopping_patience", "2", "--metric_for_best_model", "beauty"], "beauty"),
         (["--lerning_rate", "1"], "there is no argument --lerning_rate: did you mean --learning_rate"),
         (["photos"], "'photos' belongs to no argument"),
         (
             ["--train_dir", "x", "--variant", "S/16", "--model_name_or_path", "y"],
             "--variant S/16 is for a model from scratch",
         ),
-        (["--do_predict", "true", "--do_train", "true"], "--do_predict predicts a split `test`"),
         (["--do_train", "false", "--do_eval", "true"], "there is no trained model in --output_dir"),
     ],
 )
@@ -208,12 +204,20 @@ def test_a_run_without_data_says_that_it_trains_on_the_digits(tmp_path, capsys):
     assert "hf-mixer evaluate" in out
 
 
-def test_two_runs_do_not_share_an_output_folder(photos, tmp_path):
-    with lock_output_dir(tmp_path / "out", "another run"):
-        code = f"from hf_mixer.commands.train import main; main({['--train_dir', str(photos), '--output_dir', str(tmp_path / 'out')]})"
-        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].startswith(f"error: output_dir {tmp_path / 'out'} is in use by process")
+def test_a_folder_that_another_run_uses_is_refused(photos, tmp_path, monkeypatch):
+    def refuse(folder, command):
+        assert command.startswith("hf-mixer train --train_dir")
+        raise ValueError(f"output_dir {folder} is in use")
+
+    monkeypatch.setattr("hf_mixer.output_folder.lock_output_dir_together", refuse)
+    train_and_fail("is in use", "--train_dir", photos, "--output_dir", tmp_path / "out", *TINY)
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_to_predict_are_a_split_of_their_own(photos, tmp_path):
+    arguments = ["--train_dir", photos, "--output_dir", tmp_path / "out", *TINY, "--do_train", "--do_predict"]
+    train_and_fail("--do_predict predicts a split `test`", *arguments)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_interrupted_run_says_how_to_go_on(photos, tmp_path, monkeypatch, capsys):
