@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run optimizes: the loss that fits the kind of labels, and the metric that picks the best model."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from transformers import EvalPrediction
@@ -21,6 +23,7 @@ SPECIFIC_ARGUMENTS: dict[str, tuple[object, tuple[str, ...]]] = {
     "label_smoothing_factor": (0.0, (SINGLE_LABEL, MULTI_LABEL)),
     "class_weights": ("none", (SINGLE_LABEL, MULTI_LABEL)),
     "balanced_sampling": (False, (SINGLE_LABEL, MULTI_LABEL)),
+    "cutmix_alpha": (0.0, (SINGLE_LABEL, MULTI_LABEL)),
 }
 NEED_ALL_LABELS = ("class_weights", "balanced_sampling")
 
@@ -42,6 +45,23 @@ def check_arguments(args: MixerTrainingArguments, problem_type: str, has_train_l
             )
         if name in NEED_ALL_LABELS and not has_train_labels:
             raise ValueError(f"--{name} needs to know all labels before the training, and a stream does not tell them")
+
+
+def leave_out_arguments(args: MixerTrainingArguments, problem_type: str, names: Iterable[str]) -> list[str]:
+    """
+    Leave out those of the named arguments that have no use for the kind of labels, such as those that a recipe sets for
+    images of one label each.
+
+    Returns:
+        `list[str]`: the names of the arguments that were in use before.
+    """
+    left_out = []
+    for name in SPECIFIC_ARGUMENTS.keys() & set(names):
+        neutral, problem_types = SPECIFIC_ARGUMENTS[name]
+        if problem_type not in problem_types and getattr(args, name) != neutral:
+            setattr(args, name, neutral)
+            left_out.append(name)
+    return sorted(left_out)
 
 
 def check_metric(name: str | None, problem_type: str, num_labels: int) -> None:
