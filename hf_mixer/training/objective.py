@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run optimizes: the loss that fits the kind of labels, and the metric that picks the best model."""
 
-from collections.abc import Iterable
-
 import numpy as np
 
 from transformers import EvalPrediction
@@ -41,27 +39,10 @@ def check_arguments(args: MixerTrainingArguments, problem_type: str, has_train_l
             continue
         if problem_type not in problem_types:
             raise ValueError(
-                f"--{name} is for {' and '.join(problem_types)}, not for {problem_type}: leave out {value}"
+                f"--{name} is for {' and '.join(problem_types)}, not for {problem_type}: leave it out (got {value})"
             )
         if name in NEED_ALL_LABELS and not has_train_labels:
             raise ValueError(f"--{name} needs to know all labels before the training, and a stream does not tell them")
-
-
-def leave_out_arguments(args: MixerTrainingArguments, problem_type: str, names: Iterable[str]) -> list[str]:
-    """
-    Leave out those of the named arguments that have no use for the kind of labels, such as those that a recipe sets for
-    images of one label each.
-
-    Returns:
-        `list[str]`: the names of the arguments that were in use before.
-    """
-    left_out = []
-    for name in SPECIFIC_ARGUMENTS.keys() & set(names):
-        neutral, problem_types = SPECIFIC_ARGUMENTS[name]
-        if problem_type not in problem_types and getattr(args, name) != neutral:
-            setattr(args, name, neutral)
-            left_out.append(name)
-    return sorted(left_out)
 
 
 def check_metric(name: str | None, problem_type: str, num_labels: int) -> None:

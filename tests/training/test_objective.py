@@ -2,8 +2,6 @@
 
 import pytest
 
-from hf_mixer.training import MixerTrainingArguments
-from hf_mixer.training.objective import leave_out_arguments
 from tests.helpers import make_trainer
 
 
@@ -47,12 +45,3 @@ def test_a_stream_does_not_tell_how_often_classes_occur(arguments, tmp_path):
     images = make_trainer(tmp_path).train_dataset
     with pytest.raises(ValueError, match=f"--{next(iter(arguments))} needs to know all labels before the training"):
         make_trainer(tmp_path, train_dataset=images, **arguments)
-
-
-def test_what_a_recipe_sets_for_classes_is_left_out_of_a_regression(tmp_path):
-    args = MixerTrainingArguments(str(tmp_path), label_smoothing_factor=0.1, cutmix_alpha=1.0, mixup_alpha=0.8)
-    recipe = ["label_smoothing_factor", "mixup_alpha", "learning_rate", "class_weights"]
-    assert leave_out_arguments(args, "multi_label_classification", recipe) == []
-    assert leave_out_arguments(args, "regression", recipe) == ["label_smoothing_factor"]
-    # What the recipe does not set is left to be refused
-    assert (args.label_smoothing_factor, args.cutmix_alpha, args.mixup_alpha) == (0.0, 1.0, 0.8)
