@@ -66,7 +66,10 @@ def reserved_output_dir(training_args, command: str) -> Iterator[None]:
                 folder.rmdir()
         return
     with one_line_errors():
-        lock = lock_output_dir_together(folder, command)
+        try:
+            lock = lock_output_dir_together(folder, command)
+        except OSError as error:
+            raise ValueError(f"cannot write to --output_dir {folder}: {error.strerror or error}") from error
     with lock:
         yield
 
@@ -117,7 +120,7 @@ def build_trainer(prepared, data_args, training_args):
     streaming = data_args.streaming
     if streaming and training_args.do_train:
         set_stream_length(prepared.dataset, training_args, data_args.max_train_samples)
-    transforms = build_transforms(prepared.image_processor, data_args, training_args)
+    transforms = build_transforms(prepared, data_args, training_args)
     splits = build_datasets(prepared.dataset, transforms, training_args, streaming)
     has_labels = training_args.do_train and not streaming
     trainer = MixerTrainer(

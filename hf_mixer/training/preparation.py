@@ -62,6 +62,8 @@ class PreparedRun:
             Their kind.
         model, image_processor:
             The model and its image processor.
+        conversion ([`~hf_mixer.data.images.ImageConversion`]):
+            What is done to transparent and 16-bit images.
         base_model (`str`, *optional*):
             Where the model comes from, unless it starts from scratch.
         changed (`list[str]`):
@@ -77,6 +79,7 @@ class PreparedRun:
     problem_type: str
     model: Any
     image_processor: Any
+    conversion: ImageConversion
     base_model: str | None = None
     changed: list[str] = field(default_factory=list)
     num_skipped_images: int = 0
@@ -92,6 +95,7 @@ def prepare_run(
     Raises:
         `ValueError`: the arguments, the data and the model do not go together.
     """
+    conversion = ImageConversion(data_args.flatten_transparency, data_args.scale_16_bit)
     if training_args.do_train:
         with training_args.main_process_first(desc="loading the data"):
             dataset, labels, num_skipped = load_data(model_args, data_args, training_args, data_args.problem_type)
@@ -109,7 +113,7 @@ def prepare_run(
                 model_args, data_args, training_args, data_args.problem_type or problem_type
             )
         dataset = use_labels_of_model(dataset, labels, model.config)
-    run = PreparedRun(dataset, labels, problem_type, model, image_processor, source, changed, num_skipped)
+    run = PreparedRun(dataset, labels, problem_type, model, image_processor, conversion, source, changed, num_skipped)
     if training_args.do_predict:
         if "test" not in dataset:
             raise ValueError(
@@ -275,7 +279,7 @@ def load_trained_model(source: str, model_args: ModelArguments):
     size = model_args.image_size
     return load_checkpoint(
         source,
-        image_size=size[0] if size is not None and len(size) == 1 else size,
+        image_size=to_pair(size[0] if len(size) == 1 else size) if size else None,
         revision=model_args.model_revision,
         cache_dir=model_args.cache_dir,
         token=model_args.token,
@@ -318,11 +322,11 @@ def with_label(dataset, label):
 
 
 def build_transforms(
-    image_processor, data_args: DataTrainingArguments, training_args: MixerTrainingArguments
+    run: PreparedRun, data_args: DataTrainingArguments, training_args: MixerTrainingArguments
 ) -> dict[str, ImageTransform]:
     """Return, by split, what decodes and resizes the images. Pixels stay uint8 until they are on the device."""
-    conversion = ImageConversion(data_args.flatten_transparency, data_args.scale_16_bit)
-    as_uint8: dict[str, Any] = {"conversion": conversion, "do_rescale": False, "do_normalize": False}
+    image_processor = run.image_processor
+    as_uint8: dict[str, Any] = {"conversion": run.conversion, "do_rescale": False, "do_normalize": False}
     transforms = dict.fromkeys(("train", "validation", "test"), ImageTransform(image_processor, **as_uint8))
     train_image_size = data_args.train_image_size
     if train_image_size is None and training_args.random_resized_crop:
@@ -381,7 +385,7 @@ def set_stream_length(dataset, training_args: MixerTrainingArguments, max_train_
 def describe_dataset(run: PreparedRun, data_args: DataTrainingArguments) -> dict[str, Any]:
     """Return what the record of a run says of its data."""
     dataset, is_stream = run.dataset, data_args.streaming
-    description = {
+    description: dict[str, Any] = {
         "name": name_source(data_args),
         "config": data_args.dataset_config_name,
         "train_split": "train",
