@@ -424,10 +424,12 @@ def _select_or_unlabel(data, image_column_name, columns: Sequence[str], problem_
 
 
 def _find_column(features: Features, name: str | None, default: str) -> str:
-    """Return the column `name`, or the one that is called `default`, or the only one of that kind."""
+    """Return the column `name`, or the one that is called `default`, or the only one of that kind, or the only other one."""
     feature_type = {"image": ImageFeature, "label": ClassLabel}[default]
     kinds = {column: getattr(feature, "feature", feature) for column, feature in features.items()}
     found = [column for column, kind in kinds.items() if isinstance(kind, feature_type)]
+    if default == "label" and not found:
+        found = [column for column, kind in kinds.items() if not isinstance(kind, ImageFeature)]
     if name is None and default not in features and len(found) == 1:
         if found[0] not in PATH_COLUMNS:
             logger.info(f"Taking the {default}s from the column {found[0]!r}")

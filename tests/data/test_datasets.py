@@ -167,10 +167,17 @@ def test_a_test_split_may_lack_labels():
 
 def test_missing_columns_are_named():
     dataset = make_dataset([0, 1], Value("int64"), columns=("picture", "class"))
-    with pytest.raises(ValueError, match=r"no column 'label'.*--label_column_name one of picture, class"):
+    dataset["train"] = dataset["train"].add_column("height", [4, 4])
+    with pytest.raises(ValueError, match=r"no column 'label'.*--label_column_name one of picture, class, height"):
         prepare_image_dataset(dataset)
-    with pytest.raises(ValueError, match=r"no column 'img'.*--image_column_name one of picture, class"):
+    with pytest.raises(ValueError, match=r"no column 'img'.*--image_column_name one of picture, class, height"):
         prepare_image_dataset(dataset, image_column_name="img", label_column_name="class")
+
+
+def test_the_only_column_beside_the_images_holds_the_labels():
+    prepared, labels = prepare_image_dataset(make_dataset([0.5, 1.5], Value("float64"), columns=("image", "price")))
+    assert labels == ["price"]
+    assert prepared["train"]["label"][:] in ([[0.5]], [[1.5]])
 
 
 def test_validation_labels_that_training_lacks_are_named():
