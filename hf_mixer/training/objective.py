@@ -21,6 +21,7 @@ SPECIFIC_ARGUMENTS: dict[str, tuple[object, tuple[str, ...]]] = {
     "label_smoothing_factor": (0.0, (SINGLE_LABEL, MULTI_LABEL)),
     "class_weights": ("none", (SINGLE_LABEL, MULTI_LABEL)),
     "balanced_sampling": (False, (SINGLE_LABEL, MULTI_LABEL)),
+    "cutmix_alpha": (0.0, (SINGLE_LABEL, MULTI_LABEL)),
 }
 NEED_ALL_LABELS = ("class_weights", "balanced_sampling")
 
@@ -38,7 +39,7 @@ def check_arguments(args: MixerTrainingArguments, problem_type: str, has_train_l
             continue
         if problem_type not in problem_types:
             raise ValueError(
-                f"--{name} is for {' and '.join(problem_types)}, not for {problem_type}: leave out {value}"
+                f"--{name} is for {' and '.join(problem_types)}, not for {problem_type}: leave it out (got {value})"
             )
         if name in NEED_ALL_LABELS and not has_train_labels:
             raise ValueError(f"--{name} needs to know all labels before the training, and a stream does not tell them")

@@ -121,7 +121,7 @@ class MixerTrainer(SafeCheckpointTrainer):
             # It is for the loss of `Trainer`; ours smooths them
             warnings.filterwarnings("ignore", "Label smoothing is not compatible with multi-label classification")
             super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
-        self.check_optimizer()
+        self.check_setup()
         normalizes, rescales = processing_class.do_normalize, processing_class.do_rescale
         self.normalization: dict[str, Any] = {
             "mean": processing_class.image_mean if normalizes else 0.0,
@@ -155,8 +155,8 @@ class MixerTrainer(SafeCheckpointTrainer):
         self.write_card = write_card
         self.batch_in_step = (-1, 0)
 
-    def check_optimizer(self) -> None:
-        """Refuse an optimizer whose library is missing, and what the optimizer or the weights cannot do."""
+    def check_setup(self) -> None:
+        """Refuse an optimizer whose library is missing, thresholds without images, and labels that cannot be learned."""
         args = self.args
         try:
             self.get_optimizer_cls_and_kwargs(args, self.model)

@@ -11,7 +11,11 @@ from tests.helpers import make_trainer
         ("regression", {"label_smoothing_factor": 0.1}, "--label_smoothing_factor is for .*, not for regression"),
         ("regression", {"class_weights": "balanced"}, "--class_weights is for .*, not for regression"),
         ("regression", {"balanced_sampling": True}, "--balanced_sampling is for .*, not for regression"),
-        ("regression", {"cutmix_alpha": 1.0}, "`cutmix_alpha` does not go with regression, got 1.0"),
+        (
+            "regression",
+            {"cutmix_alpha": 1.0},
+            r"--cutmix_alpha is for .*, not for regression: leave it out \(got 1.0\)",
+        ),
         (
             "regression",
             {"metric_for_best_model": "accuracy"},
