@@ -359,14 +359,10 @@ def prepare_image_dataset(
         raise ValueError(NO_FEATURES)
 
     columns = _find_label_columns(splits["train"].features, label_column_name)
-    splits = {
-        split: _select_or_unlabel(data, image_column_name, columns, problem_type, split)
-        for split, data in splits.items()
-    }
-    problem_type = choose_problem_type(splits["train"].features["label"], problem_type)
-    for data in splits.values():
-        if data.features["label"] != Value("null"):  # null where all labels are missing
-            choose_problem_type(data.features["label"], problem_type)
+    train = select_image_columns(splits["train"], image_column_name, columns, problem_type)
+    problem_type = choose_problem_type(train.features["label"], problem_type)
+    for split, data in splits.items():
+        splits[split] = _select_or_unlabel(data, image_column_name, columns, problem_type, split)
     splits, names = prepare_labels(splits, problem_type, columns)
     if is_stream:
         return _prepare_stream(splits, limits, seed), names

@@ -28,7 +28,10 @@ NUMBERS = List(Value("float32"))
 # So many different strings that are all fractions are no classes
 MAX_NUMBER_CLASSES = 20
 BY_INDEX = "--match_labels_by_index"
-NO_STREAM_NAMES = "the labels of a streamed data set have to be classes with names, or numbers: leave out --streaming"
+NO_STREAM_NAMES = (
+    "the labels of a streamed data set have to be classes with names, or numbers (if they are integers: --problem_type "
+    "regression). Else leave out --streaming"
+)
 
 
 def find_problem_type(feature: Any) -> str:

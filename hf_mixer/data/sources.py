@@ -193,7 +193,7 @@ def _read_metadata(folder: Path, files: Sequence[Path]) -> ImageTable:
     features = None
     if files[0].suffix == ".parquet":
         features = Features.from_arrow_schema(pyarrow.parquet.read_schema(files[0]))
-        features = Features({name: feature for name, feature in features.items() if name in (rows[0] if rows else ())})
+        features = Features({name: feature for name, feature in features.items() if name in rows[0]})
     columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
     return _build_table(paths, columns, features, places)
 

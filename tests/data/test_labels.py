@@ -180,6 +180,18 @@ def test_columns_of_0_and_1_are_several_labels():
     assert find_problem_type(prepared["train"].features["label"]) == REGRESSION
 
 
+def test_the_training_data_decides_what_the_labels_are():
+    dataset = make_columns(width=[0.5, 1.5], height=[1.0, 2.0])
+    dataset["validation"] = make_columns(width=[1, 0], height=[0, 1])["train"]
+    prepared, _ = prepare_image_dataset(dataset, label_column_name=["width", "height"])
+    assert prepared["validation"]["label"][:] == [[1.0, 0.0], [0.0, 1.0]]
+    assert find_problem_type(prepared["validation"].features["label"]) == REGRESSION
+    dataset = make_columns(label=[["a"], ["b", "a"]])
+    dataset["validation"] = make_columns(label=["a", "b"])["train"]
+    with pytest.raises(ValueError, match=f"holds strings: they can be labels for .*, not for {MULTI}"):
+        prepare_image_dataset(dataset)
+
+
 @pytest.mark.parametrize(
     ("columns", "arguments", "message"),
     [
