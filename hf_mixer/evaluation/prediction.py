@@ -232,19 +232,21 @@ class Predictor:
             `ValueError`: the output of the model for an image is not finite.
         """
         pixel_values, errors = self.reader(sources)
-        results = iter(self.predict(pixel_values) if pixel_values is not None else ())
-        predictions = [next(results) if error is None else Prediction([], error=error) for error in errors]
-        if not all(np.isfinite(score) for prediction in predictions for _, score in prediction.scores):
-            raise ValueError(
-                "the output of the model is not finite for at least one of these images: "
-                f"{', '.join(source['path'] or 'in memory' for source in sources[:3])} ... Check the weights"
-            )
-        return predictions
-
-    def predict(self, pixel_values: torch.Tensor) -> list[Prediction]:
-        """Run the model on `pixel_values` of shape `(batch_size, num_channels, height, width)`."""
+        if pixel_values is None:
+            return [Prediction([], error=error) for error in errors]
         with self.turns, torch.inference_mode():
             logits = self.model(pixel_values.to(self.model.device)).logits.float().cpu()
+        if not logits.isfinite().all():
+            names = [source["path"] or "in memory" for source, error in zip(sources, errors) if error is None]
+            first = names[int(logits.isfinite().all(dim=1).int().argmin())]
+            raise ValueError(
+                f"the output of the model for the image {first} is not finite: check the weights and that image"
+            )
+        predictions = iter(self.interpret(logits))
+        return [next(predictions) if error is None else Prediction([], error=error) for error in errors]
+
+    def interpret(self, logits: torch.Tensor) -> list[Prediction]:
+        """Return what `logits` of shape `(batch_size, num_labels)` say of each image."""
         if self.problem_type == "regression":
             return [Prediction(list(zip(self.labels, values))) for values in logits.tolist()]
         is_multi_label = self.problem_type == "multi_label_classification"

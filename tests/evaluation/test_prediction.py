@@ -103,9 +103,16 @@ def test_labels_are_present_from_their_threshold_on(classifier):
 
 def test_output_that_is_not_finite_is_refused(tmp_path):
     model, processor = load(tmp_path)
-    torch.nn.init.constant_(model.classifier.bias, float("nan"))
-    with pytest.raises(ValueError, match="not finite for at least one of these images: a.png"):
-        Predictor(model, processor)([{**encode(noise(16, 16, 3)), "path": "a.png"}])
+    predictor = Predictor(model, processor)
+    sources = [{**encode(noise(16, 16, 3)), "path": f"{index}.png"} for index in range(3)]
+    sources[0]["bytes"] = b"broken"
+
+    def spoil(module, inputs, output):
+        output.logits[1] = float("nan")
+
+    model.register_forward_hook(spoil)
+    with pytest.raises(ValueError, match=r"for the image 2.png is not finite"):
+        predictor(sources)
 
 
 def test_one_warning_tells_of_a_conversion_that_only_the_training_had(caplog):
