@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a training run prints while it is under way: a bar on a terminal, plain lines everywhere else."""
 
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -18,12 +19,18 @@ from ..evaluation.metrics import METRICS
 # What is measured before a run tells how long it will take: so many steps, or what is done in so many seconds
 STEPS_TO_JUDGE, SECONDS_TO_JUDGE = 10, 30.0
 NUM_METRICS_SHOWN = 2
+MAX_WIDTH = 100
 BAR_FORMAT = "{l_bar}{bar}| step {n_fmt} of {total_fmt}, {remaining} left{postfix}"
 
 
 def is_interactive(args) -> bool:
     """Whether someone watches the run in a terminal, and did not ask for `disable_tqdm`."""
     return not args.disable_tqdm and sys.stdout.isatty() and sys.stderr.isatty()
+
+
+def console_width() -> int:
+    """Return how many characters a line may have: those of the terminal, as far as lines of that length can be read."""
+    return max(40, min(shutil.get_terminal_size().columns, MAX_WIDTH))
 
 
 def format_duration(seconds: float) -> str:
@@ -109,7 +116,7 @@ class ConsoleCallback(TrainerCallback):
             self.write(f"Going on after step {state.global_step:,} of {state.max_steps:,}")
         if self.interactive:
             self.bar = tqdm(
-                total=state.max_steps, initial=state.global_step, bar_format=BAR_FORMAT, dynamic_ncols=True
+                total=state.max_steps, initial=state.global_step, bar_format=BAR_FORMAT, ncols=console_width()
             )
 
     def show(self) -> None:
@@ -157,7 +164,9 @@ class ConsoleCallback(TrainerCallback):
             self.bar.set_postfix_str(f"evaluating {self.num_batches}" + (f" of {total}" if total is not None else ""))
             return
         if self.evaluation_bar is None:
-            self.evaluation_bar = tqdm(total=total, desc="evaluating", unit="batch", leave=False, dynamic_ncols=True)
+            self.evaluation_bar = tqdm(
+                total=total, desc="evaluating", unit="batch", leave=False, ncols=console_width()
+            )
         self.evaluation_bar.update(1)
 
     def close_evaluation(self) -> None:
