@@ -401,10 +401,11 @@ def choose_recipe(known: argparse.Namespace) -> str | None:
     """Return the recipe that was asked for, or the one that fits."""
     if known.recipe is not None:
         return None if known.recipe == NO_RECIPE else known.recipe
+    if not known.help and all(getattr(known, name) is None for name in DATA_SOURCE_FIELDS):
+        # Also to evaluate: it says which of them are held back
+        return DIGITS_RECIPE
     if not known.do_train:
         return None
-    if not known.help and all(getattr(known, name) is None for name in DATA_SOURCE_FIELDS):
-        return DIGITS_RECIPE
     return FROM_SCRATCH_RECIPE if known.model_name_or_path is None else FINE_TUNING_RECIPE
 
 
@@ -417,7 +418,7 @@ def recipe_defaults(recipe: str, recipes: Path, known: argparse.Namespace, given
     dropped: set[str] = set()
     if not given.isdisjoint(DATA_SOURCE_FIELDS):
         dropped |= {*DATA_SOURCE_FIELDS, "eval_split"}
-    if "model_name_or_path" in given or (known.recipe is None and "variant" in given):
+    if "model_name_or_path" in given or not known.do_train or (known.recipe is None and "variant" in given):
         dropped |= {*SHAPE_FIELDS, "variant", "model_name_or_path"}
     return {name: value for name, value in defaults.items() if name not in dropped}
 

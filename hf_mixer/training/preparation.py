@@ -18,7 +18,6 @@ from ..configuration_mixer import MixerConfig, to_pair
 from ..data.datasets import load_evaluation_dataset, load_image_dataset, prepare_image_dataset
 from ..data.images import ImageConversion, ImageTransform
 from ..data.labels import (
-    MULTI_LABEL,
     REGRESSION,
     SINGLE_LABEL,
     encode_labels,
@@ -37,15 +36,11 @@ from ..utils import read_json
 from .arguments import MixerTrainingArguments
 from .balance import count_classes
 from .command_line import REGULARIZATION_FIELDS, DataTrainingArguments, ModelArguments
+from .objective import SPECIFIC_ARGUMENTS
 from .record import RECORD_NAME
 
 
 DIGITS = "scikit-learn digits"
-# What a recipe sets that does not go with a kind of labels, and what takes its place
-UNFIT: dict[str, dict[str, Any]] = {
-    MULTI_LABEL: {"label_smoothing_factor": 0.0},
-    REGRESSION: {"label_smoothing_factor": 0.0, "cutmix_alpha": 0.0, "binary_cross_entropy": False},
-}
 
 
 @dataclass
@@ -231,9 +226,10 @@ def fit_to_labels(
             training_args.metric_for_best_model = next(iter(metrics))
             training_args.greater_is_better = metrics[training_args.metric_for_best_model].greater_is_better
     changed = []
-    for name, value in UNFIT.get(problem_type, {}).items():
-        if name not in data_args.given and getattr(training_args, name) != value:
-            setattr(training_args, name, value)
+    for name, (neutral, problem_types) in SPECIFIC_ARGUMENTS.items():
+        is_unfit = problem_type not in problem_types and getattr(training_args, name) != neutral
+        if is_unfit and name not in data_args.given:
+            setattr(training_args, name, neutral)
             changed.append(name)
     return changed
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a training run prints while it is under way: a bar on a terminal, plain lines everywhere else."""
 
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -18,12 +19,18 @@ from ..evaluation.metrics import METRICS
 # What is measured before a run tells how long it will take: so many steps, or what is done in so many seconds
 STEPS_TO_JUDGE, SECONDS_TO_JUDGE = 10, 30.0
 NUM_METRICS_SHOWN = 2
+MAX_WIDTH = 100
 BAR_FORMAT = "{l_bar}{bar}| step {n_fmt} of {total_fmt}, {remaining} left{postfix}"
 
 
 def is_interactive(args) -> bool:
     """Whether someone watches the run in a terminal, and did not ask for `disable_tqdm`."""
     return not args.disable_tqdm and sys.stdout.isatty() and sys.stderr.isatty()
+
+
+def console_width() -> int:
+    """Return how many characters a line may have: those of the terminal, as far as lines of that length can be read."""
+    return max(40, min(shutil.get_terminal_size().columns, MAX_WIDTH))
 
 
 def format_duration(seconds: float) -> str:
@@ -72,8 +79,9 @@ class ConsoleCallback(TrainerCallback):
         self.evaluation_bar: tqdm | None = None
         self.interactive = False
         self.shown: dict[str, str] = {}
-        self.first_step = self.last_step = 0
-        self.started = 0.0
+        self.last_step = 0
+        # The time and the number of the first step
+        self.started: tuple[float, int] | None = None
         self.is_judged = False
         self.is_training = False
         self.num_batches = 0
@@ -102,14 +110,14 @@ class ConsoleCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         self.is_training = True
-        self.first_step = self.last_step = state.global_step
+        self.last_step, self.started = state.global_step, None
         self.is_judged = False
         self.interactive = is_interactive(args)
         if state.global_step:
             self.write(f"Going on after step {state.global_step:,} of {state.max_steps:,}")
         if self.interactive:
             self.bar = tqdm(
-                total=state.max_steps, initial=state.global_step, bar_format=BAR_FORMAT, dynamic_ncols=True
+                total=state.max_steps, initial=state.global_step, bar_format=BAR_FORMAT, ncols=console_width()
             )
 
     def show(self) -> None:
@@ -120,18 +128,23 @@ class ConsoleCallback(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
             return
-        now = time.monotonic()
-        done = state.global_step - self.first_step
-        if done == 1:
-            # The first step is slower than the others
-            self.started = now
-        elif not self.is_judged and (done > STEPS_TO_JUDGE or now - self.started > SECONDS_TO_JUDGE):
-            self.is_judged = True
-            left = (now - self.started) / (done - 1) * (state.max_steps - state.global_step)
-            self.write(f"The training will take about {format_duration(left)}, and the evaluations besides")
+        now, step = time.monotonic(), state.global_step
+        if self.started is None:
+            # Not before, because the first step is slower than the others
+            self.started = (now, step)
+        elif not self.is_judged:
+            is_enough = step - self.started[1] >= STEPS_TO_JUDGE or now - self.started[0] > SECONDS_TO_JUDGE
+            if is_enough:
+                self.is_judged = True
+                left = format_duration(self.seconds_left(state, *self.started))
+                self.write(f"The training will take about {left}, and the evaluations besides")
         if self.bar is not None:
             self.bar.update(state.global_step - self.last_step)
         self.last_step = state.global_step
+
+    def seconds_left(self, state, started: float, first_step: int) -> float:
+        """Return how long the rest will take at the speed since the end of the first step."""
+        return (time.monotonic() - started) / (state.global_step - first_step) * (state.max_steps - state.global_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or not self.is_training or "loss" not in (logs or {}):
@@ -141,10 +154,8 @@ class ConsoleCallback(TrainerCallback):
         if self.bar is not None:
             return
         left = ""
-        done = state.global_step - self.first_step
-        if done > 1 and state.max_steps > state.global_step:
-            seconds = (time.monotonic() - self.started) / (done - 1) * (state.max_steps - state.global_step)
-            left = f"  {format_duration(seconds)} left"
+        if self.started is not None and self.started[1] < state.global_step < state.max_steps:
+            left = f"  {format_duration(self.seconds_left(state, *self.started))} left"
         rate = f"  learning rate {logs['learning_rate']:.2g}" if "learning_rate" in logs else ""
         self.write(f"step {state.global_step:,} of {state.max_steps:,}  loss {logs['loss']:.4g}{rate}{left}")
 
@@ -157,7 +168,9 @@ class ConsoleCallback(TrainerCallback):
             self.bar.set_postfix_str(f"evaluating {self.num_batches}" + (f" of {total}" if total is not None else ""))
             return
         if self.evaluation_bar is None:
-            self.evaluation_bar = tqdm(total=total, desc="evaluating", unit="batch", leave=False, dynamic_ncols=True)
+            self.evaluation_bar = tqdm(
+                total=total, desc="evaluating", unit="batch", leave=False, ncols=console_width()
+            )
         self.evaluation_bar.update(1)
 
     def close_evaluation(self) -> None:

@@ -3,7 +3,6 @@
 
 import math
 import shlex
-import shutil
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,13 +14,12 @@ from ..configuration_mixer import to_pair
 from ..evaluation.metrics import METRICS
 from ..utils import describe_hardware
 from .curves import CURVES_NAME
-from .progress import format_duration, format_name, format_value
+from .progress import console_width, format_duration, format_name, format_value
 
 
 MAX_CLASSES_SHOWN = 20
 NUM_EXTREMES_SHOWN = 5
 NAME_WIDTH = 8
-MAX_WIDTH = 100
 HARD_SPACE = "\N{NO-BREAK SPACE}"
 PROBLEM_TITLES = {
     "single_label_classification": "one label per image",
@@ -32,8 +30,9 @@ PROBLEM_TITLES = {
 
 def wrap(text: str, indent: int = 0) -> str:
     """Return a text in lines that fit the terminal, all but the first one indented. Non-breaking spaces hold words together."""
-    width = max(40, min(shutil.get_terminal_size().columns, MAX_WIDTH))
-    lines = textwrap.wrap(text, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
+    lines = textwrap.wrap(
+        text, console_width(), subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+    )
     return "\n".join(lines).replace(HARD_SPACE, " ")
 
 

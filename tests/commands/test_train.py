@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from hf_mixer.commands.train import main
 from tests.helpers import FIXTURES, losses_of, make_folder, run_on_two_processes
@@ -186,7 +187,7 @@ def test_a_run_says_what_it_found_what_it_does_and_what_comes_next(photos, tmp_p
     train("--train_dir", photos, "--output_dir", tmp_path / "my out", *TINY[:-1], 6, "--logging_steps", 3)
     out = capsys.readouterr().out
     lines = out.splitlines()
-    assert lines[0] == f"Training on {photos}. Recipe: from-scratch-small." or len(lines[0]) <= 80
+    assert " ".join(out.split()).startswith(f"Training on {photos}. Recipe: from-scratch-small. images 34 to train on")
     assert "cat (17), dog (17)" in out
     assert "34 to train on, 6 to evaluate on" in out
     assert "step 3 of 6  loss" in out
@@ -230,6 +231,14 @@ def test_an_interrupted_run_says_how_to_go_on(photos, tmp_path, monkeypatch, cap
     assert exit.value.code == 130
     assert "interrupted. There is no checkpoint to go on from" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_is_out_of_memory_names_the_ways_out(photos, tmp_path, monkeypatch):
+    def fail(self, *args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("hf_mixer.training.progress.ConsoleCallback.on_step_end", fail)
+    train_and_fail("lower --per_device_train_batch_size", "--train_dir", photos, "--output_dir", tmp_path, *TINY)
 
 
 def test_a_readme_by_hand_stays(photos, tmp_path, capsys):
