@@ -2,7 +2,14 @@
 """Labelled images: files, data sets, their labels, and how they reach the model."""
 
 from .datasets import load_image_dataset, prepare_image_dataset
-from .images import ImageDataError, ImageTransform, collate_images
+from .images import ImageConversion, ImageDataError, ImageTransform, collate_images
 
 
-__all__ = ["ImageDataError", "ImageTransform", "collate_images", "load_image_dataset", "prepare_image_dataset"]
+__all__ = [
+    "ImageConversion",
+    "ImageDataError",
+    "ImageTransform",
+    "collate_images",
+    "load_image_dataset",
+    "prepare_image_dataset",
+]

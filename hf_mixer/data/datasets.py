@@ -18,7 +18,6 @@ from datasets import (
     IterableDatasetDict,
     List,
     Value,
-    concatenate_datasets,
     load_dataset,
 )
 from datasets import Image as ImageFeature
@@ -38,6 +37,7 @@ from .labels import (
 )
 from .sources import (
     METADATA_FILES,
+    PATH_COLUMNS,
     ImageTable,
     check_files,
     find_split_folders,
@@ -228,7 +228,16 @@ def choose_split(available: Iterable[str], choices: Sequence[str]) -> str:
 
 
 def is_image_folder(name: str) -> bool:
-    """Whether a data set is a local folder of images, and not on the Hub or of parquet files."""
+    """
+    Whether a data set is a local folder of images, and not on the Hub or of parquet files.
+
+    Raises:
+        `ValueError`: it is a file, or a path that does not exist.
+    """
+    if os.path.isfile(name):
+        raise ValueError(f"{name} is a file: give a list in CSV as --train_file, or as --eval_file to evaluate")
+    if name.startswith((".", os.sep, "~")) and not os.path.isdir(name):
+        raise ValueError(f"the folder {name} does not exist")
     return os.path.isdir(name) and not holds_parquet(name)
 
 
@@ -276,7 +285,7 @@ def _stream(data: ImageTable | IterableDataset, split: str, mix: bool) -> Iterab
     if not isinstance(data, ImageTable):
         return data
     check_files(data)
-    return to_stream(data.dataset.cast_column(data.image_column, ImageFeature()), split, mix)
+    return to_stream(data, split, mix)
 
 
 def _check_images(
@@ -350,14 +359,10 @@ def prepare_image_dataset(
         raise ValueError(NO_FEATURES)
 
     columns = _find_label_columns(splits["train"].features, label_column_name)
-    splits = {
-        split: _select_or_unlabel(data, image_column_name, columns, problem_type, split)
-        for split, data in splits.items()
-    }
-    problem_type = choose_problem_type(splits["train"].features["label"], problem_type)
-    for data in splits.values():
-        if data.features["label"] != Value("null"):  # null where all labels are missing
-            choose_problem_type(data.features["label"], problem_type)
+    train = select_image_columns(splits["train"], image_column_name, columns, problem_type)
+    problem_type = choose_problem_type(train.features["label"], problem_type)
+    for split, data in splits.items():
+        splits[split] = _select_or_unlabel(data, image_column_name, columns, problem_type, split)
     splits, names = prepare_labels(splits, problem_type, columns)
     if is_stream:
         return _prepare_stream(splits, limits, seed), names
@@ -399,17 +404,22 @@ def select_image_columns(
         dataset = dataset.select_columns([image_column, *columns])
         if columns[0] != "label":
             dataset = dataset.rename_column(columns[0], "label")
+    return _leave_undecoded(dataset, image_column)
+
+
+def _leave_undecoded(dataset, image_column: str):
     if image_column != "image":
         dataset = dataset.rename_column(image_column, "image")
     return dataset.cast_column("image", ImageFeature(decode=False))
 
 
 def _select_or_unlabel(data, image_column_name, columns: Sequence[str], problem_type: str | None, split: str):
-    """Select the columns of a split. Where the split `test` does not have those of the labels, its labels are `None`."""
-    if split == "test" and not set(columns) <= data.features.keys():
+    """Select the columns of a split. Where the split `test` has no labels, they are `None`."""
+    labelled = all(data.features.get(column, Value("null")) != Value("null") for column in columns)
+    if split == "test" and not labelled:
         image_column = _find_column(data.features, image_column_name, "image")
         data = data.select_columns(image_column).add_column("label", [None] * len(data), feature=Value("null"))
-        return data.rename_column(image_column, "image").cast_column("image", ImageFeature(decode=False))
+        return _leave_undecoded(data, image_column)
     return select_image_columns(data, image_column_name, columns, problem_type)
 
 
@@ -419,7 +429,8 @@ def _find_column(features: Features, name: str | None, default: str) -> str:
     kinds = {column: getattr(feature, "feature", feature) for column, feature in features.items()}
     found = [column for column, kind in kinds.items() if isinstance(kind, feature_type)]
     if name is None and default not in features and len(found) == 1:
-        logger.info(f"Taking the {default}s from the column {found[0]!r}")
+        if found[0] not in PATH_COLUMNS:
+            logger.info(f"Taking the {default}s from the column {found[0]!r}")
         return found[0]
     name = name or default
     if name not in features:
@@ -482,20 +493,19 @@ def _split_off(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Data
     """
     if not 0 < share < 1:
         raise ValueError(f"there is no validation data, and --train_val_split {share} is not between 0 and 1")
-    if find_problem_type(dataset.features["label"]) != SINGLE_LABEL:
-        parts = dataset.train_test_split(test_size=share, seed=seed)
-        return parts["train"], parts["test"]
+    from sklearn.model_selection import train_test_split
 
-    labels = np.array(dataset["label"][:])
-    counts = np.bincount(labels)
-    is_alone = counts[labels] == 1
-    common = dataset.select(np.flatnonzero(~is_alone)) if is_alone.any() and not is_alone.all() else dataset
-    smaller_part = min(share, 1 - share) * len(common)
-    stratify = "label" if counts.max() > 1 and smaller_part >= (counts > 1).sum() else None
-    parts = common.train_test_split(test_size=share, seed=seed, stratify_by_column=stratify)
-    if common is dataset:
-        return parts["train"], parts["test"]
-    return concatenate_datasets([parts["train"], dataset.select(np.flatnonzero(is_alone))]), parts["test"]
+    rows, alone, stratify = np.arange(len(dataset)), np.empty(0, int), None
+    if find_problem_type(dataset.features["label"]) == SINGLE_LABEL:
+        labels = np.array(dataset["label"][:])
+        is_alone = np.bincount(labels)[labels] == 1
+        if not is_alone.all():
+            rows, alone = rows[~is_alone], rows[is_alone]
+        smaller_part = min(share, 1 - share) * len(rows)
+        if smaller_part >= len(np.unique(labels[rows])):
+            stratify = labels[rows]
+    train, validation = train_test_split(rows, test_size=share, random_state=seed, stratify=stratify)
+    return dataset.select(np.concatenate([train, alone])), dataset.select(validation)
 
 
 def _prepare_stream(splits: dict, limits: dict[str, int | None], seed: int) -> IterableDatasetDict:

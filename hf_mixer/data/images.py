@@ -30,26 +30,34 @@ def find_images(folder: str | os.PathLike) -> list[Path]:
     Return the image files in `folder` and below it, sorted; hidden files and folders and other types are left out. Links
     are followed.
     """
-    return scan_images(folder)[0]
+    return [Path(path) for path in scan_images(folder)[0]]
 
 
-def scan_images(folder: str | os.PathLike) -> tuple[list[Path], Counter[str]]:
+def scan_images(folder: str | os.PathLike) -> tuple[list[str], Counter[str]]:
     """Return the same as `find_images`, and how many other files there are of each suffix, such as `.txt`."""
-    images: list[Path] = []
+    images: list[str] = []
     others: Counter[str] = Counter()
     for path in walk_files(folder):
         if is_image_name(path):
-            images.append(Path(path))
+            images.append(path)
         else:
             others[os.path.splitext(path)[1].lower()] += 1
-    return sorted(images), others
+    return sorted(images, key=lambda path: path.split(os.sep)), others
 
 
 def walk_files(folder: str | os.PathLike) -> Iterator[str]:
-    """Give the files in `folder` and below it, without hidden files and folders."""
+    """Give the files in `folder` and below it, without hidden files and folders. Links are followed, but not upwards."""
     for directory, folders, names in os.walk(os.fspath(folder), followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".") and not _leads_upwards(directory, name)]
         yield from (os.path.join(directory, name) for name in names if not name.startswith("."))
+
+
+def _leads_upwards(directory: str, name: str) -> bool:
+    path = os.path.join(directory, name)
+    if not os.path.islink(path):
+        return False
+    target = os.path.realpath(path)
+    return os.path.commonpath([os.path.realpath(directory), target]) == target
 
 
 def is_image_name(path: str | os.PathLike) -> bool:

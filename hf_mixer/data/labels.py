@@ -28,7 +28,10 @@ NUMBERS = List(Value("float32"))
 # So many different strings that are all fractions are no classes
 MAX_NUMBER_CLASSES = 20
 BY_INDEX = "--match_labels_by_index"
-NO_STREAM_NAMES = "the labels of a streamed data set have to be classes with names, or numbers: leave out --streaming"
+NO_STREAM_NAMES = (
+    "the labels of a streamed data set have to be classes with names, or numbers (if they are integers: --problem_type "
+    "regression). Else leave out --streaming"
+)
 
 
 def find_problem_type(feature: Any) -> str:
@@ -68,6 +71,8 @@ def choose_problem_type(feature: Any, problem_type: str | None = None, column: s
         ("floats", True): (REGRESSION, MULTI_LABEL),
     }
     fitting = fitting_by_kind.get((kind, is_list))
+    if feature == Value("null"):
+        raise ValueError(f"no image has a label: the column {column!r} is empty")
     if fitting is None:
         raise ValueError(f"the column {column!r} holds no classes, integers, numbers, strings or lists of them")
     if problem_type is None:
@@ -211,7 +216,8 @@ def encode_labels(dataset, encode: Callable, feature: Any):
 
 
 def _encode_example(example: dict, encode: Callable) -> dict:
-    return {**example, "label": encode(example["label"])}
+    label = encode(example["label"])
+    return {**example, "label": label.tolist() if isinstance(label, np.ndarray) else label}
 
 
 def prepare_labels(dataset: dict, problem_type: str, columns: Sequence[str]) -> tuple[dict, list[str]]:

@@ -31,6 +31,7 @@ SPLIT_FOLDERS = {
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 # Columns of a CSV list that hold the files
 PATH_COLUMNS = ("path", "file_name", "image")
+CSV_QUOTES = 'A cell with commas or quotes needs quotes around it, and two for each in it: "[""cat"",""dog""]"'
 # With more images that cannot be read, something is wrong with the data
 MAX_UNREADABLE_SHARE = 0.1
 # A stream of local files has at most so many parts, which processes and workers share out
@@ -86,6 +87,10 @@ def read_folder(folder: Path, may_lack_labels: bool = False) -> ImageTable:
         `ValueError`: the folder does not exist, holds no images, has an empty class folder, or metadata that cannot be
         read.
     """
+    if folder.is_file():
+        raise ValueError(
+            f"{folder} is a file, not a folder: give lists in CSV as --train_file, --validation_file or --eval_file"
+        )
     if not folder.is_dir():
         raise ValueError(f"the folder {folder} does not exist")
     metadata = sorted(Path(path) for path in walk_files(folder) if _is_metadata(path))
@@ -109,7 +114,7 @@ def _read_class_folders(folder: Path, may_lack_labels: bool) -> ImageTable:
         names = shorten([path.name for path in loose], 3)
         logger.warning(f"Left out {len(loose)} images that lie beside the class folders in {folder}: {names}")
 
-    images: list[Path] = []
+    images: list[str] = []
     labels: list[int] = []
     others: Counter[str] = Counter()
     for label, class_folder in enumerate(classes):
@@ -188,7 +193,7 @@ def _read_metadata(folder: Path, files: Sequence[Path]) -> ImageTable:
     features = None
     if files[0].suffix == ".parquet":
         features = Features.from_arrow_schema(pyarrow.parquet.read_schema(files[0]))
-        features = Features({name: feature for name, feature in features.items() if name in (rows[0] if rows else ())})
+        features = Features({name: feature for name, feature in features.items() if name in rows[0]})
     columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
     return _build_table(paths, columns, features, places)
 
@@ -206,17 +211,19 @@ def _read_csv(file: Path) -> tuple[list[dict], list[str]]:
     try:
         with open(file, encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines, skipinitialspace=True, strict=True)
+            columns = list(reader.fieldnames or ())
+            if len(set(columns)) < len(columns):
+                raise ValueError(f"{file} has several columns of the same name: {shorten(columns)}")
             for row in reader:
                 place = f"line {reader.line_num} of {file}"
                 if None in row or None in row.values():
-                    raise ValueError(
-                        f"{place} does not have the {len(reader.fieldnames or ())} cells that the first line names: a cell with "
-                        "a comma needs quotes"
-                    )
+                    raise ValueError(f"{place} does not have the {len(columns)} cells of the first line. {CSV_QUOTES}")
                 rows.append(row)
                 places.append(place)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"cannot read {file} as CSV in UTF-8: {getattr(error, 'strerror', None) or error}") from error
+    except csv.Error as error:
+        raise ValueError(f"cannot read {file} as CSV after line {reader.line_num}: {error}. {CSV_QUOTES}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {file} as UTF-8: {getattr(error, 'strerror', None) or error}") from error
     if not rows:
         raise ValueError(f"{file} lists no images")
     return rows, places
@@ -296,8 +303,10 @@ def _build_table(
         features = Features({**image_features, **(features or Dataset.from_dict(columns).features)})
         images = {name: [str(path) for path in column] for name, column in paths.items()}
         dataset = Dataset.from_dict({**images, **columns}, features=features)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the name of a file is not in UTF-8, rename it: {os.fsencode(error.object)!r}") from error
     except pyarrow.ArrowException as error:
-        where = places[0].split(" of ", 1)[1] if places else "the data"
+        where = places[0].split(" of ", 1)[-1] if places else "the data"
         raise ValueError(f"a column of {where} holds values of different types: {error}") from error
     return ImageTable(dataset, next(iter(paths)), places)
 
@@ -336,14 +345,15 @@ def check_files(table: ImageTable) -> None:
             raise ValueError(f"no such image: {path['path']} ({place})")
 
 
-def to_stream(dataset: Dataset, split: str, mix: bool) -> IterableDataset:
+def to_stream(table: ImageTable, split: str, mix: bool) -> IterableDataset:
     """
-    Return a stream that knows its number of images, in parts for processes and workers to share out. To `mix` puts the
+    Return the files as a stream that knows its number of images, in parts for processes and workers to share out. To `mix` puts the
     images in one other order, so that neighbours are not of the same class.
     """
+    dataset = table.dataset
     if mix:
-        dataset = dataset.shuffle(seed=0).flatten_indices()
+        dataset = Dataset.from_dict(dataset.shuffle(seed=0)[:], features=dataset.features)
     num_shards = min(MAX_SHARDS, 2 ** (max(len(dataset), 1).bit_length() - 1))
     stream = dataset.to_iterable_dataset(num_shards)
     stream.info.splits = SplitDict({split: SplitInfo(split, num_examples=len(dataset))})
-    return stream
+    return stream.cast_column(table.image_column, ImageFeature())

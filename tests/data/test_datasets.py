@@ -88,9 +88,9 @@ def test_what_cannot_be_read_in_a_folder_is_named(tmp_path):
     ("arguments", "message"),
     [
         ({"train_dir": "missing"}, "missing does not exist"),
-        ({"validation_dir": "missing"}, "validation_dir needs train_dir"),
-        ({"dataset_name": "a", "train_dir": "b"}, "either dataset_name or train_dir"),
-        ({"streaming": True}, "streaming needs dataset_name or train_dir"),
+        ({"validation_dir": "missing"}, "--validation_dir and --validation_file need --train_dir"),
+        ({"dataset_name": "a", "train_dir": "b"}, "either --dataset_name or --train_dir"),
+        ({"streaming": True}, "--streaming needs --dataset_name, --train_dir"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):
@@ -116,9 +116,9 @@ def test_folders_to_evaluate_on(tmp_path):
     dataset, split = load_evaluation_dataset(str(tmp_path))
     assert (len(dataset), split) == (4, "test")
     assert len(load_evaluation_dataset(eval_dir=str(tmp_path / "testing"))[0]) == 4
-    with pytest.raises(ValueError, match="give it as eval_dir"):
+    with pytest.raises(ValueError, match="give it as --eval_dir"):
         load_evaluation_dataset(str(tmp_path / "testing"))
-    with pytest.raises(ValueError, match="neither dataset_name nor split"):
+    with pytest.raises(ValueError, match="neither --dataset_name nor --split"):
         load_evaluation_dataset(str(tmp_path), eval_dir=str(tmp_path / "testing"))
 
 
@@ -144,7 +144,7 @@ def test_label_names_come_from_the_data(labels, feature, names, encoded):
         ([0, 0, 0], ClassLabel(names=["x", "y"]), "at least two classes, got 1"),
         (["a", "b", None], Value("string"), "images of the split 'train' have no label"),
         ([0, 1, -1], CAT_OR_DOG, "images of the split 'train' have no label"),
-        ([0.5, 1.0, 0.5], Value("float32"), "'label' holds no classes, integers or strings"),
+        ([0.5, float("nan"), 0.5], Value("float32"), r"'train' have no label \(row 1\)"),
     ],
 )
 def test_bad_labels_are_refused(labels, feature, message):
@@ -152,7 +152,7 @@ def test_bad_labels_are_refused(labels, feature, message):
     with pytest.raises(ValueError, match=message):
         prepare_image_dataset(dataset)
     if "two classes" not in message:
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match="have no label"):
             check_labels(select_image_columns(dataset["train"]), "train")
 
 
@@ -167,16 +167,16 @@ def test_a_test_split_may_lack_labels():
 
 def test_missing_columns_are_named():
     dataset = make_dataset([0, 1], Value("int64"), columns=("picture", "class"))
-    with pytest.raises(ValueError, match=r"no column 'label'.*label_column_name one of picture, class"):
+    with pytest.raises(ValueError, match=r"no column 'label'.*--label_column_name one of picture, class"):
         prepare_image_dataset(dataset)
-    with pytest.raises(ValueError, match=r"no column 'img'.*image_column_name one of picture, class"):
-        prepare_image_dataset(dataset, image_column_name="img")
+    with pytest.raises(ValueError, match=r"no column 'img'.*--image_column_name one of picture, class"):
+        prepare_image_dataset(dataset, image_column_name="img", label_column_name="class")
 
 
 def test_validation_labels_that_training_lacks_are_named():
     dataset = make_dataset(["a", "b"], Value("string"))
     dataset["validation"] = make_dataset(["a", "c"], Value("string"))["train"]
-    with pytest.raises(ValueError, match=r"the training data does not have: \['c'\] in the split 'validation'"):
+    with pytest.raises(ValueError, match=r"the training data does not have: 'c' in the split 'validation'"):
         prepare_image_dataset(dataset)
 
 
@@ -186,7 +186,7 @@ def test_the_split_keeps_the_proportions_of_the_classes():
     assert np.bincount(prepared["validation"]["label"]).tolist() == [8, 2]
     again, _ = prepare_image_dataset(dataset, train_val_split=0.1, seed=3)
     assert again["validation"]["image"][:] == prepared["validation"]["image"][:]
-    with pytest.raises(ValueError, match=r"train_val_split=0 is not in \(0, 1\)"):
+    with pytest.raises(ValueError, match="--train_val_split 0 is not between 0 and 1"):
         prepare_image_dataset(dataset, train_val_split=0)
 
 
