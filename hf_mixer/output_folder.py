@@ -11,12 +11,16 @@ import json
 import logging
 import os
 import socket
+import sys
 import textwrap
+import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from .utils import hide_tokens
 
@@ -101,6 +105,32 @@ def lock_output_dir(folder: str | os.PathLike, command: str, rank: int = 0, worl
     return OutputFolderLock(Path(folder), command, rank, world_size)
 
 
+def lock_output_dir_together(folder: str | os.PathLike, command: str) -> "OutputFolderLock":
+    """
+    Lock an output folder in all processes of a distributed run, which wait here for each other. It works in a run of one
+    process as well.
+
+    Raises:
+        `ValueError`: in rank 0, which does not get the folder; see [`lock_output_dir`]. All others end with exit code 1.
+    """
+    state = PartialState()
+    process = (state.process_index, state.num_processes)
+    is_locked = [False]
+    try:
+        if state.is_main_process:
+            lock = lock_output_dir(folder, command, *process)
+            is_locked = [True]
+    finally:
+        broadcast_object_list(is_locked)
+    if state.is_main_process:
+        return lock
+    if not is_locked[0]:
+        # A launcher ends all processes when the first one ends, and rank 0 is to say why
+        time.sleep(1)
+        sys.exit(1)
+    return lock_output_dir(folder, command, *process)
+
+
 class OutputFolderLock:
     """
     The lock that [`lock_output_dir`] takes. It ends with `release`, with a `with` block, or with the process.
@@ -115,8 +145,7 @@ class OutputFolderLock:
         self.folder, self.rank, self.path = folder, rank, folder / LOCK_NAME
         self.created = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
-        self.descriptor: int | None = self.open()
-        write_record(self.descriptor, rank, command, world_size)
+        self.descriptor: int | None = self.open(describe_process(command, world_size))
 
     def __enter__(self) -> "OutputFolderLock":
         return self
@@ -124,13 +153,15 @@ class OutputFolderLock:
     def __exit__(self, *exception) -> None:
         self.release()
 
-    def open(self) -> int:
-        """Return a descriptor of the lock file, in which the byte of this process is locked."""
+    def open(self, record: dict[str, Any]) -> int:
+        """Return a descriptor of the lock file, in which this process has locked its byte and left its record."""
         while True:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
-                self.acquire(descriptor)
+                is_locked = self.acquire(descriptor)
                 if is_same_file(descriptor, self.path):
+                    if is_locked:
+                        write_record(descriptor, self.rank, record)
                     return descriptor
             except BaseException:
                 os.close(descriptor)
@@ -138,8 +169,11 @@ class OutputFolderLock:
             # The last process of another run removed the file before it was locked
             os.close(descriptor)
 
-    def acquire(self, descriptor: int) -> None:
-        """Lock the byte of this process. As rank 0, refuse the folder where another process has locked any byte."""
+    def acquire(self, descriptor: int) -> bool:
+        """
+        Lock the byte of this process, and return whether it could. As rank 0, refuse the folder where another process has
+        locked any byte.
+        """
         try:
             is_free = try_lock(descriptor, self.rank)
             if self.rank == 0 and is_free:
@@ -150,9 +184,10 @@ class OutputFolderLock:
                     unlock(descriptor, 0)
         except OSError as error:
             logger.warning(f"{self.folder} cannot be locked ({error.strerror}): see that no other run writes to it.")
-            return
+            return False
         if self.rank == 0 and not is_free:
             raise ValueError(f"output_dir {self.folder} is {describe_owners(descriptor)}")
+        return is_free
 
     def release(self) -> None:
         """Give the folder back. The last process of a run removes the lock file, and a folder that it made in vain."""
@@ -203,15 +238,19 @@ def is_same_file(descriptor: int, path: Path) -> bool:
     return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
 
 
-def write_record(descriptor: int, rank: int, command: str, world_size: int) -> None:
-    """Write down who this process is, as rank 0 in place of all records that are there."""
-    record = {
+def describe_process(command: str, world_size: int) -> dict[str, Any]:
+    """Return what others need to know of this process."""
+    return {
         "pid": os.getpid(),
         "host": socket.gethostname(),
         "since": datetime.now().isoformat(" ", "seconds"),
         "command": textwrap.shorten(hide_tokens(command), COMMAND_LENGTH, placeholder=" ..."),
         "launcher": os.getppid() if world_size > 1 else None,
     }
+
+
+def write_record(descriptor: int, rank: int, record: dict[str, Any]) -> None:
+    """Write the record of a process down, as that of rank 0 in place of all that are there."""
     if rank == 0:
         os.ftruncate(descriptor, 0)
     os.lseek(descriptor, rank * RECORD_SIZE, os.SEEK_SET)

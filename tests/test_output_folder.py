@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
-from hf_mixer.output_folder import LOCK_NAME, lock_output_dir, refuse_foreign_files
+from hf_mixer.output_folder import LOCK_NAME, lock_output_dir, lock_output_dir_together, refuse_foreign_files
 
 
 FORK = multiprocessing.get_context("fork")
@@ -143,3 +143,11 @@ def test_files_that_no_run_writes_may_stay(tmp_path):
         (tmp_path / name).touch()
     refuse_foreign_files(tmp_path)
     refuse_foreign_files(tmp_path / "missing")
+
+
+def test_a_run_of_one_process_needs_no_launcher(tmp_path):
+    with owner_of(tmp_path) as (_, pid, _):
+        with pytest.raises(ValueError, match=f"is in use by process {pid} "):
+            lock_output_dir_together(tmp_path, "hf-mixer train")
+    with lock_output_dir_together(tmp_path, "hf-mixer train"):
+        assert (tmp_path / LOCK_NAME).exists()

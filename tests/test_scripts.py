@@ -1,6 +1,7 @@
 """The scripts that are no commands."""
 
 import json
+import re
 import runpy
 import sys
 
@@ -72,3 +73,20 @@ def test_contact_sheet_marks_wrong_predictions(tmp_path):
             red.append(sum(pixel[0] > 200 and pixel[1] < 100 for pixel in sheet.convert("RGB").get_flattened_data()))
     assert red[0] == 0
     assert red[1] > 10
+
+
+def test_uv_finds_the_package_of_a_clone_and_that_of_a_job():
+    tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
+    path = ROOT / "scripts" / "train.py"
+    lines = re.search(r"(?m)^# /// script$\n((?:^#.*$\n)+?)^# ///$", path.read_text())[1].splitlines()
+    header = tomllib.loads("\n".join(line[2:] for line in lines))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+    assert f"{project['name']}[train]" in header["dependencies"]
+    assert header["requires-python"] == project["requires-python"]
+    assert (path.parent / header["tool"]["uv"]["sources"]["hf_mixer"]["path"]).resolve() == ROOT
+    # In a job, the script is alone with the wheels
+    job = header["tool"]["hf-jobs"]
+    assert job["env"]["UV_NO_SOURCES"] == "1"
+    assert job["volumes"] == [f"dist:{job['env']['UV_FIND_LINKS']}"]
+    assert job["secrets"] == ["HF_TOKEN"]

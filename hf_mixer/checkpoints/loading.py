@@ -10,7 +10,12 @@ from huggingface_hub.errors import StrictDataclassError
 
 from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
-from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, is_torchvision_available
+from transformers.utils import (
+    CONFIG_NAME,
+    IMAGE_PROCESSOR_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    is_torchvision_available,
+)
 
 from ..configuration_mixer import MixerConfig, to_pair
 from ..image_processing_mixer import MixerImageProcessor
@@ -154,7 +159,10 @@ def load_own_folder(
         raise ValueError(
             f"{path} holds no classifier: pass `num_labels` to start one, 0 for none, or another `model_class`"
         )
-    return model, AutoImageProcessor.from_pretrained(folder)
+    try:
+        return model, AutoImageProcessor.from_pretrained(folder)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder / IMAGE_PROCESSOR_NAME} describes no image processor: {error}") from error
 
 
 def check_own_folder(folder: Path) -> None:
@@ -169,7 +177,9 @@ def check_own_folder(folder: Path) -> None:
             "comes from, or save an image processor there with `save_pretrained`"
         )
     read_json(folder / IMAGE_PROCESSOR_NAME)
-    for file in sorted(folder.glob("*.safetensors")):
+    if (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
+        read_json(folder / SAFE_WEIGHTS_INDEX_NAME)
+    for file in sorted(folder.glob("model*.safetensors")):
         with open_safetensors(file):
             pass
 

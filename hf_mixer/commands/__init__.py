@@ -7,6 +7,7 @@ that returned, and `main(arguments=None)`, which does both. What takes long to i
 """
 
 import importlib
+import importlib.metadata
 import sys
 
 
@@ -21,7 +22,8 @@ COMMANDS = {
 }
 USAGE = """usage: hf-mixer COMMAND ...
 
-MLP-Mixer for the Hugging Face ecosystem. `hf-mixer COMMAND --help` says more.
+MLP-Mixer for the Hugging Face ecosystem. `hf-mixer COMMAND --help` says more,
+`hf-mixer --version` which release this is.
 
 commands:"""
 
@@ -39,6 +41,9 @@ def read_command(arguments: list[str]):
         for command, summary in COMMANDS.items():
             print(f"  {command:<10} {summary}")
         sys.exit(0 if arguments else 2)
+    if name == "--version":
+        print(f"hf_mixer {importlib.metadata.version('hf_mixer')}")
+        sys.exit()
     if name not in COMMANDS:
         sys.exit(f"error: hf-mixer has no command {name!r}: expected one of {', '.join(COMMANDS)}")
     # argparse and HfArgumentParser name the program after this

@@ -173,6 +173,8 @@ def cut_off(path):
         ("config.json", change_json(patch_size=7), r"describes no MLP-Mixer: [\s\S]* divisible by patch_size=7"),
         ("config.json", lambda path: path.unlink(), "copy its config.json"),
         ("preprocessor_config.json", cut_off, "is not valid JSON"),
+        ("preprocessor_config.json", change_json(size="large"), "describes no image processor: .*large"),
+        ("model.safetensors.index.json", lambda path: path.write_text("{"), "is not valid JSON"),
         ("preprocessor_config.json", lambda path: path.unlink(), "the settings of its image processor"),
     ],
 )

@@ -1,5 +1,6 @@
 """`hf-mixer` answers before torch is imported, and the scripts are the same commands."""
 
+import importlib.metadata
 import runpy
 import subprocess
 import sys
@@ -28,6 +29,11 @@ def test_help_names_every_command_without_torch():
     assert result.returncode == 0, result.stderr
     for command, summary in COMMANDS.items():
         assert f"  {command:<10} {summary}\n" in result.stdout
+
+
+def test_the_version_is_told_without_torch():
+    result = hf_mixer("--version", without=HEAVY)
+    assert result.stdout == f"hf_mixer {importlib.metadata.version('hf_mixer')}\n", result.stderr
 
 
 # `train` takes the arguments of transformers' `TrainingArguments`, and needs torch for its help
