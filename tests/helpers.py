@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Features
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 from safetensors.numpy import load_file
@@ -119,7 +119,27 @@ def make_transform() -> ImageTransform:
     return ImageTransform(processor, do_rescale=False, do_normalize=False)
 
 
-def make_trainer(output_dir, dropout: float = 0.0, train_dataset=None, callbacks=None, **arguments) -> MixerTrainer:
+def make_labelled_images(count: int, problem_type: str, seed: int = 0) -> Dataset:
+    """The images of `make_images`, with several labels each that are seen in them, or two numbers of different scales."""
+    images = make_images(count, seed)
+    if problem_type == "single_label_classification":
+        return images
+    shades = np.array(images["label"])
+    if problem_type == "multi_label_classification":
+        labels, kind = np.stack([shades > 0, shades > 1, np.arange(count) % 7 == 0], axis=1), "bool"
+    else:
+        labels, kind = np.stack([1000 + 50 * shades, 0.01 * shades - 0.05], axis=1), "float32"
+    return images.remove_columns("label").add_column("label", labels.tolist(), feature=List(Value(kind)))
+
+
+def make_trainer(
+    output_dir,
+    dropout: float = 0.0,
+    train_dataset=None,
+    callbacks=None,
+    problem_type: str = "single_label_classification",
+    **arguments,
+) -> MixerTrainer:
     torch.manual_seed(0)
     config = MixerConfig(
         image_size=16,
@@ -128,7 +148,8 @@ def make_trainer(output_dir, dropout: float = 0.0, train_dataset=None, callbacks
         num_hidden_layers=2,
         token_mlp_dim=8,
         channel_mlp_dim=32,
-        num_labels=3,
+        num_labels=2 if problem_type == "regression" else 3,
+        problem_type=problem_type,
         hidden_dropout_prob=dropout,
         drop_path_rate=dropout,
     )
@@ -143,16 +164,18 @@ def make_trainer(output_dir, dropout: float = 0.0, train_dataset=None, callbacks
         "cache_images": "memory",
     }
     args = MixerTrainingArguments(str(output_dir), **{**defaults, **arguments})
-    transform = make_transform()
+    images, transform = make_labelled_images(NUM_IMAGES, problem_type), make_transform()
+    has_classes = problem_type == "single_label_classification"
     return MixerTrainer(
         MixerForImageClassification(config),
         args,
         MixerImageProcessorPil(size={"height": 16, "width": 16}),
-        train_dataset=train_dataset or CachedImages(make_images(NUM_IMAGES), transform),
-        eval_dataset=CachedImages(make_images(NUM_EVAL_IMAGES, seed=1), transform),
+        train_dataset=train_dataset or CachedImages(images, transform),
+        eval_dataset=CachedImages(make_labelled_images(NUM_EVAL_IMAGES, problem_type, seed=1), transform),
         data_collator=collate_images,
-        compute_metrics=lambda prediction: {"count": len(prediction.label_ids)},
+        train_labels=np.array(images["label"]) if train_dataset is None else None,
         callbacks=callbacks,
+        **({"compute_metrics": lambda prediction: {"count": len(prediction.label_ids)}} if has_classes else {}),
     )
 
 

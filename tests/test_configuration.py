@@ -145,3 +145,18 @@ def test_wrong_type_in_config_json(tmp_path):
     path.write_text(path.read_text().replace('"hidden_size": 512', '"hidden_size": "512"'))
     with pytest.raises(StrictDataclassError, match=r"(?s)'hidden_size'.*expected int, got str"):
         MixerConfig.from_pretrained(tmp_path)
+
+
+def test_thresholds_of_labels_are_saved_and_fit_the_labels(tmp_path):
+    MixerConfig(
+        num_labels=3, problem_type="multi_label_classification", label_thresholds=[0.1, 0.5, 1]
+    ).save_pretrained(tmp_path)
+    assert MixerConfig.from_pretrained(tmp_path).label_thresholds == [0.1, 0.5, 1]
+    # A model that gets other labels starts without any
+    assert MixerConfig.from_pretrained(tmp_path, num_labels=5).label_thresholds is None
+    for thresholds, message in (
+        ([0.1], "one probability for each of 3 labels, got 1"),
+        ([0.1, 0.2, 2.0], "in .0, 1."),
+    ):
+        with pytest.raises(StrictDataclassError, match=message):
+            MixerConfig(num_labels=3, label_thresholds=thresholds)

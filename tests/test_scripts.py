@@ -44,7 +44,9 @@ def test_a_model_folder_holds_weights_settings_card_and_pictures_but_no_code(tmp
         "config.json",
         "confusion_matrix.png",
         "evaluation.json",
+        "mistakes.png",
         "model.safetensors",
+        "per_class.png",
         "preprocessor_config.json",
         "training_curves.png",
     ]

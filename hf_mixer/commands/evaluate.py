@@ -152,29 +152,30 @@ def load_model(arguments: argparse.Namespace, image_size: int | None = None):
 
 
 def load_images(arguments: argparse.Namespace):
-    """Return the images with their labels as the data has them, and the name of their split."""
-    from ..data.datasets import load_evaluation_dataset, select_image_columns
+    """Return the data as it is, and the name of its split."""
+    from ..data.datasets import load_evaluation_dataset
 
-    dataset, split = load_evaluation_dataset(
+    return load_evaluation_dataset(
         arguments.dataset_name,
         arguments.dataset_config_name,
         arguments.eval_dir,
         arguments.split,
         eval_file=arguments.eval_file,
+        image_column_name=arguments.image_column_name,
         cache_dir=arguments.cache_dir,
         token=arguments.token,
     )
+
+
+def prepare_images(arguments: argparse.Namespace, config, dataset, split: str):
+    """Return the images to evaluate on, with their labels as the model needs them."""
+    from ..data.datasets import draw_images, select_image_columns
+    from ..data.labels import check_labels, problem_type_of, use_model_labels
+
     columns = arguments.label_column_name
     if columns is not None and len(columns) == 1:
         columns = columns[0]
-    return select_image_columns(dataset, arguments.image_column_name, columns), split
-
-
-def prepare_labels(arguments: argparse.Namespace, config, dataset, split: str):
-    """Return the images to evaluate on, with their labels as the model needs them."""
-    from ..data.datasets import draw_images
-    from ..data.labels import check_labels, use_model_labels
-
+    dataset = select_image_columns(dataset, arguments.image_column_name, columns, problem_type_of(config))
     dataset = use_model_labels(dataset, config, arguments.match_labels_by_index)
     check_labels(dataset, split)
     return draw_images(dataset, arguments.max_eval_samples, SEED)
@@ -190,7 +191,7 @@ def measure(arguments: argparse.Namespace, accelerator, model, transform, datase
     if num_workers is None:
         # On the CPU they would only take time from the model
         num_workers = 0 if accelerator.device.type == "cpu" else default_num_workers()
-    thresholds = getattr(model.config, "label_thresholds", None)
+    thresholds = model.config.label_thresholds
     if arguments.label_threshold is not None:
         thresholds = [arguments.label_threshold] * model.config.num_labels
     reference = None
@@ -206,7 +207,7 @@ def evaluate(arguments: argparse.Namespace, accelerator) -> None:
     """Evaluate the model as it is, and write the results."""
     from ..data.images import ImageConversion, ImageTransform
     from ..evaluation.pictures import save_pictures
-    from ..evaluation.results import check_replaceable, read_training_data, write_results
+    from ..evaluation.results import check_replaceable, find_home, read_training_data, write_results
     from ..utils import describe_hardware, find_output_dir, library_versions
 
     output_dir = find_output_dir(arguments.model, arguments.output_dir)
@@ -215,7 +216,7 @@ def evaluate(arguments: argparse.Namespace, accelerator) -> None:
     measured_on = {"name": name_data(arguments, trained_on), "config": arguments.dataset_config_name}
     measured_on["split"] = arguments.split
     # The results of a model are in its own folder
-    owner = trained_on if output_dir.resolve() == Path(arguments.model).resolve() else {}
+    owner = trained_on if output_dir.resolve() == find_home(arguments.model).resolve() else {}
     check_replaceable(output_dir, measured_on, owner, arguments.overwrite)
     with accelerator.main_process_first():  # one process downloads, the others find it done
         images, measured_on["split"] = load_images(arguments)
@@ -223,7 +224,7 @@ def evaluate(arguments: argparse.Namespace, accelerator) -> None:
             measured_on["max_eval_samples"] = arguments.max_eval_samples
         check_replaceable(output_dir, measured_on, owner, arguments.overwrite)
         model, image_processor = load_model(arguments)
-        dataset = prepare_labels(arguments, model.config, images, measured_on["split"])
+        dataset = prepare_images(arguments, model.config, images, measured_on["split"])
     output_dir.mkdir(parents=True, exist_ok=True)  # before the work whose results it holds
     if accelerator.is_main_process:
         warn_of_conversion(trained_on, conversion, dataset)
@@ -295,7 +296,7 @@ def evaluate_sizes(arguments: argparse.Namespace, accelerator) -> None:
         for size in arguments.image_size:
             if any(size % patch for patch in to_pair(config.patch_size)):
                 raise ValueError(f"--image_size {size} is no multiple of the model's patch_size={config.patch_size}")
-        dataset = prepare_labels(arguments, config, *load_images(arguments))
+        dataset = prepare_images(arguments, config, *load_images(arguments))
     for size in (None, *arguments.image_size):
         model, image_processor = load_model(arguments, size)
         results, _ = measure(arguments, accelerator, model, ImageTransform(image_processor, conversion), dataset)

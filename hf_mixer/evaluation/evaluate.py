@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..data.images import collate_images
-from ..data.labels import problem_type_of
+from ..data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, problem_type_of
 from ..data.loaders import NamedRows
 from .metrics import (
     calibration_bins,
@@ -104,11 +104,11 @@ def score_batch(problem_type: str, logits: torch.Tensor, labels: torch.Tensor) -
         `(batch_size, num_labels)`, and of shape `(batch_size,)` `finite` and `losses`: the mean over the labels of the
         binary cross-entropy, in nats, or of the squared error.
     """
-    if problem_type == "single_label_classification":
+    if problem_type == SINGLE_LABEL:
         return score_logits(logits, labels)
     logits = logits.float()
     labels = labels.float().reshape(logits.shape)
-    loss_function = F.mse_loss if problem_type == "regression" else F.binary_cross_entropy_with_logits
+    loss_function = F.mse_loss if problem_type == REGRESSION else F.binary_cross_entropy_with_logits
     return {
         "labels": labels,
         "logits": logits,
@@ -140,7 +140,8 @@ def evaluate_model(
 
         - `problem_type`, the metrics that `METRICS` lists for it, and `loss`, the mean of the images' losses;
         - `per_class`: one entry for every label or output, see `per_class_scores`, `judge_labels` and `judge_outputs`;
-        - `mistakes`: the most confident ones, or the largest errors, at most 24;
+        - `mistakes`: the most confident ones, or the largest errors, at most 24, each with the place of its `image` in
+          `dataset`;
         - `images_per_second`: reading and decoding included.
 
         For a single label per image also:
@@ -157,9 +158,9 @@ def evaluate_model(
 
     problem_type = problem_type_of(model.config)
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    if problem_type == "single_label_classification":
+    if problem_type == SINGLE_LABEL:
         judged = judge_classes(scores, names)
-    elif problem_type == "multi_label_classification":
+    elif problem_type == MULTI_LABEL:
         judged = judge_labels(scores, names, thresholds)
     else:
         judged = judge_outputs(scores, names)

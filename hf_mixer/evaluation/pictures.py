@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from .plots import (
     MAX_LABELS_WITH_NAMES,
     save_calibration,
@@ -42,7 +43,7 @@ def save_pictures(
     names = [entry["label"] for entry in per_class]
     problem_type = results["problem_type"]
     drawn = []
-    if problem_type == "single_label_classification":
+    if problem_type == SINGLE_LABEL:
         if len(names) <= MAX_LABELS_WITH_NAMES:
             drawn.append("confusion_matrix.png")
             save_confusion_matrix(folder / drawn[-1], results["confusion_matrix"], names)
@@ -51,20 +52,20 @@ def save_pictures(
             save_confused_pairs(folder / drawn[-1], results["confused_pairs"], len(names))
         drawn.append("calibration.png")
         save_calibration(folder / drawn[-1], results["calibration"], results["ece"])
-    if problem_type == "regression":
+    if problem_type == REGRESSION:
         drawn.append("regression.png")
         r2 = [entry["r2"] for entry in per_class]
         save_regression(folder / drawn[-1], scores["logits"], scores["labels"], names, r2)
     else:
         drawn.append("per_class.png")
         measures = {"accuracy": "accuracy"}
-        if problem_type == "multi_label_classification":
+        if problem_type == MULTI_LABEL:
             measures = {"average_precision": "average precision", "f1": "F1"}
         shares = {title: [entry[key] for entry in per_class] for key, title in measures.items()}
         save_per_class(folder / drawn[-1], names, [entry["num_images"] for entry in per_class], shares)
     if results["mistakes"]:
         drawn.append("mistakes.png")
-        title = "Largest errors" if problem_type == "regression" else "Most confident mistakes"
+        title = "Largest errors" if problem_type == REGRESSION else "Most confident mistakes"
         images = [read_image(mistake["image"]) for mistake in results["mistakes"]]
         captions = [describe_mistake(mistake) for mistake in results["mistakes"]]
         save_mistakes(folder / drawn[-1], images, captions, title)

@@ -186,13 +186,16 @@ def save_mistakes(
         title (`str`):
             What the images have in common.
     """
-    columns = min(6, max(len(images), 1))
-    rows = max(-(-len(images) // columns), 1)
-    tile, font_size = 1.35, 7
-    figure = Figure(figsize=(max(tile * columns, 4), (tile + 0.2) * rows + 0.4), layout="constrained")
-    figure.suptitle(title, fontsize=11)
-    with drawable([line for caption in captions for line in caption], longest=100) as lines:
-        lines = [fit_text(line, font_size, tile - 0.05) for line in lines]
+    # In inches: the edge of an image, and the widest column
+    edge, widest, font_size = 1.35, 2.4, 7
+    with drawable([line for caption in captions for line in caption]) as lines:
+        longest = max((text_width(line, font_size) for line in lines), default=0)
+        width = min(max(longest + 0.1, edge), widest)
+        columns = min(6 if width < 1.8 else 4, max(len(images), 1))
+        rows = max(-(-len(images) // columns), 1)
+        figure = Figure(figsize=(max(width * columns, 4), (edge + 0.2) * rows + 0.4), layout="constrained")
+        figure.suptitle(title, fontsize=11)
+        lines = [fit_text(line, font_size, width - 0.05) for line in lines]
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes in grid:
             axes.set_axis_off()

@@ -28,9 +28,14 @@ PICTURES = (
 FIRST_PICTURES = ("confusion_matrix.png", "calibration.png")
 
 
+def find_home(model: str | os.PathLike) -> Path:
+    """Return the folder of a model, which is given by that folder or by a file in it."""
+    return Path(model).parent if Path(model).is_file() else Path(model)
+
+
 def read_training_data(model: str | os.PathLike) -> dict[str, Any]:
     """Return what `training_run.json` in the folder of a model says of the data; nothing where there is no such file."""
-    path = Path(model, RUN_NAME)
+    path = find_home(model) / RUN_NAME
     return (read_json(path).get("dataset") or {}) if path.is_file() else {}
 
 

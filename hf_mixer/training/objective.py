@@ -3,8 +3,10 @@
 
 import numpy as np
 
-from ..data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from ..evaluation.metrics import METRICS
+from transformers import EvalPrediction
+
+from ..data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, problem_type_of
+from ..evaluation.metrics import METRICS, compute_metrics
 from .arguments import MixerTrainingArguments
 from .balance import balanced_class_weights
 from .losses import ClassificationLoss, ImageLoss, MultiLabelLoss, RegressionLoss
@@ -19,6 +21,7 @@ SPECIFIC_ARGUMENTS: dict[str, tuple[object, tuple[str, ...]]] = {
     "label_smoothing_factor": (0.0, (SINGLE_LABEL, MULTI_LABEL)),
     "class_weights": ("none", (SINGLE_LABEL, MULTI_LABEL)),
     "balanced_sampling": (False, (SINGLE_LABEL, MULTI_LABEL)),
+    "cutmix_alpha": (0.0, (SINGLE_LABEL, MULTI_LABEL)),
 }
 NEED_ALL_LABELS = ("class_weights", "balanced_sampling")
 
@@ -36,7 +39,7 @@ def check_arguments(args: MixerTrainingArguments, problem_type: str, has_train_l
             continue
         if problem_type not in problem_types:
             raise ValueError(
-                f"--{name} is for {' and '.join(problem_types)}, not for {problem_type}: leave out {value}"
+                f"--{name} is for {' and '.join(problem_types)}, not for {problem_type}: leave it out (got {value})"
             )
         if name in NEED_ALL_LABELS and not has_train_labels:
             raise ValueError(f"--{name} needs to know all labels before the training, and a stream does not tell them")
@@ -54,6 +57,12 @@ def check_metric(name: str | None, problem_type: str, num_labels: int) -> None:
         names.remove("top5_accuracy")
     if name is not None and name.removeprefix("eval_") not in names:
         raise ValueError(f"--metric_for_best_model has to be one of {', '.join(names)}, got {name!r}")
+
+
+def measure(config, prediction: EvalPrediction) -> dict[str, float]:
+    """Return the metrics that belong to the problem type of a model with this configuration."""
+    logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+    return compute_metrics(problem_type_of(config), logits, labels, config.label_thresholds)
 
 
 def build_loss(

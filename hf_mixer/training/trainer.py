@@ -3,8 +3,10 @@
 
 import itertools
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from transformers import EvalPrediction, TrainerState
+from transformers import TrainerState
 
 from ..data.images import ImageDataError
 from ..data.labels import MULTI_LABEL, REGRESSION, problem_type_of
 from ..data.loaders import StreamedImages
-from ..evaluation.metrics import best_thresholds, compute_metrics
+from ..evaluation.metrics import best_thresholds
 from ..utils import error_message
 from .arguments import BEST_F1, MixerTrainingArguments
 from .augmentation import BatchAugmentation, normalize_pixels
@@ -31,7 +33,7 @@ from .checkpointing import (
 )
 from .early_stopping import ResumableEarlyStopping
 from .ema import EmaCallback
-from .objective import build_loss, check_arguments, check_metric
+from .objective import build_loss, check_arguments, check_metric, measure
 from .optimization import parameter_groups
 from .regression import LabelScale
 
@@ -107,16 +109,20 @@ class MixerTrainer(SafeCheckpointTrainer):
         check_arguments(args, self.problem_type, train_labels is not None)
         if "compute_metrics" not in kwargs:
             check_metric(args.metric_for_best_model, self.problem_type, config.num_labels)
-            kwargs["compute_metrics"] = self.measure
+            # A method would keep the trainer, and the workers of its data loaders, alive
+            kwargs["compute_metrics"] = partial(measure, config)
         self.train_labels = train_labels
-        self.label_names = [config.id2label[index] for index in range(config.num_labels)]
+        self.class_names = [config.id2label[index] for index in range(config.num_labels)]
         self.label_scale: LabelScale | None = None
         if self.problem_type == REGRESSION and train_labels is not None:
-            self.label_scale = LabelScale.of(train_labels, self.label_names)
+            self.label_scale = LabelScale.of(train_labels, self.class_names)
         loss = build_loss(args, self.problem_type, config.num_labels, train_labels, self.label_scale)
         kwargs.setdefault("compute_loss_func", loss)
-        super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
-        self.check_optimizer()
+        with warnings.catch_warnings():
+            # It is for the loss of `Trainer`; ours smooths them
+            warnings.filterwarnings("ignore", "Label smoothing is not compatible with multi-label classification")
+            super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
+        self.check_setup()
         normalizes, rescales = processing_class.do_normalize, processing_class.do_rescale
         self.normalization: dict[str, Any] = {
             "mean": processing_class.image_mean if normalizes else 0.0,
@@ -150,8 +156,8 @@ class MixerTrainer(SafeCheckpointTrainer):
         self.write_card = write_card
         self.batch_in_step = (-1, 0)
 
-    def check_optimizer(self) -> None:
-        """Refuse an optimizer whose library is missing, and what the optimizer or the weights cannot do."""
+    def check_setup(self) -> None:
+        """Refuse an optimizer whose library is missing, thresholds without images, and labels that cannot be learned."""
         args = self.args
         try:
             self.get_optimizer_cls_and_kwargs(args, self.model)
@@ -192,7 +198,7 @@ class MixerTrainer(SafeCheckpointTrainer):
         is_balanced = args.balanced_sampling or args.class_weights != "none"
         if self.train_labels is None or self.problem_type == REGRESSION or is_balanced or not args.should_log:
             return
-        message = describe_imbalance(count_classes(self.train_labels, self.label_names))
+        message = describe_imbalance(count_classes(self.train_labels, self.class_names))
         if message is not None:
             logger.warning(message)
 
@@ -212,11 +218,6 @@ class MixerTrainer(SafeCheckpointTrainer):
         prediction = self.predict(self.eval_dataset)
         self.model.config.label_thresholds = best_thresholds(prediction.predictions, prediction.label_ids)
         return self.model.config.label_thresholds
-
-    def measure(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Return the metrics that belong to the problem type of the model."""
-        logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
-        return compute_metrics(self.problem_type, logits, labels, self.model.config.label_thresholds)
 
     def get_train_dataloader(self):
         args = self.args

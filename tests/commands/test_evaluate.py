@@ -1,4 +1,7 @@
+import csv
 import json
+import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -53,6 +56,12 @@ def expected_matrix(model_folder, photos):
     return matrix
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """For tests that do not look at the pictures, which take most of the time."""
+    monkeypatch.setattr("hf_mixer.evaluation.pictures.save_pictures", lambda *arguments: [])
+
+
 def evaluate(*arguments):
     main([str(argument) for argument in arguments])
 
@@ -66,13 +75,16 @@ def test_evaluate_writes_what_it_promises(dtype, model_folder, photos, expected_
     assert counts == {"ant": 4, "bee": 0, "cat": 0, "dog": 3, "eel": 0, "fox": 6}
     if dtype is None:
         assert result["confusion_matrix"] == expected_matrix
-        assert result["top1"] == pytest.approx(np.trace(expected_matrix) / 13)
-    for picture in ("confusion_matrix.png", "calibration.png"):
+        assert result["accuracy"] == pytest.approx(np.trace(expected_matrix) / 13)
+    pictures = ["confusion_matrix.png", "calibration.png", "per_class.png", "mistakes.png"]
+    assert result["pictures"] == pictures
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["evaluation.json", *pictures])
+    for picture in pictures:
         with Image.open(tmp_path / picture) as image:
-            assert min(image.size) > 400
+            assert min(image.size) > 150
     printed = capsys.readouterr().out
     assert f"13 images of {photos}, split test" in printed
-    assert f"top-1 accuracy  {result['top1']:7.2%}" in printed
+    assert f"  accuracy                   {result['accuracy']:9.2%}\n" in printed
 
 
 def test_two_processes_count_every_image_once(model_folder, photos, expected_matrix, tmp_path):
@@ -82,7 +94,7 @@ def test_two_processes_count_every_image_once(model_folder, photos, expected_mat
     assert evaluation["confusion_matrix"] == expected_matrix
     assert evaluation["dataset"]["num_images"] == sum(entry["num_images"] for entry in evaluation["per_class"]) == 13
     assert evaluation["num_processes"] == 2
-    assert printed.count("top-1 accuracy") == 1
+    assert printed.count("balanced accuracy") == 1
 
 
 def test_other_image_sizes_are_measured_and_nothing_is_written(model_folder, photos, capsys):
@@ -115,8 +127,9 @@ def test_an_image_that_cannot_be_read_is_named(model_folder, tmp_path, num_worke
     ("arguments", "message"),
     [
         (["--split", "train"], "no split 'train' to evaluate on: choose one of those in the data, test"),
-        (["--eval_dir", "x"], "neither dataset_name nor split"),
-        (["--image_size", "20"], "image_size"),
+        (["--image_size", "24", "20"], "--image_size 20 is no multiple of the model's patch_size=8"),
+        (["--label_threshold", "0.3"], "--label_threshold is for models that give an image several labels"),
+        (["--flatten_transparency", "whyte"], "--flatten_transparency whyte"),
     ],
 )
 def test_what_the_data_or_model_lacks_ends_in_one_line(arguments, message, model_folder, photos):
@@ -130,6 +143,10 @@ def test_what_the_data_or_model_lacks_ends_in_one_line(arguments, message, model
         (["--max_eval_samples", "0"], "--max_eval_samples has to be at least 1, got 0"),
         (["--resize_method", "interpolate"], "--resize_method interpolate needs --image_size"),
         (["--image_size", "32", "--output_dir", "x"], "--image_size, which writes nothing"),
+        (["--image_size", "0"], "--image_size has to be at least 1, got 0"),
+        (["--eval_dir", "x", "--dataset_name", "y"], "--dataset_name and --eval_dir name different images"),
+        (["--eval_file", "x", "--split", "test"], "--split belongs to --dataset_name: leave it out with --eval_file"),
+        (["--label_threshold", "1.5"], "--label_threshold has to be a probability from 0 to 1, got 1.5"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message, capsys):
@@ -144,13 +161,154 @@ def test_every_low_precision_can_be_asked_for():
 
 def test_a_model_that_is_no_folder_needs_a_place_for_its_results(model_folder):
     with pytest.raises(SystemExit, match="say with --output_dir where to write"):
-        evaluate(model_folder / "model.safetensors")
+        evaluate(model_folder / "model.safetensors", "--eval_dir", "x")
 
 
-def test_a_random_part_is_the_same_every_time(model_folder, photos, tmp_path):
+def test_a_random_part_is_the_same_every_time(model_folder, photos, tmp_path, undrawn):
     results = []
     for name in ("a", "b"):
         evaluate(model_folder, "--dataset_name", photos, "--max_eval_samples", 5, "--output_dir", tmp_path / name)
         results.append(json.loads((tmp_path / name / "evaluation.json").read_text()))
     assert results[0]["dataset"]["num_images"] == 5
     assert results[0]["confusion_matrix"] == results[1]["confusion_matrix"]
+
+
+def copy_model(model_folder, target, **dataset):
+    """A folder with a model whose record says what it was trained on."""
+    shutil.copytree(model_folder, target)
+    (target / "training_run.json").write_text(json.dumps({"dataset": dataset}))
+    return target
+
+
+def test_a_part_is_called_a_part_and_does_not_replace_the_whole(model_folder, photos, tmp_path, undrawn, capsys):
+    evaluate(model_folder, "--dataset_name", photos, "--output_dir", tmp_path)
+    part = ["--dataset_name", photos, "--output_dir", tmp_path, "--max_eval_samples"]
+    with pytest.raises(
+        SystemExit, match=r"^error: .*evaluation\.json holds the result on all images of .*--overwrite$"
+    ):
+        evaluate(model_folder, *part, 5)
+    evaluate(model_folder, *part, 13)
+    assert "max_eval_samples" not in json.loads((tmp_path / "evaluation.json").read_text())["dataset"]
+    capsys.readouterr()
+    evaluate(model_folder, *part, 5, "--overwrite")
+    assert json.loads((tmp_path / "evaluation.json").read_text())["dataset"]["max_eval_samples"] == 5
+    assert f"5 images of {photos}, split test, drawn at random" in capsys.readouterr().out
+
+
+def test_data_has_to_be_named(model_folder, tmp_path):
+    folder = copy_model(model_folder, tmp_path / "model", name="owner/photos")
+    before = sorted(folder.iterdir())
+    with pytest.raises(
+        SystemExit, match="^error: no images to evaluate on: .*--dataset_name, --eval_dir or --eval_file"
+    ):
+        evaluate(folder)
+    with pytest.raises(SystemExit, match="^error: no images to evaluate on"):
+        evaluate(folder, "--image_size", 24)
+    assert sorted(folder.iterdir()) == before
+
+
+def test_a_model_of_the_digits_is_evaluated_on_the_digits(tmp_path, undrawn, capsys):
+    digits = save_classifier(tmp_path / "digits", [str(digit) for digit in range(10)], image_size=8, patch_size=4)
+    folder = copy_model(digits, tmp_path / "model", name="scikit-learn digits")
+    evaluate(folder)
+    assert json.loads((folder / "evaluation.json").read_text())["dataset"]["num_images"] == 180
+    assert "180 images of scikit-learn digits, split test" in capsys.readouterr().out
+
+
+def test_other_data_is_refused_before_the_work(model_folder, photos, tmp_path):
+    folder = copy_model(model_folder, tmp_path / "model", name="owner/photos")
+    (folder / "model.safetensors").unlink()  # nothing loads it
+    with pytest.raises(SystemExit, match="^error: the model in .* was trained on owner/photos, and .*--output_dir"):
+        evaluate(folder, "--dataset_name", photos)
+
+
+def test_labels_are_matched_by_index_only_where_told(model_folder, tmp_path, undrawn):
+    data = make_dataset([0, 1, 5], Value("int64"))["train"]
+    data.to_parquet(tmp_path / "test-00000-of-00001.parquet")
+    arguments = ["--dataset_name", tmp_path, "--output_dir", tmp_path / "results"]
+    with pytest.raises(SystemExit, match="^error: the model has no label, .*--match_labels_by_index"):
+        evaluate(model_folder, *arguments)
+    evaluate(model_folder, *arguments, "--match_labels_by_index")
+    per_class = json.loads((tmp_path / "results/evaluation.json").read_text())["per_class"]
+    assert [entry["num_images"] for entry in per_class] == [1, 1, 0, 0, 0, 1]
+
+
+def write_list(path, rows):
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Four images."""
+    root = tmp_path_factory.mktemp("pictures")
+    for index in range(4):
+        Image.new("RGB", (16, 16), (60 * index, 250 - 60 * index, 90)).save(root / f"{index}.png")
+    return root
+
+
+def outputs_of(folder, pictures):
+    model, processor = load_checkpoint(folder)
+    images = [Image.open(pictures / f"{index}.png") for index in range(4)]
+    with torch.no_grad():
+        return model(**processor(images, return_tensors="pt")).logits.double().numpy()
+
+
+def test_several_labels_are_evaluated_at_a_threshold(pictures, tmp_path, capsys):
+    kind = {"problem_type": "multi_label_classification", "label_thresholds": [0.2, 0.5, 0.9]}
+    folder = save_classifier(tmp_path / "model", LABELS[:3], **kind)
+    labels = [["ant", "cat"], ["bee"], [], ["cat"]]
+    rows = [[f"{index}.png", json.dumps(names)] for index, names in enumerate(labels)]
+    path = write_list(pictures / "several.csv", [["path", "label"], *rows])
+    evaluate(folder, "--eval_file", path)
+    per_class = json.loads((folder / "evaluation.json").read_text())["per_class"]
+    assert [entry["threshold"] for entry in per_class] == [0.2, 0.5, 0.9]
+    evaluate(folder, "--eval_file", path, "--label_threshold", 0.7)
+    result = json.loads((folder / "evaluation.json").read_text())
+    present = 1 / (1 + np.exp(-outputs_of(folder, pictures))) >= 0.7
+    truth = np.array([[name in names for name in LABELS[:3]] for names in labels])
+    assert present.any()
+    assert result["subset_accuracy"] == (present == truth).all(axis=1).mean()
+    assert result["f1_micro"] == pytest.approx(2 * (present & truth).sum() / (present.sum() + truth.sum()))
+    assert [entry["threshold"] for entry in result["per_class"]] == [0.7] * 3
+    assert result["pictures"] == ["per_class.png", "mistakes.png"]
+    assert "mean average precision" in capsys.readouterr().out
+    evaluate(folder, "--eval_file", path, "--image_size", 24)
+    assert f"image_size=16  mean_average_precision={result['mean_average_precision']:.4f}" in capsys.readouterr().out
+
+
+def test_values_are_evaluated(pictures, tmp_path, capsys):
+    folder = save_classifier(tmp_path / "model", ["price"])
+    rows = [[f"{index}.png", 0.5 + index] for index in range(4)]
+    evaluate(folder, "--eval_file", write_list(pictures / "prices.csv", [["path", "price"], *rows]), *LABEL_IS_PRICE)
+    result = json.loads((folder / "evaluation.json").read_text())
+    errors = outputs_of(folder, pictures)[:, 0] - np.arange(0.5, 4)
+    assert result["mae"] == pytest.approx(np.abs(errors).mean(), rel=1e-5)
+    assert result["r2"] == pytest.approx(1 - (errors**2).sum() / 5, rel=1e-5)
+    assert result["pictures"] == ["regression.png", "mistakes.png"]
+    assert "R\N{SUPERSCRIPT TWO}" in capsys.readouterr().out
+
+
+LABEL_IS_PRICE = ["--label_column_name", "price"]
+
+
+def test_images_are_converted_as_told_and_a_difference_to_the_training_is_said(
+    model_folder, tmp_path, undrawn, caplog
+):
+    folder = copy_model(model_folder, tmp_path / "model", name="x", image_conversion={"flatten_transparency": "red"})
+    for name in ("ant", "bee"):
+        (tmp_path / "test" / name).mkdir(parents=True)
+        Image.new("RGBA", (16, 16), (0, 0, 0, 0)).save(tmp_path / "test" / name / "0.png")
+    confidences = []
+    for options in ([], ["--flatten_transparency", "red"]):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            evaluate(folder, "--eval_dir", tmp_path / "test", "--output_dir", tmp_path / "results", *options)
+        result = json.loads((tmp_path / "results/evaluation.json").read_text())
+        confidences.append(result["mistakes"][0]["confidence"])
+        warnings = [record.getMessage() for record in caplog.records if "transparent" in record.getMessage()]
+        expected = "2 of 2 images are transparent: trained with --flatten_transparency red. Give the same options"
+        assert [message.startswith(expected) for message in warnings] == ([] if options else [True])
+        assert result["dataset"].get("image_conversion") == ({"flatten_transparency": "red"} if options else None)
+    assert confidences[0] != confidences[1]

@@ -12,6 +12,26 @@ from hf_mixer.utils import end_together
 from tests.helpers import NUM_EVAL_IMAGES, losses_of, make_images, make_trainer, make_transform
 
 
+# On one process, 8 images make a batch, and the last one is filled up on two
+OTHER_LABELS = {
+    "multi_label_classification": {
+        "problem_type": "multi_label_classification",
+        "balanced_sampling": True,
+        "class_weights": "balanced",
+        "gradient_accumulation_steps": 2,
+        "dataloader_drop_last": True,
+        "label_threshold": "best_f1",
+        "num_train_epochs": 2,
+    },
+    "regression": {
+        "problem_type": "regression",
+        "weight_decay": 0.1,
+        "dataloader_drop_last": True,
+        "num_train_epochs": 2,
+    },
+}
+
+
 def run_as_one_of_several(output_dir: Path) -> None:
     """What the test of two processes launches; the main process writes down what all of them saw."""
     images = CachedImages(make_images(40), make_transform())
@@ -25,6 +45,11 @@ def run_as_one_of_several(output_dir: Path) -> None:
         "evaluated": metrics["eval_count"],
         "eval_loss": metrics["eval_loss"],
     }
+
+    for problem_type, arguments in OTHER_LABELS.items():
+        trainer = make_trainer(output_dir / problem_type, per_device_train_batch_size=4, **arguments)
+        trainer.train()
+        report[problem_type] = {"losses": losses_of(trainer.state.log_history), **trainer.evaluate()}
 
     process = (trainer.accelerator.process_index, trainer.accelerator.num_processes)
     for num_shards in (4, 1):

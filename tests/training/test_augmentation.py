@@ -194,6 +194,17 @@ def test_cutmix_centers_are_uniform():
         assert stats.chisquare(np.bincount(center, minlength=32)).pvalue > LEVEL
 
 
+@pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
+def test_numbers_are_mixed_like_the_pixels_and_by_the_same_draws_as_classes(problem_type):
+    images, classes = photographs(32, 16, 16), torch.arange(32) % 3
+    numbers = torch.tensor([[1.0, 0.0], [1.0, 1.0], [-2.5, 0.0]])
+    settings = dict(mixup_alpha=0.8, cutmix_alpha=0.0 if problem_type == "regression" else 1.0, mixup_prob=0.7)
+    of_classes = augment(images, classes, num_labels=3, **settings)
+    of_numbers = augment(images, numbers[classes], num_labels=2, problem_type=problem_type, **settings)
+    assert torch.equal(of_numbers["pixel_values"], of_classes["pixel_values"])
+    torch.testing.assert_close(of_numbers["labels"], of_classes["labels"] @ numbers)
+
+
 def test_mixing_probabilities():
     kwargs = dict(mixup_alpha=1.0, cutmix_alpha=1.0, mixup_prob=0.6, mixup_switch_prob=0.25)
     pixel_values, _, own = mix_many(20, 16, **kwargs)
@@ -359,6 +370,8 @@ def test_a_gpu_gives_the_same_without_waiting():
         (dict(mixup_alpha=1), "`num_labels`, got None"),
         (dict(mixup_alpha=1, num_labels=3, mixup_prob=2), "`mixup_prob`.* 2"),
         (dict(mixup_alpha=1, num_labels=3, mixup_switch_prob=-1), "`mixup_switch_prob`.* -1"),
+        (dict(mixup_alpha=1, num_labels=1), "`num_labels` of at least 2, got 1"),
+        (dict(cutmix_alpha=1, num_labels=1, problem_type="regression"), "`cutmix_alpha` does not go with regression"),
     ],
 )
 def test_arguments_out_of_range(kwargs, message):
@@ -383,6 +396,11 @@ def test_arguments_out_of_range(kwargs, message):
             dict(mixup_alpha=1),
             dict(pixel_values=torch.zeros(2, 3, 16, 16).byte(), labels=torch.eye(2)),
             r"one integer label .*float32 of shape \(2, 2\)",
+        ),
+        (
+            dict(mixup_alpha=1, problem_type="multi_label_classification"),
+            dict(pixel_values=torch.zeros(2, 3, 16, 16).byte(), labels=torch.tensor([0, 1])),
+            r"2 floats as labels for each of 2 samples, got torch.int64 of shape \(2,\)",
         ),
     ],
 )

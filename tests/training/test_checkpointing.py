@@ -48,7 +48,7 @@ class KillAtStep(TrainerCallback):
             kill()
 
 
-def train_until_killed(output_dir, at_step=None, before_file=None, resume=None):
+def train_until_killed(output_dir, at_step=None, before_file=None, resume=None, run=RUN):
     """Train in a process of its own, which is killed before a step, or before it writes a file of a checkpoint."""
 
     def train():
@@ -61,7 +61,7 @@ def train_until_killed(output_dir, at_step=None, before_file=None, resume=None):
             kill() if f"{folder.name}/manifest.json" == before_file else complete(folder)
 
         torch.save, checkpointing.write_manifest = save_or_kill, complete_or_kill
-        trainer = make_trainer(output_dir, callbacks=[KillAtStep(at_step)], **RUN, save_total_limit=2)
+        trainer = make_trainer(output_dir, callbacks=[KillAtStep(at_step)], **run, save_total_limit=2)
         trainer.train(resume_from_checkpoint=resume)
 
     process = multiprocessing.get_context("fork").Process(target=train)
@@ -100,6 +100,74 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(un
     # The half-written one was not counted, and is there for whoever wants to look at it
     folders = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
     assert folders == ["_damaged-checkpoint-15", "checkpoint-20", "checkpoint-24"]
+
+
+@pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
+def test_a_killed_run_with_other_labels_ends_as_if_nothing_had_happened(problem_type, tmp_path):
+    run = {**RUN, "problem_type": problem_type, "num_train_epochs": 2}
+    if problem_type == "regression":
+        run |= {
+            "cutmix_alpha": 0.0,
+            "label_smoothing_factor": 0.0,
+            "cache_images": "memory",
+            "dataloader_num_workers": 0,
+        }
+    else:
+        run |= {"balanced_sampling": True, "class_weights": "balanced", "label_threshold": "best_f1"}
+    expected = make_trainer(tmp_path / "whole", **run)
+    expected.train()
+    train_until_killed(tmp_path / "killed", at_step=8, run=run)
+    trainer = make_trainer(tmp_path / "killed", **run)
+    trainer.train(resume_from_checkpoint=True)
+    assert losses_of(trainer.state.log_history) == losses_of(expected.state.log_history)
+    assert same_weights(trainer.model.state_dict(), expected.model.state_dict())
+    assert trainer.model.config.label_thresholds == expected.model.config.label_thresholds
+
+
+class Scores:
+    """Evaluations whose score gets worse after the second one; the learning rate is not to matter."""
+
+    def __init__(self, first=0):
+        self.values = iter([0.3, 0.9, 0.5, 0.4, 0.3, 0.2][first:])
+
+    def __call__(self, prediction):
+        return {"score": next(self.values)}
+
+
+def test_a_run_counts_on_after_a_checkpoint_until_it_is_stopped_early(tmp_path):
+    arguments = {
+        "num_train_epochs": 6,
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "early_stopping_patience": 3,
+        "metric_for_best_model": "score",
+        "greater_is_better": True,
+        "ema_decay": 0.9,
+    }
+
+    def train(first_score, resume=None, **changed):
+        trainer = make_trainer(tmp_path, **{**arguments, **changed})
+        trainer.compute_metrics = Scores(first_score)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    trainer = train(0)
+    assert trainer.state.global_step == 5 * 6
+    best = load_file(tmp_path / "checkpoint-12" / "model.safetensors")
+    assert same_weights(best, trainer.model.state_dict())
+
+    # Two evaluations were no better by then, and one more follows
+    shutil.rmtree(tmp_path / "checkpoint-30")
+    trainer = train(4, resume=True)
+    assert trainer.state.global_step == 30
+    assert same_weights(best, trainer.model.state_dict())
+    # A run that has been stopped takes no further step
+    trainer = train(5, resume=True)
+    trainer.save_model()
+    assert trainer.state.global_step == 30
+    assert same_weights(best, load_file(tmp_path / "model.safetensors"))
+    # With more patience, it goes on
+    assert train(5, resume=True, early_stopping_patience=9).state.global_step == 36
 
 
 @pytest.mark.parametrize(

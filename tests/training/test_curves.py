@@ -37,3 +37,10 @@ def test_training_curves_go_without_what_is_missing(log, titles, tmp_path):
     assert [axes.get_title() for axes in figure.axes] == titles
     with Image.open(tmp_path / "curves.png") as image:
         assert image.size == (450 * max(len(titles), 1), 350)
+
+
+def test_a_regression_has_a_curve_of_its_own_metric(tmp_path):
+    log = [{"epoch": 1.0, "eval_loss": 0.3, "eval_r2": -0.25, "eval_mae": 2.0}]
+    _, r2 = save_training_curves(tmp_path / "curves.png", log).axes
+    assert r2.lines[0].get_xydata().tolist() == [[1.0, -0.25]]
+    assert r2.get_title() == "R\N{SUPERSCRIPT TWO} (last: -0.25)"

@@ -1,7 +1,9 @@
 """What the trainer does with images, on one process and on two."""
 
 import json
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,10 +13,20 @@ from hf_mixer import MixerForImageClassification, MixerImageProcessorPil
 from hf_mixer.data import ImageDataError, collate_images
 from hf_mixer.data.images import open_image
 from hf_mixer.data.loaders import CachedImages, StreamedImages
-from hf_mixer.training import ClassificationLoss, EmaCallback, FiniteLossCallback, MixerTrainer, TrainingError
+from hf_mixer.evaluation.metrics import METRICS, best_thresholds
+from hf_mixer.training import (
+    ClassificationLoss,
+    EmaCallback,
+    FiniteLossCallback,
+    MixerTrainer,
+    MixerTrainingArguments,
+    TrainingError,
+)
+from hf_mixer.training.objective import measure
 from tests.helpers import (
     AUGMENTED,
     NUM_EVAL_IMAGES,
+    NUM_IMAGES,
     losses_of,
     make_images,
     make_trainer,
@@ -22,6 +34,10 @@ from tests.helpers import (
     run_on_two_processes,
     same_weights,
 )
+from tests.training.processes import OTHER_LABELS
+
+
+MULTI_LABEL = "multi_label_classification"
 
 
 def evaluation_logits(model) -> torch.Tensor:
@@ -71,6 +87,14 @@ def test_two_processes_do_the_work_of_one(tmp_path):
         assert report[f"streamed from {num_shards} shards"] == list(range(40))
     assert report["steps of a stream"] == 12
     assert report["threads that would keep the process"] == []
+
+    for problem_type, arguments in OTHER_LABELS.items():
+        trainer = make_trainer(tmp_path / problem_type, **arguments)
+        trainer.train()
+        together, alone = report[problem_type], trainer.evaluate()
+        assert together["losses"] == pytest.approx(losses_of(trainer.state.log_history), abs=1e-5)
+        for name in ("eval_loss", *(f"eval_{metric}" for metric in METRICS[problem_type])):
+            assert together[name] == pytest.approx(alone[name], rel=1e-3), name
 
 
 def test_batches_of_a_data_loader_are_collated_once(tmp_path):
@@ -144,6 +168,104 @@ def test_a_broken_stream_says_how_far_it_got_and_what_is_kept(tmp_path):
         match=r"^the data stream broke .*shard 3 is truncated\. .*leave it out\. The last good checkpoint",
     ):
         trainer.train()
+
+
+def test_fewer_images_than_one_batch_are_refused(tmp_path):
+    trainer = make_trainer(tmp_path, per_device_train_batch_size=64, dataloader_drop_last=True)
+    with pytest.raises(ValueError, match="45 images are fewer than one batch of 64"):
+        trainer.train()
+
+
+def test_all_images_are_evaluated_also_where_training_drops_the_last_batch(tmp_path):
+    trainer = make_trainer(tmp_path, dataloader_drop_last=True)
+    assert len(trainer.get_train_dataloader()) == NUM_IMAGES // 8
+    assert trainer.evaluate()["eval_count"] == NUM_EVAL_IMAGES
+    assert len(trainer.predict(trainer.eval_dataset).predictions) == NUM_EVAL_IMAGES
+
+
+@pytest.mark.parametrize("problem_type", METRICS)
+def test_evaluation_gives_the_metrics_of_the_labels(problem_type, tmp_path):
+    trainer = make_trainer(tmp_path, problem_type=problem_type)
+    trainer.compute_metrics = partial(measure, trainer.model.config)
+    metrics = trainer.evaluate()
+    expected = {f"eval_{name}" for name in METRICS[problem_type] if name != "top5_accuracy"}
+    assert expected | {"eval_loss"} <= metrics.keys()
+    if problem_type == "regression":
+        assert metrics["eval_loss"] == pytest.approx(metrics["eval_mse"], rel=1e-5)
+
+
+def test_a_number_that_transformers_leaves_out_of_texts_is_a_label_like_any_other(tmp_path):
+    def first_loss(shift):
+        trainer = make_trainer(tmp_path, problem_type="regression", max_steps=1)
+        images, model = trainer.train_dataset, trainer.model
+        images.labels = torch.full_like(images.labels, -100.0 + shift)
+        trainer.label_scale = None
+        trainer.compute_loss_func.scale = None
+        torch.nn.init.zeros_(model.classifier.weight)
+        model.classifier.bias.data.fill_(-101.0 + shift)
+        trainer.train()
+        return losses_of(trainer.state.log_history)[0]
+
+    assert first_loss(0.0) == pytest.approx(first_loss(1.0)) == pytest.approx(1)
+
+
+def test_thresholds_of_several_labels_are_chosen_on_the_validation_images_and_saved(tmp_path):
+    trainer = make_trainer(tmp_path, problem_type=MULTI_LABEL, max_steps=3, label_threshold="best_f1")
+    before = trainer.evaluate()
+    trainer.train()
+    trainer.save_model()
+    thresholds = MixerForImageClassification.from_pretrained(tmp_path).config.label_thresholds
+    prediction = trainer.predict(trainer.eval_dataset)
+    assert thresholds == best_thresholds(prediction.predictions, prediction.label_ids)
+    # The metrics are those of the chosen thresholds
+    assert prediction.metrics["test_f1_macro"] > before["eval_f1_macro"]
+
+    again = make_trainer(tmp_path, problem_type=MULTI_LABEL, max_steps=1, label_threshold="0.3")
+    again.model.config.label_thresholds = thresholds
+    again.evaluate()
+    assert again.model.config.label_thresholds == thresholds
+    again.train()
+    assert again.model.config.label_thresholds == [0.3] * 3
+
+
+def test_an_optimizer_whose_library_is_missing_is_refused_before_the_run(tmp_path, monkeypatch):
+    def missing(args, model=None):
+        raise ImportError("You need to install `lomo_optim`\nin order to use LOMO optimizers")
+
+    monkeypatch.setattr(MixerTrainer, "get_optimizer_cls_and_kwargs", staticmethod(missing))
+    with pytest.raises(ValueError, match="--optim lomo cannot be used: You need to install `lomo_optim`"):
+        make_trainer(tmp_path, optim="lomo")
+
+
+def test_a_run_of_one_step_has_a_curve(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=1, logging_steps=MixerTrainingArguments(str(tmp_path)).logging_steps)
+    trainer.train()
+    assert len(losses_of(trainer.state.log_history)) == 1
+
+
+def test_classes_of_very_different_size_are_told_of_unless_they_are_balanced(tmp_path, caplog):
+    labels = np.array([0] * 40 + [1] * 3 + [2] * 2)
+    for arguments in ({}, {"class_weights": "balanced"}, {"balanced_sampling": True}):
+        trainer = make_trainer(tmp_path, max_steps=1, **arguments)
+        trainer.train_labels = labels
+        trainer.train()
+    (message,) = [record.getMessage() for record in caplog.records if "differ in size" in record.getMessage()]
+    assert "'LABEL_0' has 40 images, 'LABEL_2' has 2" in message
+
+
+@pytest.mark.parametrize("arguments", [{}, {"dataloader_drop_last": True, "dataloader_num_workers": 1}])
+def test_balanced_sampling_draws_an_epoch_of_the_usual_length(arguments, tmp_path):
+    trainer = make_trainer(tmp_path, balanced_sampling=True, **arguments)
+    trainer.train_labels = np.array([0] * 44 + [1])
+    loader = trainer.get_train_dataloader()
+    assert len(loader) == (NUM_IMAGES // 8 if arguments else 6)
+    epochs = []
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        epochs.append(torch.cat([batch["pixel_values"][:, 0, 0, 0] for batch in loader]))
+    assert not torch.equal(*epochs)
+    # The one image of its class is half of all images
+    assert 0.35 < (torch.cat(epochs) == 44).float().mean() < 0.65
 
 
 def test_parts_work_with_a_plain_trainer(tmp_path):
