@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hf_mixer import load_checkpoint
 from hf_mixer.commands import evaluate
-from hf_mixer.publishing import create_card
+from hf_mixer.publishing import create_card, save_card
 from hf_mixer.training.curves import CURVES_NAME
 from hf_mixer.training.record import RECORD_NAME
 from hf_mixer.utils import one_line_errors
@@ -49,9 +49,9 @@ def main():
     if evaluation_arguments:
         evaluate.run(evaluation)
     with one_line_errors():
-        create_card(folder).save(folder / "README.md")
+        card = save_card(create_card(folder), folder)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    print(f"{folder}: {size / 1e6:.2f} MB of weights in {arguments.dtype}")
+    print(f"{folder}: {size / 1e6:.2f} MB of weights in {arguments.dtype}, card in {card.name}")
 
 
 if __name__ == "__main__":

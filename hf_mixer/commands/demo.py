@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Show a trained model in the browser: drop an image, see its labels and what the model looked at.
+Show a trained model in the browser: drop an image, see its labels or values and what the model looked at.
 
     hf-mixer demo outputs/photos --examples some_photos
     hf-mixer demo outputs/photos --export-space space            # a Space with the model in it

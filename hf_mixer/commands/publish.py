@@ -6,9 +6,9 @@ Publish a trained model on the Hub: weights, settings, code, results and a card 
     hf-mixer publish outputs/photos your-name/photos-mixer
 
 First the files are loaded in a process without hf_mixer, as whoever downloads them will, and a prediction is compared. Files
-that are not on the list stay behind, and the folder remains as it is. The card is always made anew; a README.md in the
-folder stays behind. Afterwards the commit is compared by checksum. After an interruption, the same command finishes: what
-the Hub has is not sent again.
+that are not on the list stay behind, and the folder remains as it is. The card is made anew. A README.md that you wrote or
+edited goes up as it is, with the card beside it as MODEL_CARD.md; one on the Hub is not replaced. Afterwards the commit is
+compared by checksum. After an interruption, the same command finishes: what the Hub has is not sent again.
 """
 
 import argparse
@@ -41,17 +41,26 @@ def format_size(size: float) -> str:
 
 def print_release(folder: Path, release: Path, left_out: list[str]) -> None:
     """Print the files that go up, with their sizes and where they are from if not from `folder`, and what stays behind."""
-    from ..publishing.release import CARD_NAME
+    from ..publishing.saving import CARD_NAME, choose_card_name
 
+    card_name = choose_card_name(folder)
     sizes = {path.name: path.stat().st_size for path in sorted(release.iterdir())}
     for name, size in sizes.items():
         origin = "" if (folder / name).is_file() else "  (from hf_mixer)"
-        print(f"{format_size(size):>10}  {name}{'  (made anew)' if name == CARD_NAME else origin}")
+        print(f"{format_size(size):>10}  {name}{'  (made anew)' if name == card_name else origin}")
     print(f"{format_size(sum(sizes.values())):>10}  in {len(sizes)} files")
     if left_out:
         print(f"Stays behind: {', '.join(left_out)}")
+    if card_name != CARD_NAME:
+        print(
+            f"{CARD_NAME} goes up as it is in the folder, where it is no generated card or was edited. The card is {card_name}."
+        )
+    if "mistakes.png" in sizes:
+        print("mistakes.png shows images of the data: remove it from the folder if they are not for others.")
     if "evaluation.json" not in sizes:
-        print("The card has no confusion matrix and no top-5: `hf-mixer evaluate` would bring them into the folder.")
+        print(
+            "The card has few figures and no pictures of them: `hf-mixer evaluate` would bring them into the folder."
+        )
 
 
 def publish_folder(arguments: argparse.Namespace, release: Path) -> None:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A demo Space: drop an image, see the most likely labels and what the model looked at.
+A demo Space: drop an image, see its labels or values and what the model looked at.
 
 `space.json` beside this file says which model to load. It needs `saliency.py` beside it, and nothing of hf_mixer.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 import gradio as gr
 import torch
 from PIL import Image
-from saliency import draw_saliency, log_probabilities, occlusion_map
+from saliency import draw_saliency, is_regression, occlusion_map, read_outputs
 
 from transformers import AutoModelForImageClassification
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
@@ -27,6 +27,24 @@ MAX_PIXELS = 64_000_000
 TOP_K = 5
 # Forward passes for the map, along each side of the image: what a Space without an accelerator does in seconds.
 MAX_WINDOWS = 8
+# What the page says by kind of model: what it does, what its answer is called, and what the colors of the map stand for
+TEXTS = {
+    "single_label_classification": (
+        "tells {number} labels apart",
+        "Labels",
+        "Orange: covering this part makes the first label less likely. Purple: it makes it more likely.",
+    ),
+    "multi_label_classification": (
+        "tells which of {number} labels an image shows",
+        "Labels that it sees",
+        "Orange: covering this part makes the most likely label less likely. Purple: it makes it more likely.",
+    ),
+    "regression": (
+        "estimates {outputs} from an image",
+        "Estimate",
+        "Orange: covering this part makes {first} smaller. Purple: it makes it larger.",
+    ),
+}
 
 
 def load(settings: dict):
@@ -73,14 +91,34 @@ class Demo:
 
     Args:
         model (`MixerForImageClassification`), processor (`MixerImageProcessor` or `MixerImageProcessorPil`):
-            The classifier, in evaluation mode, and its image processor.
+            The model, in evaluation mode, and its image processor.
     """
 
     def __init__(self, model, processor):
         self.model, self.processor = model, processor
+        config = model.config
+        self.names = [config.id2label[index] for index in range(config.num_labels)]
+        self.problem_type = config.problem_type or "single_label_classification"
+        if is_regression(config):
+            self.problem_type = "regression"
 
-    def predict(self, path: str | None) -> Iterator[tuple[dict[str, float] | None, Image.Image | None]]:
-        """Yield the labels with their scores as soon as they are known, then the same with the map."""
+    def describe(self, outputs: torch.Tensor) -> dict[str, float] | str:
+        """
+        Return what the page shows of the outputs for one image, of shape `(num_labels,)`: the scores of the labels, of
+        several at a time those that reach their thresholds, or a line of text.
+        """
+        if self.problem_type == "regression":
+            values = [f"{name}: {value:,.6g}" for name, value in zip(self.names, outputs.tolist())]
+            return ", ".join(values)
+        scores = dict(zip(self.names, outputs.exp().tolist()))
+        if self.problem_type == "single_label_classification":
+            return scores
+        thresholds = self.model.config.label_thresholds or [0.5] * len(self.names)
+        present = {name: scores[name] for name, threshold in zip(self.names, thresholds) if scores[name] >= threshold}
+        return present or "none of its labels"
+
+    def predict(self, path: str | None) -> Iterator[tuple[dict[str, float] | str | None, Image.Image | None]]:
+        """Yield what `describe` says as soon as it is known, then the same with the map."""
         if path is None:
             yield None, None
             return
@@ -90,24 +128,26 @@ class Demo:
         except ValueError as error:
             raise refuse(str(error)) from error
         with torch.inference_mode():
-            scores = log_probabilities(self.model, pixel_values.to(self.model.device))[0].exp()
-        names = self.model.config.id2label
-        labels = {names[index]: score for index, score in enumerate(scores.tolist())}
-        yield labels, None
+            outputs = read_outputs(self.model, pixel_values.to(self.model.device))[0]
+        answer = self.describe(outputs)
+        yield answer, None
 
         window = -(-max(self.model.config.grid) // MAX_WINDOWS)
         saliency = occlusion_map(self.model, pixel_values, window=window)
         normalized = self.processor.do_normalize
         mean, std = (self.processor.image_mean, self.processor.image_std) if normalized else (0.0, 1.0)
-        yield labels, draw_saliency(pixel_values, saliency, mean, std)
+        # What is smaller than that may be rounding
+        weakest = 1e-4 * abs(outputs[0].item()) if self.problem_type == "regression" else 1e-4
+        yield answer, draw_saliency(pixel_values, saliency, mean, std, weakest)
 
 
 def build(demo: Demo, title: str, examples: list[str]) -> gr.Blocks:
     """Lay out the page."""
+    words = {"number": f"{len(demo.names):,}", "outputs": ", ".join(demo.names), "first": demo.names[0]}
+    purpose, caption, colors = (text.format(**words) for text in TEXTS[demo.problem_type])
+    num_shown = TOP_K if demo.problem_type == "single_label_classification" else None
     with gr.Blocks(title=title) as page:
-        gr.Markdown(
-            f"# {title}\nAn MLP-Mixer that tells {demo.model.config.num_labels:,} labels apart. Give it an image."
-        )
+        gr.Markdown(f"# {title}\nAn MLP-Mixer that {purpose}. Give it an image.")
         with gr.Row():
             with gr.Column(min_width=320):
                 upload = gr.Image(
@@ -119,15 +159,12 @@ def build(demo: Demo, title: str, examples: list[str]) -> gr.Blocks:
                 if examples:
                     gr.Examples(examples, upload)
             with gr.Column(min_width=320):
-                labels = gr.Label(label="Labels", num_top_classes=TOP_K)
-                gr.Markdown(
-                    "**What the model looked at.** Orange: covering this part makes the first label less likely. Purple: "
-                    "it makes it more likely. The image is drawn as the model sees it."
-                )
+                answer = gr.Label(label=caption, num_top_classes=num_shown)
+                gr.Markdown(f"**What the model looked at.** {colors} The image is drawn as the model sees it.")
                 saliency = gr.Image(
                     label="What the model looked at", show_label=False, format="png", interactive=False, buttons=[]
                 )
-        upload.change(demo.predict, upload, [labels, saliency], api_name="predict")
+        upload.change(demo.predict, upload, [answer, saliency], api_name="predict")
     return page
 
 

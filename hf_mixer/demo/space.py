@@ -18,7 +18,7 @@ README = """---
 {metadata}
 ---
 
-Drop an image, see the most likely labels and what the model looked at. `python app.py` runs it anywhere, after
+Drop an image, see what the model makes of it and what it looked at. `python app.py` runs it anywhere, after
 `pip install -r requirements.txt`.
 """
 
@@ -62,7 +62,7 @@ def write_space(
         sdk_version=GRADIO_VERSION,
         app_file="app.py",
         models=[model] if revision is not None else None,
-        short_description="Image classification with an MLP-Mixer",
+        short_description="What an MLP-Mixer sees in an image",
     )
     (directory / "README.md").write_text(README.format(metadata=metadata.to_yaml()), encoding="utf-8")
     (directory / "examples").mkdir()

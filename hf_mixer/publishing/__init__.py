@@ -2,6 +2,7 @@
 """Putting a trained model on the Hub."""
 
 from .card import create_card
+from .saving import save_card
 
 
-__all__ = ["create_card"]
+__all__ = ["create_card", "save_card"]

@@ -12,9 +12,9 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_I
 
 from ..utils import read_json
 from .card import PICTURES, create_card, read_model
+from .saving import CARD_NAME, choose_card_name
 
 
-CARD_NAME = "README.md"
 # Each goes up where the folder has it
 OPTIONAL_FILES = (
     "training_run.json",
@@ -45,7 +45,8 @@ def prepare_release(
     folder: Path, directory: Path, repo_id: str, revision: str | None = None, token: str | None = None
 ) -> list[str]:
     """
-    Put into `directory` what goes to the Hub of a trained folder: links to its files, the code that they need, and a card.
+    Put into `directory` what goes to the Hub of a trained folder: links to its files, the code that they need, and a card,
+    beside the README.md of the folder where that is somebody's own.
 
     Args:
         folder (`Path`):
@@ -63,21 +64,24 @@ def prepare_release(
         `list[str]`: Names in the folder that stay behind; those of folders end in `/`.
 
     Raises:
-        `ValueError`: the folder lacks something, holds another model, or a file holds a secret.
+        `ValueError`: the folder lacks something, holds another model, its cards may not be replaced, or a file holds a
+            secret.
     """
     sources = find_model_files(folder)
-    sources |= {name: folder / name for name in OPTIONAL_FILES if (folder / name).is_file()}
+    card_name = choose_card_name(folder)
+    names = OPTIONAL_FILES if card_name == CARD_NAME else (*OPTIONAL_FILES, CARD_NAME)
+    sources |= {name: folder / name for name in names if (folder / name).is_file()}
     for name, source in sources.items():
         try:
             (directory / name).symlink_to(source.resolve())
         except OSError:  # Windows allows links to some users only
             shutil.copyfile(source, directory / name)
-    create_card(folder, repo_id=repo_id, revision=revision).save(directory / CARD_NAME)
+    create_card(folder, repo_id=repo_id, revision=revision).save(directory / card_name)
     refuse_secrets(directory, token)
     return sorted(
         f"{path.name}/" if path.is_dir() else path.name
         for path in folder.iterdir()
-        if path.name not in {*sources, CARD_NAME}
+        if path.name not in {*sources, card_name}
     )
 
 

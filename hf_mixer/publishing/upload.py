@@ -17,7 +17,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
 from huggingface_hub.errors import BadRequestError, HfHubHTTPError, HTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-from .release import CARD_NAME
+from .saving import CARD_NAME, OTHER_CARD_NAME, is_generated, read_card
 
 
 COMMIT_MESSAGE = "Upload MLP-Mixer with hf_mixer"
@@ -101,7 +101,7 @@ def publish(
             Tag the commit.
 
     Raises:
-        `ValueError`: the repository, the revision or the tag is in the way.
+        `ValueError`: the repository, the revision, the tag or a card that somebody wrote is in the way.
         `PermissionError`, `ConnectionError`, `OSError`, `RuntimeError`: see `clear_errors`.
     """
     branch = revision or constants.DEFAULT_REVISION
@@ -117,6 +117,8 @@ def publish(
             )
         head, tagged = prepare_branch(api, repo_id, branch, tag)
         changed, kept = compare(api, repo_id, folder, head)
+        if head is not None and not create_pr:
+            refuse_to_replace_cards(api, repo_id, folder, changed, head)
         finished: tuple[str, str] | None = None
         if head is not None and not changed:
             finished = head, f"{api.endpoint}/{repo_id}/commit/{head}"
@@ -209,6 +211,24 @@ def compare(api: HfApi, repo_id: str, folder: Path, revision: str | None) -> tup
     report = api.verify_repo_checksums(repo_id, revision=revision, local_dir=folder)
     changed = sorted([*report.extra_paths, *(mismatch["path"] for mismatch in report.mismatches)])
     return changed, [name for name in report.missing_paths if name != ".gitattributes"]
+
+
+def refuse_to_replace_cards(api: HfApi, repo_id: str, folder: Path, changed: list[str], revision: str) -> None:
+    """
+    Raises:
+        `ValueError`: a generated card would replace one on the Hub that a person wrote or edited.
+    """
+    for name in (CARD_NAME, OTHER_CARD_NAME):
+        is_ours = name in changed and is_generated(read_card(folder / name))
+        if not is_ours or not api.file_exists(repo_id, name, revision=revision):
+            continue
+        if not is_generated(read_card(Path(api.hf_hub_download(repo_id, name, revision=revision)))):
+            raise ValueError(
+                f"{repo_id} has a {name} that hf-mixer did not write or that was edited, and it is not replaced. Nothing was "
+                f"sent. To keep it, put it into the folder that you publish: `hf download {repo_id} {name} --local-dir "
+                f"FOLDER`. To replace it, delete it first, `hf repos delete-files {repo_id} {name}`, or propose the other "
+                "with --create-pr."
+            )
 
 
 def find_pull_request(api: HfApi, repo_id: str, folder: Path) -> tuple[str, str] | None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from hf_mixer import MixerForImageClassification, MixerImageProcessorPil
 from hf_mixer.commands.demo import main
-from tests.helpers import ROOT
+from tests.helpers import ROOT, save_classifier
 
 
 gradio = pytest.importorskip("gradio", reason="pip install '.[demo]'")
@@ -45,16 +45,14 @@ def test_labels_come_first_then_the_map(demo, photo, folder):
 
 
 def test_bad_uploads_get_a_readable_message(app, demo, photo, tmp_path, caplog):
-    corrupt, cut, huge, odd = (tmp_path / name for name in ("corrupt.png", "cut.jpg", "huge.png", "odd.tiff"))
+    corrupt, cut, huge = (tmp_path / name for name in ("corrupt.png", "cut.jpg", "huge.png"))
     corrupt.write_bytes(b"\x89PNG\r\n\x1a\n nothing that follows is a PNG")
     cut.write_bytes(photo.read_bytes()[:-200])
     Image.new("1", (10_000, 10_000)).save(huge)
-    Image.new("F", (4, 4), -5).save(odd)
     for path, message in (
         (corrupt, "no image that can be read"),
         (cut, "damaged"),
         (huge, r"100 megapixels \(10000 x 10000\)\. The limit is 64 megapixels"),
-        (odd, "floating-point image"),
     ):
         with pytest.raises(gradio.Error, match=message):
             next(demo.predict(str(path)))
@@ -63,6 +61,59 @@ def test_bad_uploads_get_a_readable_message(app, demo, photo, tmp_path, caplog):
     assert "An upload cannot be decoded\nTraceback" in caplog.text
     # and the next visitor is served
     assert len(list(demo.predict(str(photo)))) == 2
+
+
+def test_what_the_image_processor_refuses_is_told(demo, photo, monkeypatch):
+    monkeypatch.setattr(demo.processor, "num_channels", 4)
+    with pytest.raises(gradio.Error, match="`num_channels` has to be 1"):
+        next(demo.predict(str(photo)))
+
+
+def load(app, folder):
+    return app.Demo(*app.load({"model": str(folder), "revision": None}))
+
+
+def outputs_of(folder, photo) -> list[float]:
+    model = MixerForImageClassification.from_pretrained(folder)
+    pixel_values = MixerImageProcessorPil.from_pretrained(folder)(Image.open(photo), return_tensors="pt").pixel_values
+    with torch.no_grad():
+        return model(pixel_values).logits[0].tolist()
+
+
+def texts_of(app, demo) -> str:
+    return " ".join(str(getattr(block, "value", "")) for block in app.build(demo, "Mine", []).blocks.values())
+
+
+def test_a_multi_label_model_shows_the_labels_over_their_thresholds(app, photo, tmp_path):
+    save_classifier(tmp_path / "scenes", ["sea", "sky", "sand"], problem_type="multi_label_classification")
+    scores = torch.tensor(outputs_of(tmp_path / "scenes", photo)).sigmoid().tolist()
+    demo = load(app, tmp_path / "scenes")
+    for thresholds, expected in (
+        ([scores[0] - 1e-3, scores[1] + 1e-3, scores[2] - 1e-3], {"sea": scores[0], "sand": scores[2]}),
+        ([1.0, 1.0, 1.0], "none of its labels"),
+        (None, {name: score for name, score in zip(["sea", "sky", "sand"], scores) if score >= 0.5}),
+    ):
+        demo.model.config.label_thresholds = thresholds
+        (first, _), (last, picture) = demo.predict(str(photo))
+        assert first == last
+        assert last == (expected if isinstance(expected, str) else pytest.approx(expected, abs=1e-6))
+        assert picture.size == (448, 448)
+    assert "which of 3 labels an image shows" in texts_of(app, demo)
+
+
+@pytest.mark.parametrize("names", [["price"], ["width", "height"]])
+def test_a_regression_model_shows_its_values(names, app, photo, tmp_path):
+    problem_type = None if len(names) == 1 else "regression"
+    save_classifier(tmp_path / "houses", names, problem_type=problem_type)
+    values = outputs_of(tmp_path / "houses", photo)
+    demo = load(app, tmp_path / "houses")
+    for answer, _ in demo.predict(str(photo)):
+        shown = dict(part.split(": ") for part in answer.split(", "))
+        assert list(shown) == names
+        assert [float(value) for value in shown.values()] == pytest.approx(values, rel=1e-4)
+    page = texts_of(app, demo)
+    assert f"estimates {', '.join(names)} from an image" in page
+    assert f"makes {names[0]} smaller" in page
 
 
 def test_number_of_passes_is_bounded(app, demo, photo):

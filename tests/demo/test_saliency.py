@@ -53,6 +53,16 @@ def test_value_is_the_fall_of_the_log_probability(model, pixel_values):
     assert occlusion_map(model, pixel_values, window=1)[ROW, COLUMN] == pytest.approx(fall.item(), abs=1e-5)
 
 
+def test_of_a_regression_it_is_the_fall_of_the_first_value(model, pixel_values, monkeypatch):
+    monkeypatch.setattr(model.config, "problem_type", "regression")
+    covered = pixel_values.clone()
+    covered[:, :, 8:12, 16:20] = pixel_values.mean(dim=(2, 3), keepdim=True)
+    with torch.no_grad():
+        before, after = model(torch.cat([pixel_values, covered])).logits[:, 0]
+    saliency = occlusion_map(model, pixel_values, window=1)
+    assert saliency[ROW, COLUMN] == pytest.approx((before - after).item(), abs=1e-5)
+
+
 def test_larger_windows_need_fewer_passes(model, pixel_values):
     # Windows of 4 patches on 4 x 6: the second one is cut off at the border
     saliency = occlusion_map(model, pixel_values, window=4)

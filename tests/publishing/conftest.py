@@ -19,7 +19,7 @@ def folder(tmp_path):
     save_classifier(folder, LABELS)
     (folder / "all_results.json").write_text('{"eval_accuracy": 0.9}')
     Image.new("RGB", (30, 30), "red").save(folder / "confusion_matrix.png")
-    for name in (".env", "optimizer.pt", "training_args.bin", "notes.py", "README.md"):
+    for name in (".env", "optimizer.pt", "training_args.bin", "notes.py"):
         (folder / name).write_text("not for others")
     (folder / "checkpoint-3").mkdir()
     (folder / "checkpoint-3" / "model.safetensors").write_text("not for others")

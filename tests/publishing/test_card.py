@@ -1,24 +1,28 @@
 """The model card of a trained folder, and the cards of the published variants."""
 
+import ast
 import json
 import re
 import shlex
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, pipeline
 from transformers.modelcard import TrainingSummary
 
-from hf_mixer import MixerConfig, MixerForImageClassification, MixerImageProcessorPil, MixerModel
+from hf_mixer import MixerConfig, MixerForImageClassification, MixerImageProcessorPil, MixerModel, load_checkpoint
 from hf_mixer.commands import read_command
 from hf_mixer.configuration_mixer import VARIANTS
+from hf_mixer.data.images import ImageConversion
+from hf_mixer.evaluation.metrics import METRICS
 from hf_mixer.flops import estimate_flops
 from hf_mixer.publishing import create_card
-from tests.helpers import REMOTE_CODE, ROOT
+from tests.helpers import REMOTE_CODE, ROOT, save_classifier
 
 
 DATASET = {"name": "uoft-cs/cifar10", "config": "plain_text"}
@@ -35,7 +39,8 @@ RUN = {
 }
 EVALUATION = {
     "dataset": {**DATASET, "split": "test", "num_images": 10000},
-    **{"top1": 0.93251, "top5": None, "loss": 0.25, "ece": 0.0312, "ece_bins": 15},
+    **{"problem_type": "single_label_classification", "accuracy": 0.93251, "f1_macro": 0.9, "ece": 0.0312},
+    **{"loss": 0.25, "ece_bins": 15},
     "per_class": [
         {"label": "plane", "num_images": 4000, "accuracy": 0.95},
         {"label": "sea | lake", "num_images": 6000, "accuracy": 0.875},
@@ -51,9 +56,10 @@ It sorts images of 16 x 16 pixels into 3 labels and was fine-tuned from
 [timm/mixer_b16_224.goog_in21k](https://huggingface.co/timm/mixer_b16_224.goog_in21k) on
 [CIFAR-10](https://huggingface.co/datasets/uoft-cs/cifar10) (`plain_text`).
 ## Results
-| top-1 accuracy | 93.25 % |
-| cross-entropy | 0.2500 |
+| accuracy | 93.25 % |
+| macro F1 | 90.00 % |
 | expected calibration error | 3.12 % |
+| loss | 0.25 |
 Measured on 10,000 images of the split `test` of [CIFAR-10]
 from 87.50 % (`sea \\| lake`, 6,000 images) to 95.00 % (`plane`, 4,000 images)
 (confusion_matrix.png)
@@ -64,7 +70,8 @@ from 87.50 % (`sea \\| lake`, 6,000 images) to 95.00 % (`plane`, 4,000 images)
 import hf_mixer
 trust_remote_code=True
 ## Preprocessing
-resized to 16 x 16 pixels (bilinear); divided by 255; normalized with mean 0.5
+converted to RGB; resized to 16 x 16 pixels (bilinear); divided by 255; normalized with mean 0.5
+transparency is dropped
 ## Architecture
 | parameters | 8,655 |
 | patches | 2 x 2 of 8 x 8 pixels |
@@ -129,9 +136,10 @@ def test_metadata_survives_the_hub_client(trained, tmp_path):
     data = ModelCard.load(tmp_path / "README.md").data.to_dict()
     dataset = {"name": "CIFAR-10", "type": "uoft-cs/cifar10", "config": "plain_text", "split": "test"}
     metrics = [
-        {"type": "accuracy", "value": 0.9325, "name": "top-1 accuracy"},
-        {"type": "loss", "value": 0.25, "name": "cross-entropy"},
+        {"type": "accuracy", "value": 0.9325, "name": "accuracy"},
+        {"type": "f1", "value": 0.9, "name": "macro F1"},
         {"type": "ece", "value": 0.0312, "name": "expected calibration error"},
+        {"type": "loss", "value": 0.25, "name": "loss"},
     ]
     task = {"type": "image-classification", "name": "Image Classification"}
     assert data == {
@@ -141,7 +149,7 @@ def test_metadata_survives_the_hub_client(trained, tmp_path):
         "datasets": ["uoft-cs/cifar10"],
         "base_model": "timm/mixer_b16_224.goog_in21k",
         "tags": ["image-classification", "vision", "mlp-mixer"],
-        "metrics": ["accuracy"],
+        "metrics": ["accuracy", "f1", "ece"],
         "model-index": [{"name": "digits-mixer", "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}],
     }
 
@@ -166,10 +174,143 @@ def test_without_evaluation_the_metrics_of_training_count(trained):
     (trained / "evaluation.json").unlink()
     (trained / "eval_results.json").write_text('{"eval_accuracy": 0.5, "eval_loss": NaN, "eval_runtime": 3.0}')
     card = create_card(trained)
-    assert "| top-1 accuracy | 50.00 % |" in card.text
+    assert "| accuracy | 50.00 % |" in card.text
     assert "Measured on 5,000 images of the split `validation`" in card.text
     (result,) = card.data.eval_results
     assert (result.metric_type, result.metric_value, result.dataset_split) == ("accuracy", 0.5, "validation")
+
+
+def between(text: str, heading: str) -> str:
+    """Return the section of a card under a heading, as one line."""
+    return " ".join(text.split(f"\n## {heading}\n")[1].split("\n## ")[0].split())
+
+
+def add_results(folder, per_class: list[dict], **metrics):
+    """Add what the evaluation of a model leaves behind."""
+    dataset = {"name": "me/photos", "split": "test", "num_images": 30}
+    (folder / "evaluation.json").write_text(json.dumps({"dataset": dataset, "per_class": per_class, **metrics}))
+
+
+def test_card_of_a_multi_label_model(tmp_path):
+    thresholds = [0.5, 0.25, 0.75]
+    options = {"problem_type": "multi_label_classification", "label_thresholds": thresholds}
+    folder = save_classifier(tmp_path / "scenes", ["sea", "sky", "sand"], **options)
+    per_class = [
+        {"label": "sea", "num_images": 20, "average_precision": 0.5, "threshold": 0.5},
+        {"label": "sky", "num_images": 1, "average_precision": 1.0, "threshold": 0.25},
+        {"label": "sand", "num_images": 0, "average_precision": None, "threshold": 0.75},
+    ]
+    add_results(folder, per_class, mean_average_precision=0.75, f1_micro=0.5, subset_accuracy=0.25, loss=0.1)
+    (folder / "per_class.png").touch()
+    card = create_card(folder, "me/scenes")
+    assert_complete(card.text)
+    assert "It tells which of 3 labels images of 16 x 16 pixels show." in " ".join(card.text.split())
+    results = between(card.text, "Results")
+    assert (
+        "| mean average precision | 75.00 % | | micro F1 | 50.00 % | | subset accuracy | 25.00 % | | loss | 0.1 |"
+        in results
+    )
+    assert (
+        "By label the average precision goes from 50.00 % (`sea`, 20 images) to 100.00 % (`sky`, 1 image)." in results
+    )
+    assert "(per_class.png)" in results
+    labels = between(card.text, "Labels")
+    assert "| `sea` | 0.5 | | `sky` | 0.25 | | `sand` | 0.75 |" in labels
+    assert {result.metric_type for result in card.data.eval_results} >= {"mean_average_precision", "f1"}
+    assert "multi-label" in card.data.tags
+
+    MixerConfig.from_pretrained(folder, label_thresholds=None).save_pretrained(folder)
+    assert "from a probability of 0.5 on" in between(create_card(folder).text, "Labels")
+
+
+def test_the_example_of_a_multi_label_card_keeps_what_is_over_its_threshold(tmp_path, capsys):
+    folder = save_classifier(tmp_path / "scenes", list("abcdefgh"), problem_type="multi_label_classification")
+    image = Image.new("RGB", (640, 480), "tan")
+    scores = {
+        answer["label"]: answer["score"] for answer in pipeline("image-classification", str(folder))(image, top_k=8)
+    }
+    thresholds = [scores[label] + (1e-3 if label in "bd" else -1e-3) for label in "abcdefgh"]
+    for label_thresholds in (thresholds, [sorted(scores.values())[2]] * 8, None):
+        MixerConfig.from_pretrained(folder, label_thresholds=label_thresholds).save_pretrained(folder)
+        exec(code_blocks(create_card(folder).text)[0], {})
+        answers = ast.literal_eval(capsys.readouterr().out.splitlines()[-1])
+        limits = dict(zip("abcdefgh", label_thresholds or [0.5] * 8))
+        assert {answer["label"] for answer in answers} == {name for name in limits if scores[name] >= limits[name]}
+
+
+def test_card_of_a_regression_model(tmp_path, capsys):
+    # Its configuration does not name the problem: one output is a value, as for transformers
+    folder = save_classifier(tmp_path / "houses", ["price"])
+    add_results(folder, [{"label": "price", "r2": 0.5, "mae": 12345.6}], r2=0.5, mae=12345.6, mse=2e8, loss=0.01234)
+    card = create_card(folder)
+    assert_complete(card.text)
+    assert "It estimates `price` from images of 16 x 16 pixels." in " ".join(card.text.split())
+    assert "sorts" not in card.text
+    results = between(card.text, "Results")
+    assert (
+        "| R² | 0.5 | | mean absolute error | 12,346 | | mean squared error | 200,000,000 | | loss | 0.01234 |"
+        in results
+    )
+    assert "By output" not in results
+    assert "units of the training data" in between(card.text, "Outputs")
+    assert "regression" in card.data.tags
+    exec(code_blocks(card.text)[0], {})
+    (answer,) = ast.literal_eval(capsys.readouterr().out.splitlines()[-1])
+    model, processor = load_checkpoint(folder)
+    expected = model(**processor(Image.new("RGB", (640, 480), "tan"), return_tensors="pt")).logits.item()
+    assert answer == {"label": "price", "score": pytest.approx(expected, rel=1e-5)}
+
+    save_classifier(tmp_path / "sizes", ["width", "height"], problem_type="regression")
+    add_results(tmp_path / "sizes", [{"label": "width", "r2": 0.5}, {"label": "height", "r2": -0.25}], r2=0.125)
+    card = create_card(tmp_path / "sizes")
+    assert "It estimates `width` and `height` from images" in " ".join(card.text.split())
+    assert "By output R² goes from -0.25 (`height`) to 0.5 (`width`)." in card.text
+
+
+def test_card_says_what_was_done_to_the_data(trained):
+    data = {
+        **RUN["dataset"],
+        "class_counts": {"plane": 500, "sea | lake": 20, "`quoted`": 50},
+        "num_skipped_images": 3,
+    }
+    data["image_conversion"] = {"flatten_transparency": "white", "scale_16_bit": True}
+    (trained / "training_run.json").write_text(json.dumps({**RUN, "dataset": data}))
+    text = create_card(trained).text
+    assert_complete(text)
+    assert "| training images by label | 20 (`sea \\| lake`) to 500 (`plane`) |" in text
+    assert "| unreadable images left out | 3 |" in text
+    assert "Its training images are uneven" in between(text, "Limits and biases")
+    preprocessing = between(text, "Preprocessing")
+    assert "transparent ones were put on `white`, and those of 16 bits were scaled to 8. Do the same" in preprocessing
+    assert "Before," not in between(text, "Results")
+
+    data |= {"class_counts": {"plane": 20, "sea | lake": 20}, "image_conversion": {"flatten_transparency": "#ff0000"}}
+    (trained / "training_run.json").write_text(json.dumps({**RUN, "dataset": data}))
+    text = create_card(trained).text
+    assert "| training images by label | 20 of each |" in text
+    assert "uneven" not in text
+    assert "16 bits were scaled" not in text
+    dataset = {**EVALUATION["dataset"], "image_conversion": {"scale_16_bit": True}}
+    (trained / "evaluation.json").write_text(json.dumps({**EVALUATION, "dataset": dataset}))
+    assert "Before, those of 16 bits were scaled to 8." in between(create_card(trained).text, "Results")
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "P", "I;16", "RGB"])
+def test_the_conversion_that_a_card_shows_is_that_of_the_training(kind, trained):
+    conversion = {"flatten_transparency": "#ff0000", "scale_16_bit": True}
+    data = {**RUN["dataset"], "image_conversion": conversion}
+    (trained / "training_run.json").write_text(json.dumps({**RUN, "dataset": data}))
+    ramp = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
+    image = Image.fromarray(ramp)
+    if kind != "I;16":
+        image = Image.fromarray((ramp // 257).astype(np.uint8)).convert("RGB")
+        image.putalpha(Image.linear_gradient("L").resize((16, 16)))
+        image = image.quantize(8) if kind == "P" else image.convert(kind)
+    block = next(block for block in code_blocks(create_card(trained).text) if "16 bits" in block or "/ 257" in block)
+    namespace = {"given": image}
+    exec(block.replace('Image.new("RGBA", (640, 480))', "given"), namespace)
+    expected = ImageConversion(**conversion)(image)
+    assert np.array_equal(namespace["image"].convert("RGB"), expected.convert("RGB"))
 
 
 def test_own_images_are_no_data_set_of_the_hub(trained, tmp_path, monkeypatch):
@@ -187,7 +328,9 @@ def test_own_images_are_no_data_set_of_the_hub(trained, tmp_path, monkeypatch):
     assert "Look at its errors" in card.text
 
 
-def test_every_block_runs(trained, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("problem_type", METRICS)
+def test_every_block_runs(problem_type, trained, tmp_path, monkeypatch, capsys):
+    MixerConfig.from_pretrained(trained, problem_type=problem_type).save_pretrained(trained)
     monkeypatch.setattr("huggingface_hub.model_info", lambda repo_id: SimpleNamespace(sha="0" * 40))
     monkeypatch.chdir(tmp_path)
     for repo_id, revision in ((None, None), ("me/digits-mixer", None), ("me/digits-mixer", "v1")):
@@ -246,7 +389,7 @@ def test_push_to_hub_works_as_for_any_model_and_the_card_follows(hub, folder, tm
 def test_no_model_no_card(folder, tmp_path):
     with pytest.raises(ValueError, match=r"holds no config.json: give the output folder of `hf-mixer train`"):
         create_card(tmp_path)
-    (folder / "evaluation.json").write_text('{"top1": 0.9')
+    (folder / "evaluation.json").write_text('{"accuracy": 0.9')
     with pytest.raises(ValueError, match=r"evaluation.json is not valid JSON"):
         create_card(folder)
     MixerModel(MixerConfig.from_pretrained(folder)).save_pretrained(folder)

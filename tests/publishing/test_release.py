@@ -6,6 +6,7 @@ import re
 import pytest
 from safetensors.torch import load_file, save_file
 
+from hf_mixer.publishing import create_card, save_card
 from hf_mixer.publishing.release import prepare_release
 from hf_mixer.utils import hide_tokens
 
@@ -20,6 +21,23 @@ def test_only_what_is_on_the_list_goes_up(folder, release, names):
     for name in names - {"README.md"}:
         assert (release / name).read_bytes() == (folder / name).read_bytes()
     assert "alice/mixer" in (release / "README.md").read_text()
+
+
+def test_a_readme_of_your_own_goes_up_as_it_is_with_the_card_beside_it(folder, release, names):
+    (folder / "README.md").write_text("# Mine\n")
+    assert "README.md" not in prepare_release(folder, release, "alice/mixer")
+    assert {path.name for path in release.iterdir()} == names | {"MODEL_CARD.md"}
+    assert (release / "README.md").read_text() == "# Mine\n"
+    assert "alice/mixer" in (release / "MODEL_CARD.md").read_text()
+
+
+def test_a_generated_card_in_the_folder_is_made_anew_for_the_repository(folder, release, names):
+    save_card(create_card(folder), folder)
+    local = (folder / "README.md").read_text()
+    prepare_release(folder, release, "alice/mixer")
+    assert {path.name for path in release.iterdir()} == names
+    assert "alice/mixer" in (release / "README.md").read_text()
+    assert (folder / "README.md").read_text() == local
 
 
 def test_weights_in_several_files_go_up(folder, release):
@@ -54,6 +72,7 @@ def test_a_dry_run_names_what_would_go_up_and_sends_nothing(publish, hub, folder
         ("preprocessor_config.json", "{}", "names no code"),
         ("resizing_mixer.py", None, "lacks resizing_mixer.py"),
         ("all_results.json", f'{{\n"command": "{TOKEN}"}}', "all_results.json, line 2, holds a Hugging Face token"),
+        ("README.md", f"# Mine\n{TOKEN}", "README.md, line 2, holds a Hugging Face token"),
         ("all_results.json", "hf_alice_write", "all_results.json, line 1, holds the token in use"),
         ("all_results.json", "train.py --hub_token=mysecretpass", "holds the value of a token"),
         ("all_results.json", "WANDB_API_KEY=" + "0a" * 20, "holds an API key"),

@@ -2,11 +2,15 @@
 
 import pytest
 
+from hf_mixer import MixerConfig
 from hf_mixer.publishing.release import prepare_release
 from hf_mixer.publishing.remote_code import check_remote_code
+from tests.helpers import save_classifier
 
 
 def test_code_that_predicts_something_else_is_refused(folder, release):
+    options = {"problem_type": "multi_label_classification", "label_thresholds": [0.5, 0.25, 0.75]}
+    MixerConfig.from_pretrained(folder, **options).save_pretrained(folder)
     code = (folder / "layers_mixer.py").read_text()
     changed = code.replace("self.drop_path(hidden_states) + residual", "self.drop_path(hidden_states) - residual")
     assert changed != code
@@ -14,3 +18,9 @@ def test_code_that_predicts_something_else_is_refused(folder, release):
     prepare_release(folder, release, "alice/mixer")
     with pytest.raises(ValueError, match="logits differ"):
         check_remote_code(folder, release)
+
+
+def test_a_regression_model_runs_without_the_package(release, tmp_path):
+    folder = save_classifier(tmp_path / "houses", ["price"], problem_type="regression")
+    prepare_release(folder, release, "alice/houses")
+    check_remote_code(folder, release)

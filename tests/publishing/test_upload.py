@@ -22,7 +22,6 @@ def commit_of(output: str) -> str:
 def test_second_publication_sends_only_what_changed(publish, hub, on_hub, folder):
     first = commit_of(publish("mixer"))
     assert hub.files("alice/mixer").keys() == on_hub
-    assert hub.files("alice/mixer")["README.md"] != b"not for others"
 
     hub.requests.clear()
     output = publish("mixer")
@@ -35,6 +34,38 @@ def test_second_publication_sends_only_what_changed(publish, hub, on_hub, folder
     assert hub.files("alice/mixer")["all_results.json"] == b'{"eval_accuracy": 0.95}'
     assert hub.files("alice/mixer", first)["all_results.json"] == b'{"eval_accuracy": 0.9}'
     assert set(hub.uploads.values()) == {1}
+
+
+def test_a_generated_card_on_the_hub_is_replaced_and_one_that_somebody_edited_is_not(publish, hub, folder):
+    publish("alice/mixer")
+    (folder / "training_run.json").write_text('{"hardware": "an abacus"}')
+    assert "Changed README.md, training_run.json\n" in publish("alice/mixer")
+
+    card = hub.files("alice/mixer")["README.md"].replace(b"# mixer", b"# My own mixer")
+    api = huggingface_hub.HfApi(token="hf_alice_write")
+    api.upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id="alice/mixer")
+    (folder / "training_run.json").write_text('{"hardware": "two of them"}')
+    message = publish("alice/mixer", refused=True)
+    assert "alice/mixer has a README.md that hf-mixer did not write or that was edited" in message
+    assert hub.files("alice/mixer")["README.md"] == card
+    assert "refs/pr/1" not in hub.repos["alice/mixer"].refs
+    publish("alice/mixer", "--create-pr")
+    assert hub.files("alice/mixer", "refs/pr/1")["README.md"] != card
+    assert hub.files("alice/mixer")["README.md"] == card
+
+    # As the message says
+    assert "hf download alice/mixer README.md --local-dir" in message
+    huggingface_hub.hf_hub_download("alice/mixer", "README.md", local_dir=folder, token="hf_alice_write")
+    publish("alice/mixer")
+    assert hub.files("alice/mixer")["README.md"] == card
+    assert b"two of them" in hub.files("alice/mixer")["MODEL_CARD.md"]
+
+
+def test_a_readme_of_your_own_follows_your_edits(publish, hub, folder):
+    for text in ("# Mine\n", "# Mine, and better\n"):
+        (folder / "README.md").write_text(text)
+        assert "README.md goes up as it is in the folder" in publish("alice/mixer")
+        assert hub.files("alice/mixer")["README.md"].decode() == text
 
 
 def test_branch_tag_and_pull_request(publish, hub, on_hub, folder):

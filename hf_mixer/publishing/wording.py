@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The words and tables in which a model card says what configuration, training and evaluation left behind."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from transformers.image_utils import PILImageResampling
+
+from ..configuration_mixer import MixerConfig, to_pair
+from ..evaluation.metrics import METRICS, Metric
+from ..flops import estimate_flops
+from ..image_processing_pil_mixer import MixerImageProcessorPil
+from ..modeling_mixer import MixerForImageClassification
+from ..utils import hide_tokens, is_hub_id
+
+
+MAX_LABELS = 30
+# From so many times as many images of one label as of another on, the card warns
+IMBALANCE = 10
+
+# Data that the template has a note on: what it is called in the card, and how its names look.
+KNOWN_DATA = {
+    "cifar10": ("CIFAR-10", r"cifar[-_]?10(?!\d)"),
+    "imagenet-1k": ("ImageNet-1k", r"imagenet[-_]?1k|in1k"),
+    "imagenet-21k": ("ImageNet-21k", r"imagenet[-_]?2[12]k|in2[12]k"),
+    "digits": ("scikit-learn digits", r"^(scikit-learn )?digits$"),
+}
+# By problem type: a figure of every label or output, and how a sentence on its extremes begins
+EXTREMES = {
+    "single_label_classification": ("accuracy", "By class the accuracy"),
+    "multi_label_classification": ("average_precision", "By label the average precision"),
+    "regression": ("r2", "By output R\N{SUPERSCRIPT TWO}"),
+}
+
+
+def describe_model(config: MixerConfig, processor: MixerImageProcessorPil) -> dict[str, Any]:
+    """Return what the card says about the network, its images and its labels."""
+    height, width = to_pair(config.image_size)
+    return {
+        "image_size": f"{height} x {width}",
+        "larger_size": 2 * height if height == width else (2 * height, 2 * width),
+        "colors": {1: "grey images", 3: "images"}.get(
+            config.num_channels, f"images with {config.num_channels} channels"
+        ),
+        "num_labels": config.num_labels,
+        "outputs": describe_outputs(config),
+        "labels": describe_labels(config),
+        "thresholds": config.label_thresholds,
+        "threshold_table": describe_thresholds(config),
+        "preprocessing": describe_preprocessing(processor),
+        "converts": processor.do_convert_rgb,
+        "architecture": describe_architecture(config),
+    }
+
+
+def label_names(config: MixerConfig) -> list[str]:
+    """Return the names of the labels, or an empty list where they have none."""
+    names = [config.id2label[index] for index in range(config.num_labels)]
+    return [] if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names
+
+
+def describe_labels(config: MixerConfig) -> str:
+    names = label_names(config)
+    if not names:
+        return "They have no names, only numbers."
+    if len(names) <= MAX_LABELS:
+        return ", ".join(map(code, names))
+    shown = ", ".join(map(code, names[:10]))
+    return f"{shown} and {len(names) - 10:,} more, all of them in `config.json`."
+
+
+def describe_outputs(config: MixerConfig) -> str:
+    """Say what a regression model estimates."""
+    names = [code(name) for name in label_names(config)]
+    if not names or len(names) > 3:
+        return "a value" if config.num_labels == 1 else f"{config.num_labels:,} values"
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def describe_thresholds(config: MixerConfig) -> list[tuple[str, str]]:
+    """Return the probabilities from which labels count as present, where they are few and differ."""
+    names, thresholds = label_names(config), config.label_thresholds or []
+    if len(set(thresholds)) < 2 or not 0 < len(names) <= MAX_LABELS:
+        return []
+    return [(code(name), f"{threshold:.3g}") for name, threshold in zip(names, thresholds)]
+
+
+def describe_preprocessing(processor: MixerImageProcessorPil) -> str:
+    """Say in words what the image processor does, in the order in which it does it."""
+    steps = []
+    if processor.do_convert_rgb:
+        steps.append(f"turned upright and converted to {'RGB' if processor.num_channels == 3 else 'grey'}")
+    if processor.do_resize:
+        resample = PILImageResampling(processor.resample).name.lower()
+        size = dict(processor.size)
+        shortest_edge = f"a shorter side of {size['shortest_edge']} pixels" if "shortest_edge" in size else None
+        steps.append(f"resized to {shortest_edge or format_size(size)} ({resample})")
+    if processor.do_center_crop:
+        steps.append(f"cropped to the {format_size(processor.crop_size)} in their center")
+    if processor.do_rescale:
+        steps.append(f"divided by {1 / processor.rescale_factor:g}")
+    if processor.do_normalize:
+        mean, std = (
+            ", ".join(f"{value:g}" for value in dict.fromkeys(values))
+            for values in (processor.image_mean, processor.image_std)
+        )
+        steps.append(f"normalized with mean {mean} and standard deviation {std}")
+    return "; ".join(steps) or "taken as they are"
+
+
+def describe_conversion(dataset: dict[str, Any]) -> dict[str, Any]:
+    """Return what was done to the images of a data set before the image processor got them."""
+    conversion = dataset.get("image_conversion") or {}
+    color, scaled = conversion.get("flatten_transparency"), conversion.get("scale_16_bit")
+    steps = [f"transparent ones were put on {code(color)}"] if color else []
+    if scaled:
+        steps.append("those of 16 bits were scaled to 8")
+    return {"conversion": ", and ".join(steps), "background": json.dumps(color) if color else None, "scaled": scaled}
+
+
+def describe_architecture(config: MixerConfig) -> list[tuple[str, str]]:
+    with torch.device("meta"):
+        num_parameters = MixerForImageClassification(config).num_parameters()
+    patch_height, patch_width = to_pair(config.patch_size)
+    rows, columns = config.grid
+    macs = estimate_flops(config) // 2
+    return [
+        ("parameters", f"{num_parameters:,}"),
+        ("multiply-accumulates per image", f"{macs / 1e9:.1f} G" if macs >= 1e9 else f"{macs / 1e6:.1f} M"),
+        ("layers", f"{config.num_hidden_layers}"),
+        ("hidden size", f"{config.hidden_size}"),
+        ("patches", f"{rows} x {columns} of {patch_height} x {patch_width} pixels"),
+        ("width of the token-mixing MLPs", f"{config.token_mlp_dim}"),
+        ("width of the channel-mixing MLPs", f"{config.channel_mlp_dim}"),
+        ("activation", code(config.hidden_act)),
+    ]
+
+
+def describe_training(run: dict[str, Any]) -> dict[str, Any]:
+    """Return what the card says about the training."""
+    base_model, dataset = run.get("base_model"), run.get("dataset") or {}
+    origin = f"fine-tuned from {link(base_model)}" if base_model else "trained from scratch"
+    if dataset.get("name"):
+        origin = f"{origin} on {link_dataset(dataset)}"
+    counts = dataset.get("class_counts") or {}
+    facts = {
+        "data": link_dataset(dataset) if dataset.get("name") else None,
+        "training images": f"{dataset['num_train_images']:,}" if dataset.get("num_train_images") else None,
+        "validation images": f"{dataset['num_eval_images']:,}" if dataset.get("num_eval_images") else None,
+        "training images by label": describe_counts(counts) if counts else None,
+        "unreadable images left out": f"{dataset['num_skipped_images']:,}"
+        if dataset.get("num_skipped_images")
+        else None,
+        "hardware": plain(run["hardware"]) if run.get("hardware") else None,
+        "processes": f"{run['num_processes']}" if (run.get("num_processes") or 1) > 1 else None,
+        "duration": format_duration(run["duration_seconds"]) if run.get("duration_seconds") else None,
+        "versions": ", ".join(f"{name} {version}" for name, version in (run.get("versions") or {}).items() if version),
+    }
+    return {
+        "origin": origin if base_model or dataset.get("name") else "",
+        "training": bool(run),
+        "imbalance": describe_counts(counts)
+        if counts and max(counts.values()) >= IMBALANCE * min(counts.values())
+        else "",
+        **describe_conversion(dataset),
+        "command": hide_tokens(run.get("command") or ""),
+        "training_facts": [(name, value) for name, value in facts.items() if value],
+        "hyperparameters": [
+            (code(name), code(value))
+            for name, value in (run.get("hyperparameters") or {}).items()
+            if value is not None and "token" not in name
+        ],
+    }
+
+
+def describe_counts(counts: dict[str, int]) -> str:
+    """Return the smallest and the largest number of images of a label."""
+    fewest, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+    if counts[fewest] == counts[most]:
+        return f"{counts[most]:,} of each"
+    return f"{counts[fewest]:,} ({code(fewest)}) to {counts[most]:,} ({code(most)})"
+
+
+def describe_measurement(dataset: dict[str, Any]) -> str:
+    images = count(dataset["num_images"], "image") if dataset.get("num_images") else "the images"
+    split = f" of the split {code(dataset['split'])}" if dataset.get("split") else " held back from training"
+    return images + split + (f" of {link_dataset(dataset)}" if dataset.get("name") else "")
+
+
+def describe_extremes(problem_type: str, per_class: list[dict[str, Any]]) -> str:
+    """Return a sentence on the labels with the lowest and the highest figure, where there are at least two."""
+    key, beginning = EXTREMES[problem_type]
+    measured = sorted((entry for entry in per_class if is_number(entry.get(key))), key=lambda entry: entry[key])
+    if len(measured) < 2:
+        return ""
+    # Written as the figure that sums up the whole model
+    metric = next(iter(METRICS[problem_type].values()))
+    ends = [
+        f"{format_metric(metric, entry[key])} ({', '.join([code(entry['label']), *describe_size(entry)])})"
+        for entry in (measured[0], measured[-1])
+    ]
+    return f"{beginning} goes from {ends[0]} to {ends[1]}."
+
+
+def describe_size(entry: dict[str, Any]) -> list[str]:
+    return [count(entry["num_images"], "image")] if "num_images" in entry else []
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def find_known_data(*names: str | None) -> list[str]:
+    """Return the keys of the data that the names of models and data sets speak of."""
+    return [
+        key
+        for key, (_, pattern) in KNOWN_DATA.items()
+        if any(name and re.search(pattern, name.lower()) for name in names)
+    ]
+
+
+def dataset_name(name: str) -> str:
+    known = find_known_data(name)
+    return KNOWN_DATA[known[-1]][0] if known else Path(name).name
+
+
+def dataset_type(name: str) -> str:
+    if is_hub_id(name):
+        return name
+    return "digits" if "digits" in find_known_data(name) else "imagefolder"
+
+
+def plain(text: Any) -> str:
+    """Return `text` as one line of Markdown that looks like it."""
+    return re.sub(r"([\\`*<>\[\]|{}])", r"\\\1", " ".join(str(text).split()))
+
+
+def code(text: Any) -> str:
+    """Return `text` as inline code, also inside a table."""
+    text = " ".join(str(text).split()).replace("|", "\\|")
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
+
+
+def link(name: str) -> str:
+    """Return a link to a model on the Hub, or the last part of the name of another one."""
+    return f"[{name}](https://huggingface.co/{name})" if is_hub_id(name) else code(Path(name).name)
+
+
+def link_dataset(dataset: dict[str, Any]) -> str:
+    name = dataset["name"]
+    if not is_hub_id(name):
+        return dataset_name(name) if find_known_data(name) else f"a folder of images, {code(Path(name).name)}"
+    config = f" ({code(dataset['config'])})" if dataset.get("config") else ""
+    return f"[{dataset_name(name)}](https://huggingface.co/datasets/{name}){config}"
+
+
+def format_metric(metric: Metric, value: float) -> str:
+    if metric.is_share:
+        return f"{value * 100:.2f} %"
+    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def format_size(size: dict[str, int]) -> str:
+    return f"{size['height']} x {size['width']} pixels"
+
+
+def format_duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
