@@ -144,7 +144,7 @@ def load_own_folder(
     """Load from a folder that this package saved; for the arguments see `load_checkpoint`."""
     folder = path if path.is_dir() else path.parent
     check_own_folder(folder)
-    if num_labels is not None:
+    if num_labels is not None and "id2label" not in config_overrides:
         config_overrides |= {"num_labels": num_labels}
     model, info = model_class.from_pretrained(
         folder, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True, **config_overrides
