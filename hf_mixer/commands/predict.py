@@ -188,9 +188,7 @@ def quiet_broken_pipe() -> Iterator[None]:
 
 def print_predictions(arguments: argparse.Namespace) -> bool:
     """Print what the model says of each image, and return whether all could be read."""
-    from tqdm import tqdm
-
-    from ..utils import check_device
+    from ..utils import check_device, progress_bar
 
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("several processes cannot print in order: give --output_dir")
@@ -200,7 +198,7 @@ def print_predictions(arguments: argparse.Namespace) -> bool:
     results = predictor.predict_batches(batches, to_sources, len(batches))
     is_regression = predictor.problem_type == "regression"
     num_unreadable = 0
-    progress = tqdm(total=len(files), desc="Predicting", unit=" images", disable=len(batches) == 1)
+    progress = progress_bar(total=len(files), desc="Predicting", unit=" images")
     with progress, quiet_broken_pipe():
         for paths, predictions in results:
             for path, prediction in zip(paths, predictions):

@@ -147,7 +147,7 @@ def set_up_console(data_args, training_args) -> None:
 
     from ..training.progress import is_interactive
 
-    logging.basicConfig(format="%(message)s", level=logging.INFO if training_args.should_log else logging.WARNING)
+    logging.basicConfig(format="%(message)s", level=logging.INFO if training_args.should_log else logging.ERROR)
     transformers.utils.logging.set_verbosity(training_args.get_process_log_level())
     transformers.utils.logging.disable_progress_bar()
     # Neither every request nor every shard is news

@@ -14,7 +14,8 @@ import torch
 from datasets import Dataset
 from datasets.packaged_modules.imagefolder.imagefolder import IMAGE_EXTENSIONS
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
-from tqdm import tqdm
+
+from ..utils import progress_bar
 
 
 # So many images are looked at for transparency and 16 bits
@@ -116,7 +117,7 @@ def find_problems(read: Callable[[int], object], count: int) -> dict[int, str]:
         return None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        problems = tqdm(pool.map(problem, range(count)), "Checking images", count)
+        problems = progress_bar(pool.map(problem, range(count)), desc="Checking images", total=count)
         return {index: text for index, text in enumerate(problems) if text is not None}
 
 
@@ -141,7 +142,9 @@ def count_special_images(dataset: Dataset) -> dict[str, int]:
     rows = np.linspace(0, max(len(images) - 1, 0), count).round().astype(int).tolist()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = pool.map(lambda row: _describe(images[row]["image"]), rows)
-        kinds = Counter(kind for kind in tqdm(found, "Looking for transparent and 16-bit images", count))
+        kinds = Counter(
+            kind for kind in progress_bar(found, desc="Looking for transparent and 16-bit images", total=count)
+        )
     return {"num_images": count, "num_transparent": kinds["transparent"], "num_16_bit": kinds["16 bit"]}
 
 

@@ -10,8 +10,8 @@ import datasets
 import torch
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import Dataset, IterableDataset
-from tqdm import tqdm
 
+from ..utils import progress_bar
 from .images import ImageDataError, ImageTransform, collate_images, stack_labels
 from .labels import is_missing
 
@@ -72,7 +72,7 @@ class CachedImages(Dataset):
         self.pixel_values = torch.empty(0)
         with ThreadPoolExecutor(default_num_workers()) as pool:
             decoded = pool.map(lambda chunk: collate_images(rows.__getitems__(chunk))["pixel_values"], chunks)
-            for chunk, pixels in zip(chunks, tqdm(decoded, "Decoding images", len(chunks))):
+            for chunk, pixels in zip(chunks, progress_bar(decoded, desc="Decoding images", total=len(chunks))):
                 if chunk.start == 0:
                     shape = (len(rows), *pixels.shape[1:])
                     self.pixel_values = torch.empty(shape, dtype=pixels.dtype, device=device)

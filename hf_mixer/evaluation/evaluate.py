@@ -13,11 +13,11 @@ from scipy.special import expit
 from sklearn import metrics as sklearn_metrics
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from ..data.images import collate_images
 from ..data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, problem_type_of
 from ..data.loaders import NamedRows
+from ..utils import progress_bar
 from .metrics import (
     calibration_bins,
     expected_calibration_error,
@@ -77,8 +77,7 @@ def predict_dataset(
         model = model.to(accelerator.device)
     problem_type = problem_type_of(model.config)
     parts, done = [], 0
-    is_silent = not accelerator.is_main_process
-    with tqdm(total=len(dataset), desc="Evaluating", unit=" images", disable=is_silent) as progress:
+    with progress_bar(total=len(dataset), desc="Evaluating", unit=" images") as progress:
         for batch in loader:
             scores = score_batch(problem_type, model(batch["pixel_values"]).logits, batch["labels"])
             # Accelerate fills the last round of batches with images from the start; this drops them again

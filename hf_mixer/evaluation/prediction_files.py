@@ -20,11 +20,10 @@ import datasets
 import pyarrow.parquet as pq
 import torch
 from datasets import Dataset, Features, IterableDataset, List, Value
-from tqdm import tqdm
 
 from ..data.images import ImageDataError
 from ..output_folder import LOCK_NAME
-from ..utils import read_json, written_whole
+from ..utils import progress_bar, read_json, written_whole
 from .prediction import Prediction, Predictor
 
 
@@ -349,7 +348,7 @@ def write_predictions(
     batches = predictor.predict_batches(
         reader, lambda batch: [source or NO_IMAGE for source in batch[1][image_column]], num_batches
     )
-    with tqdm(total=total, desc="Predicting", unit=" images", disable=process_index > 0) as progress:
+    with progress_bar(total=total, desc="Predicting", unit=" images") as progress:
         for part, group in itertools.groupby(batches, key=lambda result: result[0][0]):
             columns: dict[str, list] = {name: [] for name in features}
             for (_, batch), predictions in group:
@@ -359,12 +358,12 @@ def write_predictions(
                     for name in added:
                         columns[name].append(row.get(name))
                 progress.update(len(predictions))
-                report_errors(predictions)
+                report_errors(predictions, progress)
             folder.write(part, columns, features)
 
 
-def report_errors(predictions: Sequence[Prediction]) -> None:
+def report_errors(predictions: Sequence[Prediction], progress) -> None:
     """Name the images that cannot be read on standard error."""
     for prediction in predictions:
         if prediction.error is not None:
-            tqdm.write(f"error: {prediction.error}", file=sys.stderr)
+            progress.write(f"error: {prediction.error}", file=sys.stderr)
