@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from tqdm.auto import tqdm
 
 import transformers
 
@@ -58,8 +57,10 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     return content
 
 
-def progress_bar(iterable: Iterable | None = None, **kwargs) -> tqdm:
+def progress_bar(iterable: Iterable | None = None, **kwargs):
     """Return a bar of tqdm that is shown by the first process only, and only where somebody watches a terminal."""
+    from tqdm import tqdm  # which the network does without
+
     return tqdm(iterable, disable=None if os.environ.get("RANK", "0") == "0" else True, **kwargs)
 
 
