@@ -8,7 +8,7 @@ import platform
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,13 +55,6 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
             f"{path} has to hold a JSON object, got {type(content).__name__}. Write it again, or remove it."
         )
     return content
-
-
-def progress_bar(iterable: Iterable | None = None, **kwargs):
-    """Return a bar of tqdm that is shown by the first process only, and only where somebody watches a terminal."""
-    from tqdm import tqdm  # which the network does without
-
-    return tqdm(iterable, disable=None if os.environ.get("RANK", "0") == "0" else True, **kwargs)
 
 
 def error_message(error: Exception) -> str:

@@ -188,7 +188,8 @@ def quiet_broken_pipe() -> Iterator[None]:
 
 def print_predictions(arguments: argparse.Namespace) -> bool:
     """Print what the model says of each image, and return whether all could be read."""
-    from ..utils import check_device, progress_bar
+    from ..progress import progress_bar
+    from ..utils import check_device
 
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("several processes cannot print in order: give --output_dir")

@@ -15,7 +15,7 @@ from datasets import Dataset
 from datasets.packaged_modules.imagefolder.imagefolder import IMAGE_EXTENSIONS
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
-from ..utils import progress_bar
+from ..progress import progress_bar
 
 
 # So many images are looked at for transparency and 16 bits

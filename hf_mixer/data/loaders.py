@@ -11,7 +11,7 @@ import torch
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import Dataset, IterableDataset
 
-from ..utils import progress_bar
+from ..progress import progress_bar
 from .images import ImageDataError, ImageTransform, collate_images, stack_labels
 from .labels import is_missing
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from ..data.images import collate_images
 from ..data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, problem_type_of
 from ..data.loaders import NamedRows
-from ..utils import progress_bar
+from ..progress import progress_bar
 from .metrics import (
     calibration_bins,
     expected_calibration_error,

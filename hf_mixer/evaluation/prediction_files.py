@@ -23,7 +23,8 @@ from datasets import Dataset, Features, IterableDataset, List, Value
 
 from ..data.images import ImageDataError
 from ..output_folder import LOCK_NAME
-from ..utils import progress_bar, read_json, written_whole
+from ..progress import progress_bar
+from ..utils import read_json, written_whole
 from .prediction import Prediction, Predictor
 
 
