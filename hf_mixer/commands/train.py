@@ -232,6 +232,7 @@ def train(trainer, checkpoint: str | None, description: dict, command_line: list
 
 def predict(trainer, test_dataset, prepared) -> str:
     """Predict the split `test`, and return where its predictions are."""
+    from ..evaluation.prediction import Predictor
     from ..training.predictions import PREDICTIONS_NAME, write_predictions
 
     path = Path(trainer.args.output_dir) / PREDICTIONS_NAME
@@ -239,8 +240,8 @@ def predict(trainer, test_dataset, prepared) -> str:
     if prepared.has_test_labels:
         trainer.save_metrics("predict", output.metrics, combined=trainer.args.do_train)
     if trainer.is_world_process_zero():
-        sources = prepared.dataset["test"]["image"]
-        write_predictions(path, output.predictions, sources, trainer.model.config)
+        predictor = Predictor(trainer.model, prepared.image_processor, top_k=len(prepared.labels))
+        write_predictions(path, output.predictions, prepared.dataset["test"]["image"], predictor)
     return str(path)
 
 

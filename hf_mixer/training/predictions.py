@@ -4,20 +4,22 @@
 import csv
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..data.labels import MULTI_LABEL, REGRESSION, problem_type_of
-from ..evaluation.metrics import predict_present
+from ..data.labels import MULTI_LABEL, REGRESSION
+from ..evaluation.prediction import Prediction, Predictor
 
 
 PREDICTIONS_NAME = "predictions.csv"
 
 
-def write_predictions(path: str | os.PathLike, logits: np.ndarray, sources: Sequence[dict[str, Any]], config) -> None:
+def write_predictions(
+    path: str | os.PathLike, logits: np.ndarray, sources: Sequence[dict[str, Any]], predictor: Predictor
+) -> None:
     """
     Write a CSV file with a row for each image: `row`, its number, `path`, if it has one, and what the model says of it:
     `label` and `score`, for several labels JSON lists as `labels` and `scores`, for regression a column for each output.
@@ -27,35 +29,27 @@ def write_predictions(path: str | os.PathLike, logits: np.ndarray, sources: Sequ
             The outputs of the model.
         sources (`Sequence[dict]`):
             The images in the same order, undecoded, as `datasets` has them.
-        config ([`MixerConfig`]):
-            The configuration of the model.
+        predictor ([`~hf_mixer.evaluation.prediction.Predictor`]):
+            What interprets the outputs. With several labels per image, its `top_k` has to be the number of labels.
     """
-    header, answers = list_answers(logits, config)
+    if predictor.problem_type == REGRESSION:
+        columns = predictor.labels
+    else:
+        columns = ["labels", "scores"] if predictor.problem_type == MULTI_LABEL else ["label", "score"]
+    predictions = predictor.interpret(torch.from_numpy(logits).float())
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["row", "path", *header])
-        for row, (source, answer) in enumerate(zip(sources, answers, strict=True)):
-            writer.writerow([row, source["path"] or "", *answer])
+        writer.writerow(["row", "path", *columns])
+        for row, (source, prediction) in enumerate(zip(sources, predictions, strict=True)):
+            writer.writerow([row, source["path"] or "", *list_answer(prediction, predictor.problem_type)])
 
 
-def list_answers(logits: np.ndarray, config) -> tuple[list[str], Iterator[list]]:
-    """Return the columns of the answers, and the answer for each image."""
-    names = [config.id2label[index] for index in range(config.num_labels)]
-    problem_type = problem_type_of(config)
+def list_answer(prediction: Prediction, problem_type: str) -> list:
+    """Return what a model says of an image as cells of a table, the most probable label first."""
     if problem_type == REGRESSION:
-        return names, iter(logits.tolist())
-    tensor = torch.from_numpy(logits).float()
-    if problem_type == MULTI_LABEL:
-        present, scores = predict_present(logits, config.label_thresholds), tensor.sigmoid().tolist()
-        return ["labels", "scores"], (list_present(names, *entry) for entry in zip(present, scores))
-    best = tensor.softmax(dim=1).max(dim=1)
-    return ["label", "score"], (
-        [names[index], round(score, 6)] for index, score in zip(best.indices.tolist(), best.values.tolist())
-    )
-
-
-def list_present(names: Sequence[str], present: Sequence[bool], scores: Sequence[float]) -> list[str]:
-    """Return the labels that are present and their probabilities, as JSON lists, the most probable first."""
-    found = sorted(((score, name) for name, here, score in zip(names, present, scores) if here), reverse=True)
-    labels, values = [name for _, name in found], [round(score, 6) for score, _ in found]
-    return [json.dumps(labels, ensure_ascii=False), json.dumps(values)]
+        return [value for _, value in prediction.scores]
+    scores = [(label, round(score, 6)) for label, score in prediction.scores]
+    if problem_type != MULTI_LABEL:
+        return list(scores[0])
+    present = [(label, score) for label, score in scores if label in (prediction.labels or ())]
+    return [json.dumps([entry[place] for entry in present], ensure_ascii=False) for place in (0, 1)]
