@@ -160,17 +160,14 @@ def set_up_console(data_args, training_args) -> None:
 
 def announce_source(data_args, training_args) -> None:
     """Print what the run is about, before anything is loaded."""
-    from ..training.preparation import name_source
     from ..training.summary import wrap
 
     if not training_args.do_train:
         return
-    source = name_source(data_args)
-    if not data_args.has_source:
-        source = (
-            "the 1,797 handwritten digits that ship with scikit-learn: no data was named (--train_dir, --train_file, "
-            "--dataset_name)"
-        )
+    source = data_args.source or (
+        "the 1,797 handwritten digits that ship with scikit-learn: no data was named (--train_dir, --train_file, "
+        "--dataset_name)"
+    )
     recipe = f"Recipe: {data_args.recipe}" if data_args.recipe else "No recipe"
     print(wrap(f"Training on {source}. {recipe}."), flush=True)
 
@@ -261,13 +258,11 @@ def evaluate(trainer, prepared, data_args) -> None:
 def announce_outcome(trainer, train_metrics: dict, prepared, data_args) -> None:
     """Print where everything is, and the commands that come next."""
     from ..training import summary
-    from ..training.preparation import find_example_image, name_evaluation_data
 
     output_dir = trainer.args.output_dir
     for name, text in summary.describe_outcome(output_dir, train_metrics):
         print(summary.format_entry(name, text))
-    image = find_example_image(prepared.dataset)
-    commands = summary.next_commands(output_dir, image, name_evaluation_data(data_args))
+    commands = summary.next_commands(output_dir, prepared.dataset, data_args)
     print("Next:", *(f"  {command}" for command in commands), sep="\n", flush=True)
 
 

@@ -117,7 +117,7 @@ def find_problems(read: Callable[[int], object], count: int) -> dict[int, str]:
         return None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        problems = progress_bar(pool.map(problem, range(count)), desc="Checking images", total=count)
+        problems = progress_bar(pool.map(problem, range(count)), desc="Checking images", total=count, leave=False)
         return {index: text for index, text in enumerate(problems) if text is not None}
 
 
@@ -142,9 +142,7 @@ def count_special_images(dataset: Dataset) -> dict[str, int]:
     rows = np.linspace(0, max(len(images) - 1, 0), count).round().astype(int).tolist()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = pool.map(lambda row: _describe(images[row]["image"]), rows)
-        kinds = Counter(
-            kind for kind in progress_bar(found, desc="Looking for transparent and 16-bit images", total=count)
-        )
+        kinds = Counter(progress_bar(found, desc="Checking colors", total=count, leave=False))
     return {"num_images": count, "num_transparent": kinds["transparent"], "num_16_bit": kinds["16 bit"]}
 
 

@@ -27,7 +27,7 @@ MULTI_HOT = List(Value("bool"))
 NUMBERS = List(Value("float32"))
 # So many different strings that are all fractions are no classes
 MAX_NUMBER_CLASSES = 20
-BY_INDEX = "--match_labels_by_index"
+BY_INDEX = "`hf-mixer evaluate --match_labels_by_index`"
 NO_STREAM_NAMES = (
     "the labels of a streamed data set have to be classes with names, or numbers (if they are integers: --problem_type "
     "regression). Else leave out --streaming"
@@ -418,7 +418,7 @@ def _use_model_outputs(dataset: Dataset, model_labels: Sequence[str], match_by_i
     if set(columns) != set(model_labels):
         raise ValueError(
             f"the columns {shorten(columns)} are not the outputs of the model, {shorten(model_labels)}: rename them, or "
-            f"take as many in that order with {BY_INDEX}"
+            f"evaluate as many in that order with {BY_INDEX}"
         )
     return encode_labels(dataset, NumberEncoder(model_labels), NUMBERS)
 
@@ -473,7 +473,7 @@ def match_labels(
         raise ValueError(
             f"the model has no label, or more than one, for {shorten(unmatched)} in the data; it has "
             f"{shorten(model_labels)}. Rename the classes of the data to the labels of the model, or, if they are integers "
-            f"from 0 to {len(model_labels) - 1} that are the indices of its labels, add {BY_INDEX}"
+            f"from 0 to {len(model_labels) - 1} that are the indices of its labels, evaluate with {BY_INDEX}"
         )
     return result
 

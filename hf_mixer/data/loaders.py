@@ -72,7 +72,9 @@ class CachedImages(Dataset):
         self.pixel_values = torch.empty(0)
         with ThreadPoolExecutor(default_num_workers()) as pool:
             decoded = pool.map(lambda chunk: collate_images(rows.__getitems__(chunk))["pixel_values"], chunks)
-            for chunk, pixels in zip(chunks, progress_bar(decoded, desc="Decoding images", total=len(chunks))):
+            for chunk, pixels in zip(
+                chunks, progress_bar(decoded, desc="Decoding images", total=len(chunks), leave=False)
+            ):
                 if chunk.start == 0:
                     shape = (len(rows), *pixels.shape[1:])
                     self.pixel_values = torch.empty(shape, dtype=pixels.dtype, device=device)

@@ -6,7 +6,6 @@ import difflib
 import sys
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatch
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,8 @@ from .arguments import MixerTrainingArguments
 
 DEFAULT_VARIANT = "S/16"
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
-DATA_SOURCE_FIELDS = (
-    "dataset_name",
-    "dataset_config_name",
-    "train_dir",
-    "validation_dir",
-    "train_file",
-    "validation_file",
-)
+# The first one that is given names the data
+DATA_SOURCE_FIELDS = ("dataset_name", "train_dir", "train_file", "validation_dir", "validation_file")
 # What may change in a pretrained model too
 REGULARIZATION_FIELDS = ("hidden_dropout_prob", "drop_path_rate", "classifier_dropout_prob")
 # The recipes that are taken where none is named, and the name that keeps them out
@@ -121,11 +114,13 @@ class DataTrainingArguments:
             raise ValueError(f"--train_image_size has to be at least 1, got {self.train_image_size}")
         if self.problem_type not in (None, *PROBLEM_TYPES):
             raise ValueError(f"--problem_type has to be one of {', '.join(PROBLEM_TYPES)}, got {self.problem_type!r}")
+        if self.dataset_config_name is not None and self.dataset_name is None:
+            raise ValueError(f"--dataset_config_name {self.dataset_config_name} needs --dataset_name")
 
     @property
-    def has_source(self) -> bool:
-        """Whether any data is named."""
-        return any(getattr(self, name) is not None for name in DATA_SOURCE_FIELDS)
+    def source(self) -> str | None:
+        """The folder, list or data set by which the data is called; `None` for the digits."""
+        return next((getattr(self, name) for name in DATA_SOURCE_FIELDS if getattr(self, name) is not None), None)
 
 
 @dataclass
@@ -174,7 +169,6 @@ ARGUMENT_CLASSES = (ModelArguments, DataTrainingArguments, MixerTrainingArgument
 # The help by topic: names of arguments, or patterns of them. An argument is told of in the first group that has it.
 ARGUMENT_GROUPS = {
     "used first": (
-        "help",
         "train_dir",
         "validation_dir",
         "train_file",
@@ -195,6 +189,7 @@ ARGUMENT_GROUPS = {
         "max_train_samples",
         "resume_from_checkpoint",
         "push_to_hub",
+        "help",
     ),
     "data": (*(entry.name for entry in fields(DataTrainingArguments)), "cache_images", "dataloader_*"),
     "model": tuple(entry.name for entry in fields(ModelArguments)),
@@ -284,7 +279,7 @@ class TrainingArgumentParser(HfArgumentParser):
     """
 
     def __init__(self, dataclass_types, **kwargs):
-        self.described: list[argparse.Action] = []
+        self.waiting: list[tuple] = []
         super().__init__(
             dataclass_types,
             add_help=False,
@@ -293,16 +288,21 @@ class TrainingArgumentParser(HfArgumentParser):
             **kwargs,
         )
         self.add_argument("--help", "-h", action="store_true", help="Show this, with the defaults of the recipe.")
-
-    @cached_property
-    def titled_groups(self) -> dict[str, Any]:
-        return {title: self.add_argument_group(title) for title in ARGUMENT_GROUPS}
+        self.described: list[argparse.Action] = []
+        for title, patterns in ARGUMENT_GROUPS.items():
+            group = self.add_argument_group(title)
+            for pattern in patterns:
+                found = [entry for entry in self.waiting if fnmatch(entry[0][0], f"--{pattern}")]
+                self.described += [self.describe(group, *names, **options) for names, options in found]
+                self.waiting = [entry for entry in self.waiting if entry not in found]
 
     def add_argument(self, *names, **kwargs):
+        """Let an argument wait until all are known and can be sorted."""
+        self.waiting.append((names, kwargs))
+
+    def describe(self, group, *names, **kwargs) -> argparse.Action:
+        """Add an argument to a group of the help."""
         name = names[0].removeprefix("--")
-        title = next(
-            title for title, patterns in ARGUMENT_GROUPS.items() if any(fnmatch(name, pattern) for pattern in patterns)
-        )
         kwargs["help"] = HELP.get(name, kwargs.get("help"))
         if name.startswith("no_"):
             # The other form of a switch that is on by default
@@ -315,9 +315,7 @@ class TrainingArgumentParser(HfArgumentParser):
             kwargs.setdefault("metavar", METAVARS.get(kwargs.get("type"), "TEXT"))
         # `--train-dir` is read as `--train_dir`, and need not be shown
         names = tuple(name for name in names if "-" not in name.removeprefix("--") or not name.startswith("--"))
-        action = self.titled_groups[title].add_argument(*names, **kwargs)
-        self.described.append(action)
-        return action
+        return group.add_argument(*names, **kwargs)
 
     def print_help(self, file=None):
         for action in self.described:
@@ -417,7 +415,7 @@ def recipe_defaults(recipe: str, recipes: Path, known: argparse.Namespace, given
         raise ValueError(f"recipe {recipe!r} sets arguments that do not exist: {', '.join(sorted(unknown))}")
     dropped: set[str] = set()
     if not given.isdisjoint(DATA_SOURCE_FIELDS):
-        dropped |= {*DATA_SOURCE_FIELDS, "eval_split"}
+        dropped |= {*DATA_SOURCE_FIELDS, "dataset_config_name", "eval_split"}
     if "model_name_or_path" in given or not known.do_train or (known.recipe is None and "variant" in given):
         dropped |= {*SHAPE_FIELDS, "variant", "model_name_or_path"}
     return {name: value for name, value in defaults.items() if name not in dropped}

@@ -29,18 +29,14 @@ from ..data.labels import (
 )
 from ..data.loaders import CachedImages, NamedRows, StreamedImages
 from ..evaluation.metrics import METRICS
+from ..evaluation.results import DIGITS, read_training_data
 from ..image_processing_mixer import MixerImageProcessor
 from ..image_processing_pil_mixer import MixerImageProcessorPil
 from ..modeling_mixer import MixerForImageClassification
-from ..utils import read_json
 from .arguments import MixerTrainingArguments
 from .balance import count_classes
 from .command_line import REGULARIZATION_FIELDS, DataTrainingArguments, ModelArguments
 from .objective import SPECIFIC_ARGUMENTS
-from .record import RECORD_NAME
-
-
-DIGITS = "scikit-learn digits"
 
 
 @dataclass
@@ -134,25 +130,14 @@ def find_trained_model(model_args: ModelArguments, training_args: MixerTrainingA
 
 
 def check_evaluation_source(source: str, data_args: DataTrainingArguments) -> None:
-    """Refuse to evaluate on data that nobody named: the digits are for a model that was trained on them."""
-    if not data_args.has_source and read_training_data(source).get("name") != DIGITS:
+    """Refuse to evaluate on a stream, or on data that nobody named: the digits are for a model that was trained on them."""
+    if data_args.streaming:
+        raise ValueError("--streaming is for training: leave it out to evaluate")
+    if data_args.source is None and read_training_data(source).get("name") != DIGITS:
         raise ValueError(
             "there is no data to evaluate on: name it with --validation_dir, --validation_file, --train_dir, --train_file "
             "or --dataset_name"
         )
-
-
-def read_training_data(folder: str) -> dict[str, Any]:
-    """Return what the record in a trained folder says of its data, nothing where there is no record."""
-    path = Path(folder) / RECORD_NAME
-    return (read_json(path).get("dataset") or {}) if path.is_file() else {}
-
-
-def name_source(data_args: DataTrainingArguments) -> str:
-    """Return the name of the data, as records have it."""
-    named = (data_args.dataset_name, data_args.train_dir, data_args.train_file)
-    evaluated = (data_args.validation_dir, data_args.validation_file)
-    return next((name for name in (*named, *evaluated) if name is not None), DIGITS)
 
 
 def load_data(
@@ -167,8 +152,12 @@ def load_data(
     """
     eval_split = data_args.eval_split
     hub: dict[str, Any] = {"cache_dir": model_args.cache_dir, "token": model_args.token}
-    held_out = (data_args.validation_dir, data_args.validation_file)
-    if not training_args.do_train and any(held_out) and name_source(data_args) in held_out:
+    # Without a training, the data to evaluate on is enough
+    is_enough = data_args.source is not None and data_args.source in (
+        data_args.validation_dir,
+        data_args.validation_file,
+    )
+    if not training_args.do_train and is_enough:
         data, _ = load_evaluation_dataset(
             eval_dir=data_args.validation_dir,
             eval_file=data_args.validation_file,
@@ -382,7 +371,7 @@ def describe_dataset(run: PreparedRun, data_args: DataTrainingArguments) -> dict
     """Return what the record of a run says of its data."""
     dataset, is_stream = run.dataset, data_args.streaming
     description: dict[str, Any] = {
-        "name": name_source(data_args),
+        "name": data_args.source or DIGITS,
         "config": data_args.dataset_config_name,
         "train_split": "train",
         "eval_split": data_args.eval_split or "validation",
@@ -419,31 +408,3 @@ def check_results(output_dir: str, description: dict[str, Any]) -> None:
                 f"--output_dir {output_dir} holds a model with results on other data ({key} {recorded.get(key)}, here "
                 f"{description[key]}): choose another --output_dir, and name the model with --model_name_or_path"
             )
-
-
-def find_example_image(dataset) -> str | None:
-    """Return the path of an image of the split `validation`, if its images are files."""
-    if not isinstance(dataset, DatasetDict):
-        return None
-    path = dataset["validation"][0]["image"]["path"]
-    return path if path is not None and Path(path).is_file() else None
-
-
-def name_evaluation_data(data_args: DataTrainingArguments) -> list[str]:
-    """Return the arguments of `hf-mixer evaluate` that name held-out data: that of the run, or a place for one's own."""
-    if data_args.validation_dir is not None:
-        return ["--eval_dir", data_args.validation_dir]
-    if data_args.validation_file is not None:
-        return ["--eval_file", data_args.validation_file]
-    if data_args.train_dir is not None:
-        return ["--eval_dir", "test_photos"]
-    if data_args.train_file is not None:
-        return ["--eval_file", "test.csv"]
-    if data_args.dataset_name is None:
-        return []
-    named = ["--dataset_name", data_args.dataset_name]
-    if data_args.dataset_config_name is not None:
-        named += ["--dataset_config_name", data_args.dataset_config_name]
-    if data_args.eval_split is not None:
-        named += ["--split", data_args.eval_split]
-    return named

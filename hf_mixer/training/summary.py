@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import DatasetDict
 
 from ..configuration_mixer import to_pair
 from ..evaluation.metrics import METRICS
 from ..utils import describe_hardware
+from .command_line import DataTrainingArguments
 from .curves import CURVES_NAME
 from .progress import console_width, format_duration, format_name, format_value
 
@@ -96,7 +98,9 @@ def describe_model(model, base_model: str | None) -> str:
     height, width = to_pair(config.image_size)
     color = "" if config.num_channels == 3 else f" with {config.num_channels} channel(s)"
     origin = base_model or f"from scratch, width {config.hidden_size}, depth {config.num_hidden_layers}"
-    return f"{origin}; {model.num_parameters() / 1e6:,.2f} M parameters; images of {height} x {width} pixels{color}"
+    count = model.num_parameters()
+    size = f"{count / 1e6:,.2f} M" if count >= 1e5 else f"{count:,}"
+    return f"{origin}; {size} parameters; images of {height} x {width} pixels{color}"
 
 
 def describe_device(args) -> str:
@@ -137,19 +141,36 @@ def describe_outcome(output_dir: str, train_metrics: Mapping[str, Any]) -> list[
     return entries
 
 
-def next_commands(output_dir: str, image: str | None, evaluation: list[str]) -> list[str]:
-    """
-    Return the commands to try with a trained model, as they can be pasted into a shell.
-
-    Args:
-        image (`str`, *optional*):
-            An image to classify.
-        evaluation (`list[str]`):
-            The arguments that name data to evaluate on.
-    """
+def next_commands(output_dir: str, dataset, data_args: DataTrainingArguments) -> list[str]:
+    """Return the commands to try with a trained model and its data, as they can be pasted into a shell."""
     repository = Path(output_dir).resolve().name
-    return [
-        shlex.join(["hf-mixer", "predict", output_dir, image or "photo.jpg"]),
-        shlex.join(["hf-mixer", "evaluate", output_dir, *evaluation]),
-        shlex.join(["hf-mixer", "publish", output_dir, repository, "--dry-run"]),
+    commands = [
+        ["predict", output_dir, find_example_image(dataset) or "photo.jpg"],
+        ["evaluate", output_dir, *name_evaluation_data(data_args)],
+        ["publish", output_dir, repository, "--dry-run"],
     ]
+    return [shlex.join(["hf-mixer", *command]) for command in commands]
+
+
+def find_example_image(dataset) -> str | None:
+    """Return the path of an image of the split `validation`, if its images are files."""
+    if not isinstance(dataset, DatasetDict):
+        return None
+    path = dataset["validation"][0]["image"]["path"]
+    return path if path is not None and Path(path).is_file() else None
+
+
+def name_evaluation_data(data_args: DataTrainingArguments) -> list[str]:
+    """Return the arguments of `hf-mixer evaluate` that name held-out data: that of the run, or a place for one's own."""
+    if data_args.dataset_name is not None:
+        named = {
+            "--dataset_name": data_args.dataset_name,
+            "--dataset_config_name": data_args.dataset_config_name,
+            "--split": data_args.eval_split,
+        }
+        return [part for name, value in named.items() if value is not None for part in (name, value)]
+    if data_args.train_dir is not None:
+        return ["--eval_dir", data_args.validation_dir or "test_photos"]
+    if data_args.train_file is not None:
+        return ["--eval_file", data_args.validation_file or "test.csv"]
+    return []
