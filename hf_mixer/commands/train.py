@@ -52,19 +52,11 @@ def find_checkpoint(training_args) -> str | None:
 
 @contextmanager
 def reserved_output_dir(training_args, command: str) -> Iterator[None]:
-    """Have the output folder for oneself while a model trains. A new folder vanishes where nothing was written into it."""
+    """Have the output folder for oneself. A new folder vanishes where nothing was written into it."""
     from ..output_folder import lock_output_dir_together
     from ..utils import one_line_errors
 
     folder = Path(training_args.output_dir)
-    if not training_args.do_train:
-        is_new = not folder.exists()
-        try:
-            yield
-        finally:
-            if is_new and folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
-        return
     with one_line_errors():
         try:
             lock = lock_output_dir_together(folder, command)
@@ -179,20 +171,15 @@ def announce_run(prepared, trainer, description: dict, data_args) -> None:
     from ..training.preparation import read_labels
 
     dataset, training_args = prepared.dataset, trainer.args
-    entries = []
-    if training_args.do_train:
-        entries.append(("images", summary.describe_images(description)))
-    else:
-        entries.append(("images", f"{len(dataset['validation']):,} to evaluate on"))
-    titles = f"{summary.PROBLEM_TITLES[prepared.problem_type]}: {len(prepared.labels)}"
+    has_train_labels = training_args.do_train and not data_args.streaming
+    entries = [("images", summary.describe_images(description))]
+    labels = summary.PROBLEM_TITLES[prepared.problem_type].format(len(prepared.labels))
     if "class_counts" in description:
-        entries.append(("labels", f"{titles} labels. {summary.describe_classes(description['class_counts'])}"))
-    elif prepared.problem_type == "regression" and "train" in dataset and not data_args.streaming:
-        values = summary.describe_values(read_labels(dataset["train"]), prepared.labels)
-        entries.append(("labels", f"{titles} value(s). {values}"))
-    else:
-        entries.append(("labels", titles))
-    if training_args.do_train and not data_args.streaming:
+        labels += f". {summary.describe_classes(description['class_counts'])}"
+    elif has_train_labels:
+        labels += f". {summary.describe_values(read_labels(dataset['train']), prepared.labels)}"
+    entries.append(("labels", labels))
+    if has_train_labels:
         special = count_special_images(dataset["train"])
         conversion = description.get("image_conversion", {})
         entries += [("caution", line) for line in summary.describe_special_images(special, conversion)]
@@ -202,7 +189,7 @@ def announce_run(prepared, trainer, description: dict, data_args) -> None:
         entries.append(("steps", summary.describe_steps(training_args, description["num_train_images"])))
     if prepared.changed:
         names = ", ".join(prepared.changed)
-        entries.append(("recipe", f"for these labels without {names}"))
+        entries.append(("recipe", f"without {names}, which these labels do not allow"))
     for name, text in entries:
         print(summary.format_entry(name, text), flush=True)
 

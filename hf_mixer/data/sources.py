@@ -152,7 +152,7 @@ def read_list(file: str | os.PathLike, image_column: str | None = None) -> Image
     Raises:
         `ValueError`: the file does not exist, has no such column, or a line cannot be read.
     """
-    rows, places = _read_csv(Path(file))
+    rows, places = _read_rows(Path(file), _read_csv)
     columns = list(rows[0])
     choices = PATH_COLUMNS if image_column is None else (image_column,)
     found = [column for column in choices if column in columns]
@@ -175,7 +175,7 @@ def _read_metadata(folder: Path, files: Sequence[Path]) -> ImageTable:
     places: list[str] = []
     paths: dict[str, list[str]] = {}
     for file in files:
-        new_rows, new_places = read(file)
+        new_rows, new_places = _read_rows(file, read)
         path_columns = [column for column in new_rows[0] if column == "file_name" or column.endswith("_file_name")]
         if not path_columns:
             raise ValueError(f"{file} has no column 'file_name', only {shorten(list(new_rows[0]))}")
@@ -205,6 +205,14 @@ def _join(file: str | os.PathLike, name: str | None, place: str) -> str:
     return os.path.normpath(os.path.join(os.path.dirname(file), name))
 
 
+def _read_rows(file: Path, read: Callable) -> tuple[list[dict], list[str]]:
+    """Return the rows of a file of images, at least one, and the place of each."""
+    rows, places = read(file)
+    if not rows:
+        raise ValueError(f"{file} lists no images")
+    return rows, places
+
+
 def _read_csv(file: Path) -> tuple[list[dict], list[str]]:
     """Return the rows of a CSV file, whose cells are strings, and the place of each."""
     rows, places = [], []
@@ -224,8 +232,6 @@ def _read_csv(file: Path) -> tuple[list[dict], list[str]]:
         raise ValueError(f"cannot read {file} as CSV after line {reader.line_num}: {error}. {CSV_QUOTES}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read {file} as UTF-8: {getattr(error, 'strerror', None) or error}") from error
-    if not rows:
-        raise ValueError(f"{file} lists no images")
     return rows, places
 
 
@@ -240,8 +246,6 @@ def _read_jsonl(file: Path) -> tuple[list[dict], list[str]]:
             place = f"line {number} of {file}"
             rows.append(_parse_json(line, dict, place))
             places.append(place)
-    if not rows:
-        raise ValueError(f"{file} lists no images")
     return rows, places
 
 
@@ -260,8 +264,6 @@ def _read_parquet(file: Path) -> tuple[list[dict], list[str]]:
         rows = pyarrow.parquet.read_table(file).to_pylist()
     except (OSError, pyarrow.ArrowException) as error:
         raise ValueError(f"cannot read {file}: {error}") from error
-    if not rows:
-        raise ValueError(f"{file} lists no images")
     return rows, [f"row {row} of {file}" for row in range(len(rows))]
 
 

@@ -14,11 +14,11 @@ import yaml
 from transformers import HfArgumentParser
 
 from ..checkpoints.loading import SHAPE_FIELDS
+from ..data.labels import PROBLEM_TYPES
 from .arguments import MixerTrainingArguments
 
 
 DEFAULT_VARIANT = "S/16"
-PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 # The first one that is given names the data
 DATA_SOURCE_FIELDS = ("dataset_name", "train_dir", "train_file", "validation_dir", "validation_file")
 # What may change in a pretrained model too
@@ -112,8 +112,6 @@ class DataTrainingArguments:
             raise ValueError(f"--train_val_split has to be between 0 and 1, got {self.train_val_split}")
         if self.train_image_size is not None and self.train_image_size < 1:
             raise ValueError(f"--train_image_size has to be at least 1, got {self.train_image_size}")
-        if self.problem_type not in (None, *PROBLEM_TYPES):
-            raise ValueError(f"--problem_type has to be one of {', '.join(PROBLEM_TYPES)}, got {self.problem_type!r}")
         if self.dataset_config_name is not None and self.dataset_name is None:
             raise ValueError(f"--dataset_config_name {self.dataset_config_name} needs --dataset_name")
 
@@ -357,13 +355,15 @@ def parse_training_arguments(
     """
     arguments = [underscored(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
     parser = TrainingArgumentParser(ARGUMENT_CLASSES, description=description)
-    parser.set_defaults(eval_strategy="epoch")
     known, extras = parser.parse_known_args(arguments)
     parser.refuse_unknown(extras)
     given = find_given_arguments(arguments)
     if not known.do_train and not known.do_eval and not known.do_predict and "do_train" not in given:
         parser.set_defaults(do_train=True, do_eval=True)
-        known.do_train = True
+        known.do_train = known.do_eval = True
+    # transformers evaluates wherever there is a strategy
+    is_evaluated = known.do_eval if "do_eval" in given else known.do_train
+    parser.set_defaults(eval_strategy="epoch" if is_evaluated else "no")
     recipe = choose_recipe(known)
     if recipe is not None:
         parser.set_defaults(**recipe_defaults(recipe, recipes, known, given))

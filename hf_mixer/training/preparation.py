@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from datasets import DatasetDict
+from huggingface_hub.errors import StrictDataclassError
 
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import is_torchvision_available
@@ -235,7 +236,11 @@ def build_model(model_args: ModelArguments, labels: list[str], problem_type: str
 
     if model_args.model_name_or_path is None:
         label2id = {label: index for index, label in id2label.items()}
-        config = MixerConfig.from_variant(model_args.variant, id2label=id2label, label2id=label2id, **overrides)
+        try:
+            config = MixerConfig.from_variant(model_args.variant, id2label=id2label, label2id=label2id, **overrides)
+        except StrictDataclassError as error:
+            # Its cause says what is wrong, without the names of validators
+            raise ValueError(str(error.__cause__ or error)) from error
         model = MixerForImageClassification(config)
         height, width = to_pair(config.image_size)
         processor_class = MixerImageProcessor if is_torchvision_available() else MixerImageProcessorPil

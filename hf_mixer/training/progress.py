@@ -77,9 +77,7 @@ class ConsoleCallback(TrainerCallback):
         self.problem_type = problem_type
         self.bar: tqdm | None = None
         self.evaluation_bar: tqdm | None = None
-        self.interactive = False
         self.shown: dict[str, str] = {}
-        self.last_step = 0
         # The time and the number of the first step
         self.started: tuple[float, int] | None = None
         self.is_judged = False
@@ -87,10 +85,11 @@ class ConsoleCallback(TrainerCallback):
         self.num_batches = 0
 
     def attach(self, trainer) -> None:
-        """Have a trainer print this way."""
+        """Have a trainer print this way in the main process, and not at all in the others."""
         trainer.pop_callback(ProgressCallback)
         trainer.pop_callback(PrinterCallback)
-        trainer.add_callback(self)
+        if trainer.is_world_process_zero():
+            trainer.add_callback(self)
 
     def write(self, line: str) -> None:
         """Print a line, above the bars where there are any."""
@@ -107,15 +106,10 @@ class ConsoleCallback(TrainerCallback):
         self.bar = self.evaluation_bar = None
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if not state.is_world_process_zero:
-            return
-        self.is_training = True
-        self.last_step, self.started = state.global_step, None
-        self.is_judged = False
-        self.interactive = is_interactive(args)
+        self.is_training, self.is_judged, self.started = True, False, None
         if state.global_step:
             self.write(f"Going on after step {state.global_step:,} of {state.max_steps:,}")
-        if self.interactive:
+        if is_interactive(args):
             self.bar = tqdm(
                 total=state.max_steps, initial=state.global_step, bar_format=BAR_FORMAT, ncols=console_width()
             )
@@ -126,8 +120,6 @@ class ConsoleCallback(TrainerCallback):
             self.bar.set_postfix_str(", ".join(self.shown.values()))
 
     def on_step_end(self, args, state, control, **kwargs):
-        if not state.is_world_process_zero:
-            return
         now, step = time.monotonic(), state.global_step
         if self.started is None:
             # Not before, because the first step is slower than the others
@@ -139,15 +131,14 @@ class ConsoleCallback(TrainerCallback):
                 left = format_duration(self.seconds_left(state, *self.started))
                 self.write(f"The training will take about {left}, and the evaluations besides")
         if self.bar is not None:
-            self.bar.update(state.global_step - self.last_step)
-        self.last_step = state.global_step
+            self.bar.update(step - self.bar.n)
 
     def seconds_left(self, state, started: float, first_step: int) -> float:
         """Return how long the rest will take at the speed since the end of the first step."""
         return (time.monotonic() - started) / (state.global_step - first_step) * (state.max_steps - state.global_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero or not self.is_training or "loss" not in (logs or {}):
+        if not self.is_training or "loss" not in (logs or {}):
             return
         self.shown["loss"] = f"loss {logs['loss']:.4g}"
         self.show()
@@ -160,7 +151,7 @@ class ConsoleCallback(TrainerCallback):
         self.write(f"step {state.global_step:,} of {state.max_steps:,}  loss {logs['loss']:.4g}{rate}{left}")
 
     def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
-        if not state.is_world_process_zero or not is_interactive(args):
+        if not is_interactive(args):
             return
         total = len(eval_dataloader) if has_length(eval_dataloader) else None
         self.num_batches += 1
@@ -181,16 +172,19 @@ class ConsoleCallback(TrainerCallback):
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         self.close_evaluation()
-        if not state.is_world_process_zero or not self.is_training:
+        if not self.is_training:
             return
         values = {name.removeprefix("eval_"): value for name, value in (metrics or {}).items()}
-        names = choose_metrics(self.problem_type, values, (args.metric_for_best_model or "").removeprefix("eval_"))
-        kind = self.problem_type
-        parts = [f"{format_name(kind, name)} {format_value(kind, name, values[name])}" for name in names]
-        loss = f"loss {values['loss']:.4g}" if "loss" in values else ""
-        self.write(f"epoch {state.epoch or 0:.4g}: validation {', '.join(filter(None, (loss, *parts)))}")
+        best = (args.metric_for_best_model or "").removeprefix("eval_")
+        names = choose_metrics(self.problem_type, values, best)
+        parts = [
+            f"{format_name(self.problem_type, name)} {format_value(self.problem_type, name, values[name])}"
+            for name in ("loss", *names)
+            if name in values
+        ]
+        self.write(f"epoch {state.epoch or 0:.4g}: validation {', '.join(parts)}")
         if names:
-            self.shown["metric"] = parts[0]
+            self.shown["metric"] = parts[-len(names)]
         self.show()
 
     def on_predict(self, args, state, control, metrics=None, **kwargs):

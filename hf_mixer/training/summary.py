@@ -24,9 +24,9 @@ NUM_EXTREMES_SHOWN = 5
 NAME_WIDTH = 8
 HARD_SPACE = "\N{NO-BREAK SPACE}"
 PROBLEM_TITLES = {
-    "single_label_classification": "one label per image",
-    "multi_label_classification": "any number of labels per image",
-    "regression": "values to estimate",
+    "single_label_classification": "{:,} classes, one per image",
+    "multi_label_classification": "{:,} labels, any number per image",
+    "regression": "numbers to estimate: {:,}",
 }
 
 
@@ -85,11 +85,12 @@ def describe_special_images(special: Mapping[str, int], conversion: Mapping[str,
 def describe_images(description: Mapping[str, Any]) -> str:
     """Return the numbers of images of a run, from what its record says of its data."""
     count, held_out = description["num_train_images"], description["num_eval_images"]
-    if count is None:
+    if held_out is None:
         return "streamed"
+    train = "" if count is None else f"{count:,} to train on, "
     skipped = description.get("num_skipped_images")
     rest = f"; {skipped:,} cannot be read and are left out" if skipped else ""
-    return f"{count:,} to train on, {held_out:,} to evaluate on (split {description['eval_split']}){rest}"
+    return f"{train}{held_out:,} to evaluate on (split {description['eval_split']}){rest}"
 
 
 def describe_model(model, base_model: str | None) -> str:

@@ -80,6 +80,7 @@ def test_fine_tuning_takes_foreign_checkpoints_at_another_resolution(photos, tmp
         (["--variant", "B/8"], "Unknown variant 'B/8'"),
         (["--recipe", "nothing"], "no recipe 'nothing'"),
         (["--image_size", "20"], "image_size=20 has to be divisible by patch_size=8"),
+        (["--dataset_config_name", "plain"], "--dataset_config_name plain needs --dataset_name"),
         (["--max_train_samples", "0"], "--max_train_samples has to be at least 1, got 0"),
         (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size has to be a positive integer, got 0"),
         (["--learning_rate", "-1"], "--learning_rate"),
@@ -131,6 +132,9 @@ def test_evaluation_never_replaces_results_on_other_data(trained, tmp_path):
     evaluation = ["--do_train", "false", "--do_eval", "true"]
     train_and_fail("results on other data", "--train_dir", other, "--output_dir", trained, *evaluation)
     train_and_fail("no data to evaluate on", "--output_dir", trained, *evaluation)
+    train_and_fail(
+        "--streaming is for training", "--train_dir", other, "--streaming", "--output_dir", trained, *evaluation
+    )
     assert (trained / "eval_results.json").read_bytes() == before
 
 
@@ -193,6 +197,7 @@ def test_a_run_says_what_it_found_what_it_does_and_what_comes_next(photos, tmp_p
     assert "step 3 of 6  loss" in out
     assert any(line.startswith("epoch 1: validation loss") and "accuracy" in line for line in lines)
     assert "{" not in out
+    assert "depth 1; 9,218 parameters" in " ".join(out.split())
     assert f"  hf-mixer evaluate '{tmp_path / 'my out'}' --eval_dir test_photos" in lines
     assert f"  hf-mixer publish '{tmp_path / 'my out'}' 'my out' --dry-run" in lines
 

@@ -87,6 +87,7 @@ def test_help_begins_with_what_is_used_first(capsys, monkeypatch):
     assert positions == sorted(positions)
     first = text[positions[0] : positions[1]]
     assert first.count("\n  --") == 21  # twenty, and --help
+    assert first.split()[2] == "--train_dir"
     assert "--learning_rate X The initial learning rate for the optimizer. (default: 1e-3)" in " ".join(first.split())
     # Each argument once, in one spelling
     assert text.count("\n  --cutmix_alpha ") == 1

@@ -2,6 +2,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from transformers.trainer_callback import CallbackHandler, PrinterCallback, ProgressCallback
+
 from hf_mixer.training.progress import ConsoleCallback, format_duration
 
 
@@ -33,11 +35,14 @@ def test_progress_is_told_in_plain_lines_where_nobody_watches(capsys):
     ]
 
 
-def test_only_one_of_several_processes_tells_its_progress(capsys):
-    state = SimpleNamespace(is_world_process_zero=False, global_step=1, max_steps=2, epoch=1.0)
+@pytest.mark.parametrize("is_main", [True, False])
+def test_only_one_of_several_processes_tells_its_progress(is_main):
+    callbacks = CallbackHandler([ProgressCallback, PrinterCallback], None, None, None, None)
+    trainer = SimpleNamespace(
+        pop_callback=callbacks.pop_callback,
+        add_callback=callbacks.add_callback,
+        is_world_process_zero=lambda: is_main,
+    )
     console = ConsoleCallback("regression")
-    for event in (console.on_train_begin, console.on_step_end):
-        event(SimpleNamespace(disable_tqdm=True), state, None)
-    console.on_log(None, state, None, logs={"loss": 1.0})
-    console.on_evaluate(None, state, None, metrics={"eval_r2": 0.5})
-    assert capsys.readouterr().out == ""
+    console.attach(trainer)
+    assert callbacks.callbacks == [console] * is_main
