@@ -41,6 +41,11 @@ def format_duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def format_number(value: float) -> str:
+    """Return a number with four digits, and large ones without an exponent."""
+    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+
+
 def format_name(problem_type: str, name: str) -> str:
     """Return what people call a metric of `METRICS`, or a loss."""
     metric = METRICS[problem_type].get(name)
@@ -50,7 +55,7 @@ def format_name(problem_type: str, name: str) -> str:
 def format_value(problem_type: str, name: str, value: float) -> str:
     """Return the value of a metric of `METRICS`, or of a loss: in percent or with four digits."""
     metric = METRICS[problem_type].get(name)
-    return f"{100 * value:.2f} %" if metric is not None and metric.is_share else f"{value:.4g}"
+    return f"{100 * value:.2f} %" if metric is not None and metric.is_share else format_number(value)
 
 
 def choose_metrics(problem_type: str, metrics: Mapping[str, Any], more: str | None = None) -> list[str]:
@@ -140,7 +145,7 @@ class ConsoleCallback(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not self.is_training or "loss" not in (logs or {}):
             return
-        self.shown["loss"] = f"loss {logs['loss']:.4g}"
+        self.shown["loss"] = f"loss {format_number(logs['loss'])}"
         self.show()
         if self.bar is not None:
             return
@@ -148,7 +153,7 @@ class ConsoleCallback(TrainerCallback):
         if self.started is not None and self.started[1] < state.global_step < state.max_steps:
             left = f"  {format_duration(self.seconds_left(state, *self.started))} left"
         rate = f"  learning rate {logs['learning_rate']:.2g}" if "learning_rate" in logs else ""
-        self.write(f"step {state.global_step:,} of {state.max_steps:,}  loss {logs['loss']:.4g}{rate}{left}")
+        self.write(f"step {state.global_step:,} of {state.max_steps:,}  {self.shown['loss']}{rate}{left}")
 
     def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
         if not is_interactive(args):

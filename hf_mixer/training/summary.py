@@ -16,7 +16,7 @@ from ..evaluation.metrics import METRICS
 from ..utils import describe_hardware
 from .command_line import DataTrainingArguments
 from .curves import CURVES_NAME
-from .progress import console_width, format_duration, format_name, format_value
+from .progress import console_width, format_duration, format_name, format_number, format_value
 
 
 MAX_CLASSES_SHOWN = 20
@@ -60,7 +60,7 @@ def describe_values(labels: np.ndarray, names: list[str]) -> str:
     """Return the ranges of the values to estimate."""
     lowest, mean, highest = labels.min(axis=0), labels.mean(axis=0), labels.max(axis=0)
     return "; ".join(
-        f"{name} from {low:.4g} to {high:.4g}, {middle:.4g} on average"
+        f"{name} from {format_number(low)} to {format_number(high)}, {format_number(middle)} on average"
         for name, low, middle, high in zip(names, lowest, mean, highest)
     )
 
@@ -128,9 +128,9 @@ def describe_results(problem_type: str, metrics: Mapping[str, Any]) -> list[str]
     """Return a line for the loss and each metric of an evaluation, whose names begin with `eval_`."""
     values = {name.removeprefix("eval_"): value for name, value in metrics.items()}
     names = [name for name in ("loss", *METRICS[problem_type]) if name in values]
-    titles = {name: format_name(problem_type, name) for name in names}
-    width = max(map(len, titles.values()), default=0)
-    return [f"{titles[name]:<{width}}  {format_value(problem_type, name, values[name]):>8}" for name in names]
+    rows = [(format_name(problem_type, name), format_value(problem_type, name, values[name])) for name in names]
+    title_width, value_width = (max(map(len, column)) for column in zip(*rows))
+    return [f"{title:<{title_width}}  {value:>{value_width}}" for title, value in rows]
 
 
 def describe_outcome(output_dir: str, train_metrics: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -75,6 +75,22 @@ def test_the_best_model_is_kept_where_it_can_be_known(arguments, expected, tmp_p
     assert (args.load_best_model_at_end, args.eval_strategy.value, args.save_strategy.value) == expected
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("", (True, True, False)),
+        ("--do_predict", (False, False, True)),
+        ("--do_eval", (False, True, False)),
+        ("--do_train --do_predict", (True, True, True)),
+        ("--do_train --do_eval false", (True, False, False)),
+    ],
+)
+def test_a_run_does_what_it_is_told(arguments, expected, tmp_path):
+    arguments = ["--train_dir", "photos", "--output_dir", str(tmp_path), *arguments.split()]
+    _, _, args = parse_training_arguments(RECIPES, arguments=arguments)
+    assert (args.do_train, args.do_eval, args.do_predict) == expected
+
+
 def test_help_begins_with_what_is_used_first(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as exit:

@@ -4,12 +4,20 @@ import pytest
 
 from transformers.trainer_callback import CallbackHandler, PrinterCallback, ProgressCallback
 
-from hf_mixer.training.progress import ConsoleCallback, format_duration
+from hf_mixer.training.progress import ConsoleCallback, format_duration, format_number
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.2, "1 s"), (45, "45 s"), (700, "12 min"), (12_000, "3 h 20 min")])
 def test_durations_are_told_as_people_do(seconds, text):
     assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(2.30259, "2.303"), (0.00012345, "0.0001234"), (27253.4, "27,253"), (-1.197e9, "-1,197,000,000")],
+)
+def test_losses_are_plain_numbers(value, text):
+    assert format_number(value) == text
 
 
 def test_progress_is_told_in_plain_lines_where_nobody_watches(capsys):
