@@ -310,7 +310,7 @@ class TrainingArgumentParser(HfArgumentParser):
         elif "action" not in kwargs and len(kwargs.get("choices") or ()) > MAX_CHOICES_SHOWN:
             kwargs["metavar"] = "NAME"
         elif "action" not in kwargs and not kwargs.get("choices"):
-            kwargs.setdefault("metavar", METAVARS.get(kwargs.get("type"), "TEXT"))
+            kwargs.setdefault("metavar", METAVARS.get(kwargs.get("type", str), "TEXT"))
         # `--train-dir` is read as `--train_dir`, and need not be shown
         names = tuple(name for name in names if "-" not in name.removeprefix("--") or not name.startswith("--"))
         return group.add_argument(*names, **kwargs)

@@ -121,7 +121,7 @@ def describe_steps(args, num_train_images: int | None) -> str:
     rounded = math.floor if args.dataloader_drop_last else math.ceil
     per_epoch = max(1, rounded(num_train_images / per_step))
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
-    return f"{steps:,} of up to {per_step} images, {steps / per_epoch:.3g} epochs; {learning}"
+    return f"{steps:,} of up to {per_step} images, {format_number(steps / per_epoch)} epochs; {learning}"
 
 
 def describe_results(problem_type: str, metrics: Mapping[str, Any]) -> list[str]:
