@@ -193,6 +193,10 @@ class ImageConversion:
                     "#rrggbb"
                 ) from None
 
+    def options(self) -> dict[str, str | bool]:
+        """Return the arguments that are in use, as records have them."""
+        return {name: value for name, value in vars(self).items() if value}
+
     def __call__(self, image: Image.Image) -> Image.Image:
         """Return the image upright and in 8 bits per channel or opaque, where that was asked for and it was not."""
         scaled = self.scale_16_bit and _has_many_bits(image)

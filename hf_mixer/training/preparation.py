@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the arguments of a run to its data and its model."""
 
+import logging
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,9 @@ from .arguments import MixerTrainingArguments
 from .balance import count_classes
 from .command_line import REGULARIZATION_FIELDS, DataTrainingArguments, ModelArguments
 from .objective import SPECIFIC_ARGUMENTS
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -98,6 +102,7 @@ def prepare_run(
     else:
         changed, source = [], find_trained_model(model_args, training_args)
         check_evaluation_source(source, data_args)
+        warn_of_conversion(source, conversion)
         model, image_processor = load_trained_model(source, model_args)
         problem_type = problem_type_of(model.config)
         with training_args.main_process_first(desc="loading the data"):
@@ -139,6 +144,16 @@ def check_evaluation_source(source: str, data_args: DataTrainingArguments) -> No
             "there is no data to evaluate on: name it with --validation_dir, --validation_file, --train_dir, --train_file "
             "or --dataset_name"
         )
+
+
+def warn_of_conversion(source: str, conversion: ImageConversion) -> None:
+    """Say that a model was trained with other pixels, where its record knows of another conversion."""
+    recorded = read_training_data(source)
+    before = recorded.get("image_conversion") or {}
+    if recorded and before != conversion.options():
+        options = " ".join(f"--{name} {str(value).lower()}" for name, value in before.items())
+        way = f"with {options}" if options else "without --flatten_transparency and --scale_16_bit"
+        logger.warning(f"The model was trained {way}: here it sees transparent or 16-bit images otherwise")
 
 
 def load_data(
@@ -388,9 +403,8 @@ def describe_dataset(run: PreparedRun, data_args: DataTrainingArguments) -> dict
         description["num_skipped_images"] = run.num_skipped_images
     if not is_stream and "train" in dataset and run.problem_type != REGRESSION:
         description["class_counts"] = count_classes(read_labels(dataset["train"]), run.labels)
-    conversion = {"flatten_transparency": data_args.flatten_transparency, "scale_16_bit": data_args.scale_16_bit}
-    if any(conversion.values()):
-        description["image_conversion"] = {name: value for name, value in conversion.items() if value}
+    if run.conversion.options():
+        description["image_conversion"] = run.conversion.options()
     return description
 
 
@@ -404,12 +418,13 @@ def check_results(output_dir: str, description: dict[str, Any]) -> None:
     Refuse to replace the results of a trained folder by those on other data.
 
     Raises:
-        `ValueError`: the record in `output_dir` names other data, or another number of images, than `description`.
+        `ValueError`: the record in `output_dir` names other data, or another number or conversion of images, than
+            `description`.
     """
     recorded = read_training_data(output_dir)
-    for key in ("name", "config", "eval_split", "num_eval_images"):
-        if recorded and recorded.get(key) != description[key]:
+    for key in ("name", "config", "eval_split", "num_eval_images", "image_conversion"):
+        if recorded and recorded.get(key) != description.get(key):
             raise ValueError(
                 f"--output_dir {output_dir} holds a model with results on other data ({key} {recorded.get(key)}, here "
-                f"{description[key]}): choose another --output_dir, and name the model with --model_name_or_path"
+                f"{description.get(key)}): choose another --output_dir, and name the model with --model_name_or_path"
             )

@@ -126,11 +126,13 @@ def test_evaluation_alone_writes_nothing_but_its_results(trained, photos, tmp_pa
     assert json.loads((tmp_path / "out" / "eval_results.json").read_text())["eval_accuracy"] == 0.0
 
 
-def test_evaluation_never_replaces_results_on_other_data(trained, tmp_path):
+def test_evaluation_never_replaces_results_on_other_data(trained, photos, tmp_path):
     other = make_folder(tmp_path / "other")
     before = (trained / "eval_results.json").read_bytes()
     evaluation = ["--do_train", "false", "--do_eval", "true"]
     train_and_fail("results on other data", "--train_dir", other, "--output_dir", trained, *evaluation)
+    otherwise = ["--train_dir", photos, "--scale_16_bit"]
+    train_and_fail("image_conversion None, here", *otherwise, "--output_dir", trained, *evaluation)
     train_and_fail("no data to evaluate on", "--output_dir", trained, *evaluation)
     train_and_fail(
         "--streaming is for training", "--train_dir", other, "--streaming", "--output_dir", trained, *evaluation
