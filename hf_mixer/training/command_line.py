@@ -166,91 +166,34 @@ class ModelArguments:
 ARGUMENT_CLASSES = (ModelArguments, DataTrainingArguments, MixerTrainingArguments)
 # The help by topic: names of arguments, or patterns of them. An argument is told of in the first group that has it.
 ARGUMENT_GROUPS = {
-    "used first": (
-        "train_dir",
-        "validation_dir",
-        "train_file",
-        "dataset_name",
-        "output_dir",
-        "model_name_or_path",
-        "variant",
-        "image_size",
-        "recipe",
-        "num_train_epochs",
-        "per_device_train_batch_size",
-        "learning_rate",
-        "label_column_name",
-        "problem_type",
-        "class_weights",
-        "metric_for_best_model",
-        "early_stopping_patience",
-        "max_train_samples",
-        "resume_from_checkpoint",
-        "push_to_hub",
-        "help",
-    ),
+    "used first": """
+        train_dir validation_dir train_file dataset_name output_dir model_name_or_path variant image_size recipe
+        num_train_epochs per_device_train_batch_size learning_rate label_column_name problem_type class_weights
+        metric_for_best_model early_stopping_patience max_train_samples resume_from_checkpoint push_to_hub help
+        """.split(),
     "data": (*(entry.name for entry in fields(DataTrainingArguments)), "cache_images", "dataloader_*"),
     "model": tuple(entry.name for entry in fields(ModelArguments)),
-    "optimization": (
-        "max_steps",
-        "gradient_accumulation_steps",
-        "optim*",
-        "adam_*",
-        "lr_*",
-        "warmup_*",
-        "weight_decay",
-        "layer_decay",
-        "max_grad_norm",
-        "ema_decay",
-        "seed",
-        "data_seed",
-    ),
-    "augmentation": (
-        "crop_padding",
-        "random_*",
-        "scale",
-        "ratio",
-        "horizontal_flip",
-        "auto_augment",
-        "randaugment_*",
-        "color_jitter",
-        "mixup_*",
-        "cutmix_*",
-    ),
-    "loss and labels": (
-        "label_smoothing_factor",
-        "binary_cross_entropy",
-        "regression_loss",
-        "label_threshold",
-        "balanced_sampling",
-    ),
-    "evaluation and saving": (
-        "do_*",
-        "eval_*",
-        "per_device_eval_batch_size",
-        "save_*",
-        "load_best_model_at_end",
-        "greater_is_better",
-    ),
-    "logging": ("log*", "disable_tqdm", "report_to", "run_name", "project", "trackio_*"),
-    "Hub": ("hub_*",),
-    "hardware and processes": (
-        "bf16*",
-        "fp16*",
-        "tf32",
-        "use_cpu",
-        "torch_compile*",
-        "activation_checkpointing*",
-        "gradient_checkpointing*",
-        "auto_find_batch_size",
-        "ddp_*",
-        "fsdp*",
-        "deepspeed",
-        "accelerator_config",
-        "parallelism_config",
-        "full_determinism",
-    ),
-    "others of transformers.TrainingArguments": ("*",),
+    "optimization": """
+        max_steps gradient_accumulation_steps optim* adam_* lr_* warmup_* weight_decay layer_decay max_grad_norm
+        ema_decay seed data_seed
+        """.split(),
+    "augmentation": """
+        crop_padding random_* scale ratio horizontal_flip auto_augment randaugment_* color_jitter mixup_*
+        cutmix_*
+        """.split(),
+    "loss and labels": """
+        label_smoothing_factor binary_cross_entropy regression_loss label_threshold balanced_sampling
+        """.split(),
+    "evaluation and saving": """
+        do_* eval_* per_device_eval_batch_size save_* load_best_model_at_end greater_is_better
+        """.split(),
+    "logging": "log* disable_tqdm report_to run_name project trackio_*".split(),
+    "Hub": "hub_*".split(),
+    "hardware and processes": """
+        bf16* fp16* tf32 use_cpu torch_compile* activation_checkpointing* gradient_checkpointing*
+        auto_find_batch_size ddp_* fsdp* deepspeed accelerator_config parallelism_config full_determinism
+        """.split(),
+    "others of transformers.TrainingArguments": "*".split(),
 }
 # In place of what transformers says for scripts that do without
 HELP = {
@@ -276,14 +219,14 @@ class TrainingArgumentParser(HfArgumentParser):
         `ValueError`: a value cannot be read. (`argparse` would print all arguments and end the program.)
     """
 
-    def __init__(self, dataclass_types, **kwargs):
+    def __init__(self, description: str | None = None):
         self.waiting: list[tuple] = []
         super().__init__(
-            dataclass_types,
+            ARGUMENT_CLASSES,
             add_help=False,
             usage="%(prog)s [--argument value ...]",
+            description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
-            **kwargs,
         )
         self.add_argument("--help", "-h", action="store_true", help="Show this, with the defaults of the recipe.")
         self.described: list[argparse.Action] = []
@@ -354,7 +297,7 @@ def parse_training_arguments(
         arguments that do not exist.
     """
     arguments = [underscored(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
-    parser = TrainingArgumentParser(ARGUMENT_CLASSES, description=description)
+    parser = TrainingArgumentParser(description)
     known, extras = parser.parse_known_args(arguments)
     parser.refuse_unknown(extras)
     given = find_given_arguments(arguments)
@@ -389,7 +332,7 @@ def underscored(argument: str) -> str:
 
 def find_given_arguments(arguments: list[str]) -> frozenset[str]:
     """Return the names of the arguments that a command line sets."""
-    parser = TrainingArgumentParser(ARGUMENT_CLASSES)
+    parser = TrainingArgumentParser()
     for action in parser.described:
         action.default = argparse.SUPPRESS
     return frozenset(vars(parser.parse_known_args(arguments)[0]))
