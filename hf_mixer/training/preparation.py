@@ -46,39 +46,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class PreparedRun:
-    """
-    What a run works with.
+    """What a run works with."""
 
-    Args:
-        dataset (`DatasetDict` or `IterableDatasetDict`):
-            The splits `validation`, `train` where there is a training, and `test` where it is predicted; labels prepared.
-        labels (`list[str]`):
-            The names of the labels of the data.
-        problem_type (`str`):
-            Their kind.
-        model, image_processor:
-            The model and its image processor.
-        conversion ([`~hf_mixer.data.images.ImageConversion`]):
-            What is done to transparent and 16-bit images.
-        base_model (`str`, *optional*):
-            Where the model comes from, unless it starts from scratch.
-        changed (`list[str]`):
-            Arguments of the recipe that were changed, because they do not go with the kind of the labels.
-        num_skipped_images (`int`):
-            How many images cannot be read and were left out.
-        has_test_labels (`bool`):
-            Whether all images of `test` have a label.
-    """
-
+    # The splits `validation`, `train` where there is a training, and `test` where it is predicted; labels prepared
     dataset: Any
     labels: list[str]
     problem_type: str
     model: Any
     image_processor: Any
     conversion: ImageConversion
+    # Where the model comes from, unless it starts from scratch
     base_model: str | None = None
+    # Arguments of the recipe that were changed, because the labels do not allow them
     changed: list[str] = field(default_factory=list)
     num_skipped_images: int = 0
+    # Whether all images of `test` have a label
     has_test_labels: bool = False
 
 
