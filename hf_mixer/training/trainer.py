@@ -22,7 +22,7 @@ from ..evaluation.metrics import best_thresholds
 from ..utils import error_message
 from .arguments import BEST_F1, MixerTrainingArguments
 from .augmentation import BatchAugmentation, normalize_pixels
-from .balance import BalancedSampler, balanced_image_weights, count_classes, describe_imbalance
+from .balance import BalancedSampler, balanced_image_weights, combine_seeds, count_classes, describe_imbalance
 from .checkpointing import (
     FiniteLossCallback,
     SafeCheckpointTrainer,
@@ -38,11 +38,6 @@ from .regression import LabelScale
 
 
 logger = logging.getLogger(__name__)
-
-
-def step_seed(*numbers: int) -> int:
-    """Return a seed of 63 bits for a place in a training run, given by numbers such as seed, process and step."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 class MixerTrainer(SafeCheckpointTrainer):
@@ -295,7 +290,7 @@ class MixerTrainer(SafeCheckpointTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if inputs["pixel_values"].dtype == torch.uint8:
             if model.training:
-                self.generator.manual_seed(step_seed(self.args.seed, *self.next_batch()))
+                self.generator.manual_seed(combine_seeds(self.args.seed, *self.next_batch()))
                 inputs = self.augmentation(inputs)
             else:
                 inputs = {**inputs, "pixel_values": normalize_pixels(inputs["pixel_values"], **self.normalization)}
