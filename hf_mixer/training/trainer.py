@@ -169,49 +169,46 @@ class MixerTrainer(SafeCheckpointTrainer):
     def train(self, resume_from_checkpoint=None, **kwargs):
         if self.ema is not None:
             self.ema.checkpoint = find_checkpoint_to_resume(self.args.output_dir, resume_from_checkpoint)
-        self.warn_of_imbalance()
+        self.warn_of_labels()
         if self.label_scale is not None:
             self.label_scale.start(self.model.classifier)
-        self.set_label_thresholds(self.args.fixed_label_threshold)
+        self.model.config.label_thresholds = self.label_thresholds()
         try:
             output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         except ImageDataError as error:
             checkpoint = describe_last_checkpoint(self.args.output_dir)
             raise TrainingError(f"{error_message(error)}. {checkpoint}") from error
         if self.args.label_threshold == BEST_F1:
-            self.choose_label_thresholds()
+            prediction = self.predict(self.eval_dataset)
+            self.model.config.label_thresholds = best_thresholds(prediction.predictions, prediction.label_ids)
         return output
 
     def is_finished(self, state: TrainerState, max_steps: int) -> bool:
         has_stopped = self.early_stopping is not None and self.early_stopping.has_stopped(state)
         return has_stopped or super().is_finished(state, max_steps)
 
-    def warn_of_imbalance(self) -> None:
-        """Say that the classes differ in size, unless an argument makes up for it."""
+    def warn_of_labels(self) -> None:
+        """Say that the classes differ in size, unless an argument makes up for it, or that numbers have no known scale."""
         args = self.args
-        is_balanced = args.balanced_sampling or args.class_weights != "none"
-        if self.train_labels is None or self.problem_type == REGRESSION or is_balanced or not args.should_log:
+        if not args.should_log:
             return
-        message = describe_imbalance(count_classes(self.train_labels, self.class_names))
-        if message is not None:
-            logger.warning(message)
+        if self.problem_type == REGRESSION:
+            if self.train_labels is None:
+                logger.warning(
+                    "A stream does not tell the range of its values: they are learned as if their mean were 0 and their "
+                    "standard deviation 1. Scale them to that, or train without --streaming"
+                )
+        elif self.train_labels is not None and not args.balanced_sampling and args.class_weights == "none":
+            message = describe_imbalance(count_classes(self.train_labels, self.class_names))
+            if message is not None:
+                logger.warning(message)
 
-    def set_label_thresholds(self, threshold: float | None) -> None:
-        """Let a model of several labels take those as present whose probability reaches `threshold`, by default 0.5."""
-        is_default = self.problem_type != MULTI_LABEL or threshold in (None, 0.5)
-        self.model.config.label_thresholds = None if is_default else [threshold] * self.model.config.num_labels
-
-    def choose_label_thresholds(self) -> list[float]:
-        """
-        Choose for each label the probability from which it counts as present, such that its F1 on the evaluation data is
-        highest, and put these thresholds into the configuration of the model. All processes take part.
-
-        Returns:
-            `list[float]`: the thresholds.
-        """
-        prediction = self.predict(self.eval_dataset)
-        self.model.config.label_thresholds = best_thresholds(prediction.predictions, prediction.label_ids)
-        return self.model.config.label_thresholds
+    def label_thresholds(self) -> list[float] | None:
+        """Return the probabilities from which labels count as present while the model trains, `None` for 0.5."""
+        threshold = self.args.fixed_label_threshold
+        if self.problem_type != MULTI_LABEL or threshold in (None, 0.5):
+            return None
+        return [threshold] * self.model.config.num_labels
 
     def get_train_dataloader(self):
         args = self.args
@@ -297,9 +294,9 @@ class MixerTrainer(SafeCheckpointTrainer):
         if not model.training:
             # In evaluation, each batch counts for itself
             num_items_in_batch = None
-        elif num_items_in_batch is not None and inputs["labels"].is_floating_point():
+        elif num_items_in_batch is not None:
             # The loss expects the number of labels, and was given that of images
-            num_items_in_batch = num_items_in_batch * inputs["labels"].shape[-1]
+            num_items_in_batch = num_items_in_batch * inputs["labels"][0].numel()
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if model.training:
             self.finite_loss.watch(result[0] if return_outputs else result)
