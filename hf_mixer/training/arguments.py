@@ -47,7 +47,16 @@ RANGES: list[tuple[str, Callable[[float], bool], tuple[str, ...]]] = [
     (
         "a number of at least 0",
         lambda value: 0 <= value < math.inf,
-        ("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "seed", "mixup_alpha", "cutmix_alpha"),
+        (
+            "learning_rate",
+            "weight_decay",
+            "warmup_steps",
+            "max_grad_norm",
+            "seed",
+            "data_seed",
+            "mixup_alpha",
+            "cutmix_alpha",
+        ),
     ),
     ("a positive number", lambda value: 0 < value < math.inf, ("logging_steps", "eval_steps", "save_steps")),
     ("in [0, 1)", lambda value: 0 <= value < 1, ("label_smoothing_factor", "adam_beta1", "adam_beta2")),

@@ -140,10 +140,6 @@ class MixerTrainer(SafeCheckpointTrainer):
             self.add_callback(self.early_stopping)
         self.ema = None
         if args.ema_decay is not None:
-            if self.is_fsdp_enabled:
-                raise ValueError(
-                    "ema_decay does not go with FSDP, which shards the weights: train with DDP, or without EMA"
-                )
             # After early stopping, which says whether steps follow
             self.ema = EmaCallback(args.ema_decay)
             self.add_callback(self.ema)
@@ -159,12 +155,15 @@ class MixerTrainer(SafeCheckpointTrainer):
             raise ValueError(f"--optim {args.optim.value} cannot be used: {error_message(error)}") from error
         if args.label_threshold == BEST_F1 and self.eval_dataset is None:
             raise ValueError(f"--label_threshold {BEST_F1} needs validation images, and there are none")
-        if self.label_scale is None:
-            return
-        if self.is_fsdp_enabled:
+        if self.is_fsdp_enabled and args.ema_decay is not None:
+            raise ValueError(
+                "--ema_decay does not go with FSDP, which shards the weights: train with DDP, or without it"
+            )
+        if self.is_fsdp_enabled and self.label_scale is not None:
             raise ValueError("regression does not go with FSDP, which shards the classifier: train with DDP")
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(args.mixed_precision, torch.float32)
-        self.label_scale.check_precision(dtype)
+        if self.label_scale is not None:
+            dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(args.mixed_precision, torch.float32)
+            self.label_scale.check_precision(dtype)
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         if self.ema is not None:
