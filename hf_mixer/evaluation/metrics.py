@@ -157,13 +157,11 @@ def regression_metrics(values: np.ndarray, truth: np.ndarray) -> dict[str, float
     """Return the metrics of predicted `values`, each the mean over the outputs; both of shape `(num_images, num_labels)`."""
     values = np.asarray(values, dtype=np.float64)
     truth = np.asarray(truth, dtype=np.float64).reshape(values.shape)
-    results = {}
-    if len(values) > 1:
-        results["r2"] = float(sklearn_metrics.r2_score(truth, values))
-    results["mae"] = float(sklearn_metrics.mean_absolute_error(truth, values))
-    results["mse"] = float(sklearn_metrics.mean_squared_error(truth, values))
-    results["rmse"] = float(sklearn_metrics.root_mean_squared_error(truth, values))
-    return results
+    results = {"r2": sklearn_metrics.r2_score(truth, values)} if len(values) > 1 else {}
+    results["mae"] = sklearn_metrics.mean_absolute_error(truth, values)
+    results["mse"] = sklearn_metrics.mean_squared_error(truth, values)
+    results["rmse"] = sklearn_metrics.root_mean_squared_error(truth, values)
+    return {name: float(value) for name, value in results.items()}
 
 
 def predict_present(logits: np.ndarray, thresholds: Sequence[float] | None = None) -> np.ndarray:
@@ -186,18 +184,17 @@ def best_thresholds(logits: np.ndarray, labels: np.ndarray) -> list[float]:
             The outputs of the model, and 1 for every label that is present.
     """
     probabilities = expit(logits.astype(np.float64))
-    return [_best_threshold(column, truth > 0.5) for column, truth in zip(probabilities.T, labels.T)]
-
-
-def _best_threshold(probabilities: np.ndarray, truth: np.ndarray) -> float:
-    if not truth.any():
-        return 0.5
-    precision, recall, scores = sklearn_metrics.precision_recall_curve(truth, probabilities)
-    # The last point of the curve belongs to no score: nothing is present
-    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-    thresholds = (scores + np.concatenate([[0], scores[:-1]])) / 2
-    best = thresholds[np.isclose(f1[:-1], f1[:-1].max(), rtol=1e-9)]
-    return float(best[np.abs(best - 0.5).argmin()])
+    thresholds = []
+    for column, truth in zip(probabilities.T, labels.T > 0.5):
+        if not truth.any():
+            thresholds.append(0.5)
+            continue
+        # The last point of the curve belongs to no score: nothing is present
+        precision, recall, scores = sklearn_metrics.precision_recall_curve(truth, column)
+        f1 = (2 * precision * recall / np.maximum(precision + recall, 1e-12))[:-1]
+        best = ((scores + np.concatenate([[0], scores[:-1]])) / 2)[np.isclose(f1, f1.max(), rtol=1e-9)]
+        thresholds.append(float(best[np.abs(best - 0.5).argmin()]))
+    return thresholds
 
 
 def per_label_scores(
@@ -262,22 +259,21 @@ def per_class_scores(labels: np.ndarray, predictions: np.ndarray, names: Sequenc
     Return for the labels called `names` their `label`, `num_images`, `accuracy` (the share of these images that are
     classified right), `precision`, `recall` (the same as the accuracy) and `f1`. What would be 0 / 0 is `None`.
     """
-    indices = np.arange(len(names))
     with _many_labels_allowed():
-        columns = sklearn_metrics.precision_recall_fscore_support(
-            labels, predictions, labels=indices, average=None, zero_division=np.nan
+        *columns, counts = sklearn_metrics.precision_recall_fscore_support(
+            labels, predictions, labels=np.arange(len(names)), average=None, zero_division=np.nan
         )
-    precision, recall, f1 = [[None if np.isnan(x) else float(x) for x in column] for column in columns[:3]]
+    columns = [[None if np.isnan(value) else float(value) for value in column] for column in columns]
     return [
         {
             "label": name,
-            "num_images": int(columns[3][index]),
-            "accuracy": recall[index],
-            "precision": precision[index],
-            "recall": recall[index],
-            "f1": f1[index],
+            "num_images": int(count),
+            "accuracy": recall,
+            "precision": precision,
+            "recall": recall,
+            "f1": f1,
         }
-        for index, name in enumerate(names)
+        for name, count, precision, recall, f1 in zip(names, counts, *columns)
     ]
 
 
@@ -303,14 +299,11 @@ def calibration_bins(
     confidences = np.asarray(confidences, dtype=np.float64)
     edges = np.linspace(0, 1, num_bins + 1)
     bins = np.digitize(confidences, edges[1:-1], right=True)
-    result: list[dict[str, float] | None] = []
-    for index in range(num_bins):
+    result: list[dict[str, float] | None] = [None] * num_bins
+    for index in np.unique(bins):
         inside = bins == index
-        if inside.any():
-            confidence, accuracy = float(confidences[inside].mean()), float(correct[inside].mean())
-            result.append({"confidence": confidence, "accuracy": accuracy, "count": int(inside.sum())})
-        else:
-            result.append(None)
+        confidence, accuracy = float(confidences[inside].mean()), float(correct[inside].mean())
+        result[index] = {"confidence": confidence, "accuracy": accuracy, "count": int(inside.sum())}
     return result
 
 

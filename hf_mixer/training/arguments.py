@@ -10,23 +10,26 @@ from typing import Any
 import torch
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.training_args import OptimizerNames
 
 from ..data.loaders import default_num_workers
 from ..evaluation.metrics import METRICS
 from .augmentation import BatchAugmentation
+from .losses import RegressionLoss
 
 
 # `HfArgumentParser` takes no default factories for booleans
 HAS_ACCELERATOR = torch.accelerator.is_available()
 HAS_BF16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-CACHE_PLACES = ("none", "memory", "device")
-CLASS_WEIGHTS = ("none", "balanced")
-REGRESSION_LOSSES = ("mse", "l1")
 BEST_F1 = "best_f1"
 DEFAULT_SAVING = ("steps", 500)
 
-CHOICES = {"cache_images": CACHE_PLACES, "class_weights": CLASS_WEIGHTS, "regression_loss": REGRESSION_LOSSES}
+CHOICES = {
+    "cache_images": ["none", "memory", "device"],
+    "class_weights": ["none", "balanced"],
+    "regression_loss": list(RegressionLoss.FUNCTIONS),
+}
 # What a number has to be, and the arguments that have to be it
 RANGES: list[tuple[str, Callable[[float], bool], tuple[str, ...]]] = [
     (
@@ -44,7 +47,16 @@ RANGES: list[tuple[str, Callable[[float], bool], tuple[str, ...]]] = [
     (
         "a number of at least 0",
         lambda value: 0 <= value < math.inf,
-        ("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "seed", "mixup_alpha", "cutmix_alpha"),
+        (
+            "learning_rate",
+            "weight_decay",
+            "warmup_steps",
+            "max_grad_norm",
+            "seed",
+            "data_seed",
+            "mixup_alpha",
+            "cutmix_alpha",
+        ),
     ),
     ("a positive number", lambda value: 0 < value < math.inf, ("logging_steps", "eval_steps", "save_steps")),
     ("in [0, 1)", lambda value: 0 <= value < 1, ("label_smoothing_factor", "adam_beta1", "adam_beta2")),
@@ -130,7 +142,7 @@ class MixerTrainingArguments(TrainingArguments):
     )
     regression_loss: str = field(
         default="mse",
-        metadata={"help": "Loss for numbers as labels: `mse` or `l1`.", "choices": list(REGRESSION_LOSSES)},
+        metadata={"help": "Loss for numbers as labels: `mse` or `l1`.", "choices": CHOICES["regression_loss"]},
     )
     label_threshold: str = field(
         default="0.5",
@@ -143,7 +155,7 @@ class MixerTrainingArguments(TrainingArguments):
         default="none",
         metadata={
             "help": "Weights of the classes in the loss: `none`, or `balanced` to make all of them count the same.",
-            "choices": list(CLASS_WEIGHTS),
+            "choices": CHOICES["class_weights"],
         },
     )
     balanced_sampling: bool = field(
@@ -160,7 +172,7 @@ class MixerTrainingArguments(TrainingArguments):
         default="none",
         metadata={
             "help": "Decode all images once and keep them as uint8 in the `memory` of each process, or on the `device`.",
-            "choices": list(CACHE_PLACES),
+            "choices": CHOICES["cache_images"],
         },
     )
 
@@ -169,16 +181,16 @@ class MixerTrainingArguments(TrainingArguments):
         if self.dataloader_num_workers == -1:
             # What is decoded already needs no workers
             self.dataloader_num_workers = default_num_workers() if self.cache_images == "none" else 0
-        if self.cache_images == "device" and self.dataloader_num_workers:
-            raise ValueError(
-                f"--cache_images device needs no --dataloader_num_workers, got {self.dataloader_num_workers}: the images are "
-                "on the device already"
-            )
+        if self.cache_images == "device":
+            if self.dataloader_num_workers:
+                raise ValueError(
+                    f"--cache_images device needs no --dataloader_num_workers, got {self.dataloader_num_workers}: the "
+                    "images are on the device already"
+                )
+            self.dataloader_pin_memory = False
         if self.dataloader_num_workers:
             self.dataloader_persistent_workers = True
             self.dataloader_prefetch_factor = self.dataloader_prefetch_factor or 4
-        if self.cache_images == "device":
-            self.dataloader_pin_memory = False
         if self.accelerator_config is None and self.dataloader_pin_memory:
             self.accelerator_config = {"non_blocking": True}
         self.bf16 = self.bf16 and not self.fp16
@@ -218,7 +230,7 @@ class MixerTrainingArguments(TrainingArguments):
 
     def prepare_best_model(self) -> None:
         """Save whenever the model is evaluated, unless said otherwise, and load the best one at the end."""
-        evaluation, saving = (getattr(name, "value", name) for name in (self.eval_strategy, self.save_strategy))
+        evaluation, saving = IntervalStrategy(self.eval_strategy).value, SaveStrategy(self.save_strategy).value
         reason = "load_best_model_at_end" if self.early_stopping_patience is None else "early_stopping_patience"
         if evaluation == "no":
             raise ValueError(
@@ -226,9 +238,9 @@ class MixerTrainingArguments(TrainingArguments):
             )
         self.load_best_model_at_end = True
         if (saving, self.save_steps) == DEFAULT_SAVING:
-            saving = evaluation
-            steps = (self.eval_steps or self.logging_steps) if evaluation == "steps" else self.save_steps
-            self.__dict__.update(save_strategy=evaluation, save_steps=steps)
+            self.save_strategy = saving = evaluation
+            if evaluation == "steps":
+                self.save_steps = self.eval_steps or self.logging_steps
         if saving not in (evaluation, "best"):
             raise ValueError(
                 f"--{reason} needs --save_strategy {evaluation}, like --eval_strategy, or best, got {saving}"

@@ -5,12 +5,16 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
-from sklearn.utils.class_weight import compute_class_weight
 from torch.utils.data import WeightedRandomSampler
 
 
 # From this ratio of the largest class to the smallest on, a run says so
 IMBALANCE = 10
+
+
+def combine_seeds(*numbers: int) -> int:
+    """Return a seed of 63 bits for a place in a training run, given by numbers such as seed, process and step."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 def count_classes(labels: np.ndarray, names: Sequence[str]) -> dict[str, int]:
@@ -44,23 +48,24 @@ def describe_imbalance(class_counts: Mapping[str, int]) -> str | None:
     )
 
 
-def balanced_class_weights(labels: np.ndarray, num_labels: int) -> torch.Tensor:
+def balanced_class_weights(
+    labels: np.ndarray, num_labels: int, image_weights: np.ndarray | None = None
+) -> torch.Tensor:
     """
     Return factors on the loss of each class that make all classes count the same.
 
     With class indices of shape `(num_images,)` they are inverse to the number of images and have a mean of 1 over the
     images, as `"balanced"` in scikit-learn; with labels of shape `(num_images, num_labels)` they are for the images that
     have the label, and make these count as much as those that do not. A class without images, or a label that all images
-    have, gets 1.
+    have, gets 1. `image_weights` of shape `(num_images,)` says how often images are drawn, where that differs.
     """
-    weights = np.ones(num_labels)
+    counts = _counts(labels, num_labels, image_weights)
+    total = len(labels) if image_weights is None else image_weights.sum()
     if labels.ndim == 1:
-        classes = np.unique(labels)
-        weights[classes] = compute_class_weight("balanced", classes=classes, y=labels)
+        target, is_usable = total / np.count_nonzero(counts), counts > 0
     else:
-        positive = _counts(labels, num_labels)
-        negative = len(labels) - positive
-        np.divide(negative, positive, out=weights, where=(positive > 0) & (negative > 0))
+        target, is_usable = total - counts, (labels > 0).any(axis=0) & (labels <= 0).any(axis=0)
+    weights = np.divide(target, counts, out=np.ones(num_labels), where=is_usable)
     return torch.tensor(weights, dtype=torch.float32)
 
 
@@ -89,8 +94,10 @@ def balanced_image_weights(labels: np.ndarray, num_labels: int) -> np.ndarray:
     return np.where(is_unlabelled, 1 / max(is_unlabelled.sum(), 1), rarest)
 
 
-def _counts(labels: np.ndarray, num_labels: int) -> np.ndarray:
-    return np.bincount(labels, minlength=num_labels) if labels.ndim == 1 else (labels > 0).sum(axis=0)
+def _counts(labels: np.ndarray, num_labels: int, image_weights: np.ndarray | None = None) -> np.ndarray:
+    if labels.ndim == 1:
+        return np.bincount(labels, image_weights, num_labels)
+    return (labels > 0).sum(axis=0) if image_weights is None else image_weights @ (labels > 0)
 
 
 class BalancedSampler(WeightedRandomSampler):
@@ -114,6 +121,5 @@ class BalancedSampler(WeightedRandomSampler):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        numbers = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)
-        self.generator.manual_seed(int(numbers[0] >> np.uint64(1)))
+        self.generator.manual_seed(combine_seeds(self.seed, self.epoch))
         return super().__iter__()

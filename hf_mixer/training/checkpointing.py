@@ -81,7 +81,10 @@ def find_checkpoint_to_resume(output_dir: str | os.PathLike, resume_from_checkpo
     if resume_from_checkpoint is True:
         last = find_last_checkpoint(output_dir)
         if last is None:
-            raise ValueError(f"output_dir {output_dir} holds no complete checkpoint to resume from")
+            raise ValueError(
+                f"output_dir {output_dir} holds no complete checkpoint to resume from: leave out --resume_from_checkpoint, "
+                "and remove what an interrupted run has left there"
+            )
         return last
     if not resume_from_checkpoint:
         return None

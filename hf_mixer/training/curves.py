@@ -42,18 +42,19 @@ def save_training_curves(path: str | os.PathLike, log_history: Sequence[dict]) -
     R2) and learning rate over the epochs, as far as `log_history` (that of `trainer.state` or of
     `trainer_state.json`) holds them.
     """
-    primary = {}
-    for metrics in METRICS.values():
-        key, metric = next(iter(metrics.items()))
-        primary[f"eval_{key}"] = metric
-    panels = {"loss": {"loss": "training", "eval_loss": "validation"}}
-    panels |= {metric.title: {key: "validation"} for key, metric in primary.items()}
-    panels |= {"learning rate": {"learning_rate": "learning rate"}}
+    panels = {"loss": {"training": "loss", "validation": "eval_loss"}}
+    metrics = {}
+    for of_type in METRICS.values():
+        key, metric = next(iter(of_type.items()))
+        metrics[metric.title] = metric
+        panels[metric.title] = {"validation": f"eval_{key}"}
+    panels["learning rate"] = {"learning rate": "learning_rate"}
+
+    entries = [entry for entry in log_history if "epoch" in entry]
     curves: dict[str, dict] = {}
-    last_epoch = max((entry["epoch"] for entry in log_history if "epoch" in entry), default=0)
     for panel, keys in panels.items():
-        for key, name in keys.items():
-            points = [(entry["epoch"], entry[key]) for entry in log_history if key in entry and "epoch" in entry]
+        for name, key in keys.items():
+            points = [(entry["epoch"], entry[key]) for entry in entries if key in entry]
             if points:
                 curves.setdefault(panel, {})[name] = points
 
@@ -62,13 +63,13 @@ def save_training_curves(path: str | os.PathLike, log_history: Sequence[dict]) -
         figure.text(0.5, 0.5, "nothing was logged", ha="center", va="center")
         figure.savefig(path, dpi=DPI)
         return figure
-    is_share = {metric.title: metric.is_share for metric in primary.values()}
+    last_epoch = max(entry["epoch"] for entry in entries)
     for axes, (panel, lines) in zip(figure.subplots(1, len(curves), squeeze=False).flat, curves.items()):
         draw_panel(axes, panel, lines, last_epoch)
-        if panel in is_share:
-            (points,) = lines.values()
-            axes.set_title(f"{panel} (last: {points[-1][1]:{'.1%' if is_share[panel] else '.4g'}})")
-            if is_share[panel]:
+        if panel in metrics:
+            is_share, (_, last) = metrics[panel].is_share, lines["validation"][-1]
+            axes.set_title(f"{panel} (last: {last:{'.1%' if is_share else '.4g'}})")
+            if is_share:
                 axes.yaxis.set_major_formatter(PercentFormatter(1))
     figure.savefig(path, dpi=DPI)
     return figure

@@ -39,9 +39,7 @@ class ImageLoss(ABC):
         """
         logits = (outputs["logits"] if isinstance(outputs, dict) else outputs[0]).float()
         loss = self.total(logits, labels, is_training=logits.requires_grad)
-        if num_items_in_batch is None:
-            return loss / len(labels)
-        return loss / (num_items_in_batch / labels.shape[-1] if labels.is_floating_point() else num_items_in_batch)
+        return loss / (len(labels) if num_items_in_batch is None else num_items_in_batch / labels[0].numel())
 
     @abstractmethod
     def total(self, logits: torch.Tensor, labels: torch.Tensor, is_training: bool) -> torch.Tensor:

@@ -8,7 +8,7 @@ from transformers import EvalPrediction
 from ..data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, problem_type_of
 from ..evaluation.metrics import METRICS, compute_metrics
 from .arguments import MixerTrainingArguments
-from .balance import balanced_class_weights
+from .balance import balanced_class_weights, balanced_image_weights
 from .losses import ClassificationLoss, ImageLoss, MultiLabelLoss, RegressionLoss
 from .regression import LabelScale
 
@@ -75,7 +75,9 @@ def build_loss(
     """Return the loss that the arguments ask for; `train_labels` and `scale` are those of [`MixerTrainer`]."""
     weights = None
     if args.class_weights == "balanced" and train_labels is not None:
-        weights = balanced_class_weights(train_labels, num_labels).to(args.device)
+        # As the images are drawn: balanced sampling leaves the classes that it has balanced with nothing to make up for
+        drawn = balanced_image_weights(train_labels, num_labels) if args.balanced_sampling else None
+        weights = balanced_class_weights(train_labels, num_labels, drawn).to(args.device)
     if problem_type == SINGLE_LABEL:
         return ClassificationLoss(args.label_smoothing_factor, args.binary_cross_entropy, weights)
     if problem_type == MULTI_LABEL:

@@ -22,7 +22,7 @@ from ..evaluation.metrics import best_thresholds
 from ..utils import error_message
 from .arguments import BEST_F1, MixerTrainingArguments
 from .augmentation import BatchAugmentation, normalize_pixels
-from .balance import BalancedSampler, balanced_image_weights, count_classes, describe_imbalance
+from .balance import BalancedSampler, balanced_image_weights, combine_seeds, count_classes, describe_imbalance
 from .checkpointing import (
     FiniteLossCallback,
     SafeCheckpointTrainer,
@@ -38,11 +38,6 @@ from .regression import LabelScale
 
 
 logger = logging.getLogger(__name__)
-
-
-def step_seed(*numbers: int) -> int:
-    """Return a seed of 63 bits for a place in a training run, given by numbers such as seed, process and step."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 class MixerTrainer(SafeCheckpointTrainer):
@@ -145,10 +140,6 @@ class MixerTrainer(SafeCheckpointTrainer):
             self.add_callback(self.early_stopping)
         self.ema = None
         if args.ema_decay is not None:
-            if self.is_fsdp_enabled:
-                raise ValueError(
-                    "ema_decay does not go with FSDP, which shards the weights: train with DDP, or without EMA"
-                )
             # After early stopping, which says whether steps follow
             self.ema = EmaCallback(args.ema_decay)
             self.add_callback(self.ema)
@@ -164,59 +155,59 @@ class MixerTrainer(SafeCheckpointTrainer):
             raise ValueError(f"--optim {args.optim.value} cannot be used: {error_message(error)}") from error
         if args.label_threshold == BEST_F1 and self.eval_dataset is None:
             raise ValueError(f"--label_threshold {BEST_F1} needs validation images, and there are none")
-        if self.label_scale is None:
-            return
-        if self.is_fsdp_enabled:
+        if self.is_fsdp_enabled and args.ema_decay is not None:
+            raise ValueError(
+                "--ema_decay does not go with FSDP, which shards the weights: train with DDP, or without it"
+            )
+        if self.is_fsdp_enabled and self.label_scale is not None:
             raise ValueError("regression does not go with FSDP, which shards the classifier: train with DDP")
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(args.mixed_precision, torch.float32)
-        self.label_scale.check_precision(dtype)
+        if self.label_scale is not None:
+            dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(args.mixed_precision, torch.float32)
+            self.label_scale.check_precision(dtype)
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         if self.ema is not None:
             self.ema.checkpoint = find_checkpoint_to_resume(self.args.output_dir, resume_from_checkpoint)
-        self.warn_of_imbalance()
+        self.warn_of_labels()
         if self.label_scale is not None:
             self.label_scale.start(self.model.classifier)
-        self.set_label_thresholds(self.args.fixed_label_threshold)
+        self.model.config.label_thresholds = self.label_thresholds()
         try:
             output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         except ImageDataError as error:
             checkpoint = describe_last_checkpoint(self.args.output_dir)
             raise TrainingError(f"{error_message(error)}. {checkpoint}") from error
         if self.args.label_threshold == BEST_F1:
-            self.choose_label_thresholds()
+            prediction = self.predict(self.eval_dataset)
+            self.model.config.label_thresholds = best_thresholds(prediction.predictions, prediction.label_ids)
         return output
 
     def is_finished(self, state: TrainerState, max_steps: int) -> bool:
         has_stopped = self.early_stopping is not None and self.early_stopping.has_stopped(state)
         return has_stopped or super().is_finished(state, max_steps)
 
-    def warn_of_imbalance(self) -> None:
-        """Say that the classes differ in size, unless an argument makes up for it."""
+    def warn_of_labels(self) -> None:
+        """Say that the classes differ in size, unless an argument makes up for it, or that numbers have no known scale."""
         args = self.args
-        is_balanced = args.balanced_sampling or args.class_weights != "none"
-        if self.train_labels is None or self.problem_type == REGRESSION or is_balanced or not args.should_log:
+        if not args.should_log:
             return
-        message = describe_imbalance(count_classes(self.train_labels, self.class_names))
-        if message is not None:
-            logger.warning(message)
+        if self.problem_type == REGRESSION:
+            if self.train_labels is None:
+                logger.warning(
+                    "A stream does not tell the range of its values: they are learned as if their mean were 0 and their "
+                    "standard deviation 1. Scale them to that, or train without --streaming"
+                )
+        elif self.train_labels is not None and not args.balanced_sampling and args.class_weights == "none":
+            message = describe_imbalance(count_classes(self.train_labels, self.class_names))
+            if message is not None:
+                logger.warning(message)
 
-    def set_label_thresholds(self, threshold: float | None) -> None:
-        """Let a model of several labels take those as present whose probability reaches `threshold`, by default 0.5."""
-        is_default = self.problem_type != MULTI_LABEL or threshold in (None, 0.5)
-        self.model.config.label_thresholds = None if is_default else [threshold] * self.model.config.num_labels
-
-    def choose_label_thresholds(self) -> list[float]:
-        """
-        Choose for each label the probability from which it counts as present, such that its F1 on the evaluation data is
-        highest, and put these thresholds into the configuration of the model. All processes take part.
-
-        Returns:
-            `list[float]`: the thresholds.
-        """
-        prediction = self.predict(self.eval_dataset)
-        self.model.config.label_thresholds = best_thresholds(prediction.predictions, prediction.label_ids)
-        return self.model.config.label_thresholds
+    def label_thresholds(self) -> list[float] | None:
+        """Return the probabilities from which labels count as present while the model trains, `None` for 0.5."""
+        threshold = self.args.fixed_label_threshold
+        if self.problem_type != MULTI_LABEL or threshold in (None, 0.5):
+            return None
+        return [threshold] * self.model.config.num_labels
 
     def get_train_dataloader(self):
         args = self.args
@@ -295,16 +286,16 @@ class MixerTrainer(SafeCheckpointTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if inputs["pixel_values"].dtype == torch.uint8:
             if model.training:
-                self.generator.manual_seed(step_seed(self.args.seed, *self.next_batch()))
+                self.generator.manual_seed(combine_seeds(self.args.seed, *self.next_batch()))
                 inputs = self.augmentation(inputs)
             else:
                 inputs = {**inputs, "pixel_values": normalize_pixels(inputs["pixel_values"], **self.normalization)}
         if not model.training:
             # In evaluation, each batch counts for itself
             num_items_in_batch = None
-        elif num_items_in_batch is not None and inputs["labels"].is_floating_point():
+        elif num_items_in_batch is not None:
             # The loss expects the number of labels, and was given that of images
-            num_items_in_batch = num_items_in_batch * inputs["labels"].shape[-1]
+            num_items_in_batch = num_items_in_batch * inputs["labels"][0].numel()
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if model.training:
             self.finite_loss.watch(result[0] if return_outputs else result)

@@ -43,6 +43,16 @@ def test_class_weights_make_all_classes_count_the_same_and_keep_the_scale_of_the
     torch.testing.assert_close(balanced_class_weights(always_or_never, 2), torch.ones(2))
 
 
+def test_class_weights_make_up_for_what_balanced_sampling_leaves_alone():
+    weights = balanced_class_weights(LABELS, 3, balanced_image_weights(LABELS, 3))
+    torch.testing.assert_close(weights, torch.ones(3))
+    drawn = balanced_image_weights(SEVERAL, 2)
+    weights = balanced_class_weights(SEVERAL, 2, drawn)
+    positive = [(drawn * SEVERAL[:, label]).sum() for label in range(2)]
+    expected = [(drawn.sum() - count) / count for count in positive]
+    np.testing.assert_allclose(weights, expected, rtol=1e-6)
+
+
 def test_all_classes_are_drawn_equally_often():
     weights = balanced_image_weights(LABELS, 3)
     assert weights[LABELS == 0].sum() == weights[LABELS == 1].sum() == pytest.approx(1)
