@@ -101,13 +101,17 @@ def read_previous(folder: Path) -> dict[str, Any]:
     """Return the results in a folder; nothing where there are none, or where another program wrote a file of that name."""
     path = folder / RESULTS_NAME
     results = read_json(path) if path.is_file() else {}
-    is_ours = isinstance(results.get("dataset"), dict) and "hf_mixer" in (results.get("versions") or {})
+    dataset, versions = results.get("dataset"), results.get("versions")
+    is_ours = isinstance(dataset, dict) and "name" in dataset and isinstance(versions, dict) and "hf_mixer" in versions
     return results if is_ours else {}
 
 
 def written(previous: dict[str, Any]) -> list[str]:
     """Return the files that belong to the results in a folder."""
-    return [RESULTS_NAME, *previous.get("pictures", FIRST_PICTURES)] if previous else []
+    if not previous:
+        return []
+    # Of what the file names only pictures: it may come from somebody else, and what it names is removed
+    return [RESULTS_NAME, *set(PICTURES).intersection(previous.get("pictures", FIRST_PICTURES))]
 
 
 def may_come_first(dataset: dict[str, Any], trained_on: dict[str, Any]) -> bool:
@@ -128,16 +132,12 @@ def is_same(first: dict[str, Any], second: dict[str, Any]) -> bool:
     """Whether two results are about the same split of the same data set; an unknown split may be the same."""
     splits = {first.get("split"), second.get("split")} - {None}
     return (
-        is_same_name(first["name"], second.get("name"))
-        and first.get("config") == second.get("config")
-        and len(splits) < 2
+        is_same_name(first["name"], second["name"]) and first.get("config") == second.get("config") and len(splits) < 2
     )
 
 
-def is_same_name(first: str, second: str | None) -> bool:
-    if second is None or first == second:
-        return first == second
-    return os.path.exists(first) and os.path.exists(second) and os.path.samefile(first, second)
+def is_same_name(first: str, second: str) -> bool:
+    return first == second or (os.path.exists(first) and os.path.exists(second) and os.path.samefile(first, second))
 
 
 def describe(dataset: dict[str, Any]) -> str:
@@ -166,8 +166,8 @@ def write_results(folder: Path, results: dict[str, Any], draw: Callable[[Path], 
         # First the file that says whose pictures they are
         for name in (RESULTS_NAME, *pictures):
             Path(temporary, name).replace(folder / name)
-    for name in stale:
-        (folder / name).unlink(missing_ok=True)
+        for name in stale:
+            (folder / name).unlink(missing_ok=True)
 
 
 def to_json(results: dict[str, Any]) -> str:

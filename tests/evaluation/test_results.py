@@ -93,9 +93,21 @@ def test_the_first_result_of_a_model_is_on_its_own_data_or_local_images(tmp_path
         check_replaceable(tmp_path, OTHER, TRAINED_ON)
 
 
+def test_results_of_others_cannot_name_files_to_be_removed(tmp_path):
+    folder = save_results(tmp_path / "model", OWN)
+    for path in (tmp_path / "precious", folder / "config.json"):
+        path.touch()
+    results = json.loads((folder / "evaluation.json").read_text())
+    results["pictures"] = ["../precious", "config.json", "per_class.png"]
+    (folder / "evaluation.json").write_text(json.dumps(results))
+    save_results(folder, OWN, ["mistakes.png"])
+    assert (tmp_path / "precious").exists()
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "evaluation.json", "mistakes.png"]
+
+
 @pytest.mark.parametrize("name", ["evaluation.json", "mistakes.png"])
 def test_files_of_others_are_never_replaced(name, tmp_path):
-    (tmp_path / name).write_text('{"mine": true}')
+    (tmp_path / name).write_text('{"dataset": "mine", "versions": 3}')
     for overwrite in (False, True):
         with pytest.raises(ValueError, match=f"holds {name}, which no evaluation has written"):
             check_replaceable(tmp_path, OWN, {}, overwrite)
