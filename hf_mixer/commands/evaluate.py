@@ -17,9 +17,13 @@ prints one line per size, the model's own first, and writes nothing.
 """
 
 import argparse
+import logging
 import os
+import sys
 from pathlib import Path
 
+
+logger = logging.getLogger(__name__)
 
 # The images that --max_eval_samples draws are the same in every run
 SEED = 42
@@ -215,7 +219,14 @@ def evaluate(arguments: argparse.Namespace, accelerator) -> None:
     """Evaluate the model as it is, and write the results."""
     from ..data.images import ImageConversion, ImageTransform
     from ..evaluation.pictures import save_pictures
-    from ..evaluation.results import check_replaceable, find_home, read_training_data, write_results
+    from ..evaluation.results import (
+        check_replaceable,
+        find_home,
+        is_same_name,
+        is_training_data,
+        read_training_data,
+        write_results,
+    )
     from ..utils import describe_hardware, find_output_dir, library_versions
 
     output_dir = find_output_dir(arguments.model, arguments.output_dir)
@@ -226,11 +237,14 @@ def evaluate(arguments: argparse.Namespace, accelerator) -> None:
         "config": arguments.dataset_config_name,
         "split": arguments.split,
     }
+    if (arguments.eval_dir or arguments.eval_file) and is_same_name(measured_on["name"], trained_on.get("name")):
+        measured_on["split"] = trained_on.get("train_split")
     # The results of a model are in its own folder
     owner = trained_on if output_dir.resolve() == find_home(arguments.model).resolve() else {}
     check_replaceable(output_dir, measured_on, owner, arguments.overwrite)
     with accelerator.main_process_first():  # one process downloads, the others find it done
-        images, measured_on["split"] = load_images(arguments)
+        images, split = load_images(arguments)
+        measured_on["split"] = measured_on["split"] or split
         if (arguments.max_eval_samples or len(images)) < len(images):
             measured_on["max_eval_samples"] = arguments.max_eval_samples
         check_replaceable(output_dir, measured_on, owner, arguments.overwrite)
@@ -238,6 +252,8 @@ def evaluate(arguments: argparse.Namespace, accelerator) -> None:
         dataset = prepare_images(arguments, model.config, images, measured_on["split"])
     output_dir.mkdir(parents=True, exist_ok=True)  # before the work whose results it holds
     if accelerator.is_main_process:
+        if is_training_data(measured_on, trained_on):
+            logger.warning("The model was trained on these images, or on most of them: it does worse on others.")
         warn_of_conversion(trained_on, conversion, dataset)
 
     transform = ImageTransform(image_processor, conversion)
@@ -272,8 +288,6 @@ def describe_conversion(conversion) -> dict:
 
 def warn_of_conversion(trained_on: dict, conversion, dataset) -> None:
     """Say which options the training had and this evaluation has not, or the other way round, if it makes a difference."""
-    import logging
-
     from ..data.images import count_special_images
 
     before, here = trained_on.get("image_conversion") or {}, describe_conversion(conversion)
@@ -290,9 +304,7 @@ def warn_of_conversion(trained_on: dict, conversion, dataset) -> None:
             way_out = f"with --{option} {value}".strip() if option in before else f"without --{option}"
             notes.append(f"{count:,} of {found['num_images']:,} images are {what}: trained {way_out}")
     if notes:
-        logging.getLogger(__name__).warning(
-            "%s. Give the same options, or the model sees other pixels than in training.", "; ".join(notes)
-        )
+        logger.warning(f"{'; '.join(notes)}. Give the same options, or the model sees other pixels than in training.")
 
 
 def evaluate_sizes(arguments: argparse.Namespace, accelerator) -> None:
@@ -359,6 +371,7 @@ def print_weakest(results: dict) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    import datasets
     import torch
     from accelerate import Accelerator
 
@@ -366,7 +379,10 @@ def run(arguments: argparse.Namespace) -> None:
 
     from ..utils import end_together, one_line_errors
 
-    transformers.utils.logging.disable_progress_bar()  # a bar for every model that is loaded
+    transformers.utils.logging.disable_progress_bar()
+    # What comes from the Hub takes long enough for a bar
+    if arguments.dataset_name is None or not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     with one_line_errors():
         if arguments.image_size is None:

@@ -120,24 +120,31 @@ def may_come_first(dataset: dict[str, Any], trained_on: dict[str, Any]) -> bool:
     return is_same_name(*names) or not any(is_hub_id(name) or name == DIGITS for name in names)
 
 
+def is_training_data(dataset: dict[str, Any], trained_on: dict[str, Any]) -> bool:
+    """Whether a model was trained on the same split of the same data set."""
+    split = dataset.get("split")
+    return split is not None and split == trained_on.get("train_split") and is_same(dataset, trained_on)
+
+
 def is_own(dataset: dict[str, Any], trained_on: dict[str, Any]) -> bool:
-    """Whether a model was trained on the same data set, but on another split."""
-    if not trained_on.get("name") or not is_same_name(dataset["name"], trained_on["name"]):
-        return False
-    is_other_split = dataset.get("split") is None or dataset["split"] != trained_on.get("train_split")
-    return dataset.get("config") == trained_on.get("config") and is_other_split
+    """Whether a model was trained on the same data set, but not on the same split."""
+    return is_same({**dataset, "split": None}, trained_on) and not is_training_data(dataset, trained_on)
 
 
 def is_same(first: dict[str, Any], second: dict[str, Any]) -> bool:
     """Whether two results are about the same split of the same data set; an unknown split may be the same."""
     splits = {first.get("split"), second.get("split")} - {None}
     return (
-        is_same_name(first["name"], second["name"]) and first.get("config") == second.get("config") and len(splits) < 2
+        is_same_name(first["name"], second.get("name"))
+        and first.get("config") == second.get("config")
+        and len(splits) < 2
     )
 
 
-def is_same_name(first: str, second: str) -> bool:
-    return first == second or (os.path.exists(first) and os.path.exists(second) and os.path.samefile(first, second))
+def is_same_name(first: str, second: str | None) -> bool:
+    """Whether two data sets have the same name, or are the same folder or file."""
+    paths = (first, second or "")
+    return first == second or (all(map(os.path.exists, paths)) and os.path.samefile(*paths))
 
 
 def describe(dataset: dict[str, Any]) -> str:

@@ -222,6 +222,14 @@ def test_a_model_of_the_digits_is_evaluated_on_the_digits(tmp_path, undrawn, cap
     assert "180 images of scikit-learn digits, split test" in capsys.readouterr().out
 
 
+def test_images_of_the_training_are_called_so(model_folder, photos, tmp_path, undrawn, capsys, caplog):
+    images = photos / "test"
+    folder = copy_model(model_folder, tmp_path / "model", name=str(images), config=None, train_split="train")
+    evaluate(folder, "--eval_dir", images)
+    assert "The model was trained on these images" in caplog.text
+    assert f"13 images of {images}, split train" in capsys.readouterr().out
+
+
 def test_other_data_is_refused_before_the_work(model_folder, photos, tmp_path):
     folder = copy_model(model_folder, tmp_path / "model", name="owner/photos")
     (folder / "model.safetensors").unlink()  # nothing loads it
