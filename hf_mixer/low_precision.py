@@ -79,6 +79,3 @@ def quantize(model: PreTrainedModel, dtype: str) -> PreTrainedModel:
             device_map={"": model.device},
             quantization_config=config,
         )
-
-
-__all__ = ["has_float8", "quantize"]

@@ -17,8 +17,13 @@ prints one line per size, the model's own first, and writes nothing.
 """
 
 import argparse
+import logging
+import os
+import sys
 from pathlib import Path
 
+
+logger = logging.getLogger(__name__)
 
 # The images that --max_eval_samples draws are the same in every run
 SEED = 42
@@ -26,7 +31,11 @@ SOURCES = ("dataset_name", "eval_dir", "eval_file")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s FOLDER [--argument value ...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("model", metavar="FOLDER", help="a trained model: a folder, a file, or a name on the Hub")
     parser.add_argument("--revision", help="the branch, tag or commit of a model on the Hub")
     data = parser.add_argument_group("data", "One of the first three is needed, except for a model of the digits.")
@@ -117,8 +126,11 @@ def name_data(arguments: argparse.Namespace, trained_on: dict) -> str:
     from ..evaluation.results import DIGITS
 
     for source in SOURCES:
-        if getattr(arguments, source) is not None:
-            return getattr(arguments, source)
+        name = getattr(arguments, source)
+        if name is not None:
+            if source != "dataset_name" and not os.path.exists(name):
+                raise ValueError(f"--{source} {name} does not exist")
+            return name
     if trained_on.get("name") != DIGITS:
         raise ValueError("no images to evaluate on: name them with --dataset_name, --eval_dir or --eval_file")
     return DIGITS
@@ -207,19 +219,32 @@ def evaluate(arguments: argparse.Namespace, accelerator) -> None:
     """Evaluate the model as it is, and write the results."""
     from ..data.images import ImageConversion, ImageTransform
     from ..evaluation.pictures import save_pictures
-    from ..evaluation.results import check_replaceable, find_home, read_training_data, write_results
+    from ..evaluation.results import (
+        check_replaceable,
+        find_home,
+        is_same_name,
+        is_training_data,
+        read_training_data,
+        write_results,
+    )
     from ..utils import describe_hardware, find_output_dir, library_versions
 
     output_dir = find_output_dir(arguments.model, arguments.output_dir)
     conversion = ImageConversion(arguments.flatten_transparency, arguments.scale_16_bit)
     trained_on = read_training_data(arguments.model)
-    measured_on = {"name": name_data(arguments, trained_on), "config": arguments.dataset_config_name}
-    measured_on["split"] = arguments.split
+    measured_on = {
+        "name": name_data(arguments, trained_on),
+        "config": arguments.dataset_config_name,
+        "split": arguments.split,
+    }
+    if (arguments.eval_dir or arguments.eval_file) and is_same_name(measured_on["name"], trained_on.get("name")):
+        measured_on["split"] = trained_on.get("train_split")
     # The results of a model are in its own folder
     owner = trained_on if output_dir.resolve() == find_home(arguments.model).resolve() else {}
     check_replaceable(output_dir, measured_on, owner, arguments.overwrite)
     with accelerator.main_process_first():  # one process downloads, the others find it done
-        images, measured_on["split"] = load_images(arguments)
+        images, split = load_images(arguments)
+        measured_on["split"] = measured_on["split"] or split
         if (arguments.max_eval_samples or len(images)) < len(images):
             measured_on["max_eval_samples"] = arguments.max_eval_samples
         check_replaceable(output_dir, measured_on, owner, arguments.overwrite)
@@ -227,6 +252,8 @@ def evaluate(arguments: argparse.Namespace, accelerator) -> None:
         dataset = prepare_images(arguments, model.config, images, measured_on["split"])
     output_dir.mkdir(parents=True, exist_ok=True)  # before the work whose results it holds
     if accelerator.is_main_process:
+        if is_training_data(measured_on, trained_on):
+            logger.warning("The model was trained on these images, or on most of them: it does worse on others.")
         warn_of_conversion(trained_on, conversion, dataset)
 
     transform = ImageTransform(image_processor, conversion)
@@ -238,7 +265,7 @@ def evaluate(arguments: argparse.Namespace, accelerator) -> None:
         measured_on["image_conversion"] = describe_conversion(conversion)
     results = {
         "dataset": measured_on,
-        **({"revision": arguments.revision} if arguments.revision else {}),
+        **{key: value for key, value in (("revision", arguments.revision), ("dtype", arguments.dtype)) if value},
         **results,
         "num_processes": accelerator.num_processes,
         "hardware": describe_hardware(accelerator.device, accelerator.num_processes),
@@ -261,25 +288,23 @@ def describe_conversion(conversion) -> dict:
 
 def warn_of_conversion(trained_on: dict, conversion, dataset) -> None:
     """Say which options the training had and this evaluation has not, or the other way round, if it makes a difference."""
-    import logging
-
     from ..data.images import count_special_images
 
     before, here = trained_on.get("image_conversion") or {}, describe_conversion(conversion)
     if not trained_on or before == here:
         return
     found = count_special_images(dataset)
-    kinds = {"flatten_transparency": ("transparent", "num_transparent"), "scale_16_bit": ("of 16 bits", "num_16_bit")}
+    color = before.get("flatten_transparency") or ""
     notes = []
-    for option, (what, count) in kinds.items():
-        if before.get(option) != here.get(option) and found[count]:
-            value = f" {before[option]}" if isinstance(before.get(option), str) else ""
-            way_out = f"with --{option}{value}" if before.get(option) else f"without --{option}"
-            notes.append(f"{found[count]:,} of {found['num_images']:,} images are {what}: trained {way_out}")
+    for option, what, count, value in (
+        ("flatten_transparency", "transparent", found["num_transparent"], color),
+        ("scale_16_bit", "of 16 bits", found["num_16_bit"], ""),
+    ):
+        if before.get(option) != here.get(option) and count:
+            way_out = f"with --{option} {value}".strip() if option in before else f"without --{option}"
+            notes.append(f"{count:,} of {found['num_images']:,} images are {what}: trained {way_out}")
     if notes:
-        logging.getLogger(__name__).warning(
-            "%s. Give the same options, or the model sees other pixels than in training.", "; ".join(notes)
-        )
+        logger.warning(f"{'; '.join(notes)}. Give the same options, or the model sees other pixels than in training.")
 
 
 def evaluate_sizes(arguments: argparse.Namespace, accelerator) -> None:
@@ -315,7 +340,7 @@ def print_summary(results: dict, output_dir: Path) -> None:
     for key, metric in METRICS[results["problem_type"]].items():
         if key in results:
             lines[metric.title] = f"{results[key]:9.2%}" if metric.is_share else f"{results[key]:9.4g}"
-    lines["loss"] = f"{results['loss']:9.4f}"
+    lines["loss"] = f"{results['loss']:9.4g}"
     if "agreement" in results:
         lines["like float32"] = f"{results['agreement']:9.2%}"
     lines["speed"] = f"{results['images_per_second']:9,.0f} images per second, {results['hardware']}"
@@ -332,23 +357,32 @@ def print_weakest(results: dict) -> None:
     per_class = results["per_class"]
     if results["problem_type"] == "regression":
         for entry in per_class if len(per_class) > 1 else []:
-            score = "" if entry["r2"] is None else f"R\N{SUPERSCRIPT TWO} {entry['r2']:.4f}, "
+            score = "" if entry["r2"] is None else f"R\N{SUPERSCRIPT TWO} {entry['r2']:.4g}, "
             print(f"  {entry['label']}: {score}mean absolute error {entry['mae']:.4g}")
         return
     key = "accuracy" if results["problem_type"] == "single_label_classification" else "average_precision"
     imperfect = [entry for entry in per_class if entry[key] is not None and entry[key] < 1]
     if imperfect:
         print(f"Labels with the lowest {key.replace('_', ' ')}:")
-    for entry in sorted(imperfect, key=lambda entry: entry[key])[:5]:
-        print(f"  {entry[key]:7.2%}  {entry['label']} ({entry['num_images']:,} images)")
+    # Of equal ones first those with the most images
+    for entry in sorted(imperfect, key=lambda entry: (entry[key], -entry["num_images"]))[:5]:
+        images = "image" if entry["num_images"] == 1 else "images"
+        print(f"  {entry[key]:7.2%}  {entry['label']} ({entry['num_images']:,} {images})")
 
 
 def run(arguments: argparse.Namespace) -> None:
+    import datasets
     import torch
     from accelerate import Accelerator
 
+    import transformers
+
     from ..utils import end_together, one_line_errors
 
+    transformers.utils.logging.disable_progress_bar()
+    # What comes from the Hub takes long enough for a bar
+    if arguments.dataset_name is None or not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     with one_line_errors():
         if arguments.image_size is None:

@@ -11,16 +11,14 @@ from accelerate import Accelerator
 from datasets import Dataset
 from scipy.special import expit
 from sklearn import metrics as sklearn_metrics
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from ..data.images import collate_images
-from ..data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, problem_type_of
+from ..data.labels import MULTI_LABEL, SINGLE_LABEL, problem_type_of
 from ..data.loaders import NamedRows
 from ..progress import progress_bar
 from .metrics import (
     calibration_bins,
-    expected_calibration_error,
     multi_label_metrics,
     per_class_scores,
     per_label_scores,
@@ -100,18 +98,14 @@ def score_batch(problem_type: str, logits: torch.Tensor, labels: torch.Tensor) -
 
     Returns:
         `dict[str, torch.Tensor]`: for a single label see `score_logits`. Otherwise `labels` and `logits` of shape
-        `(batch_size, num_labels)`, and of shape `(batch_size,)` `finite` and `losses`: the mean over the labels of the
-        binary cross-entropy, in nats, or of the squared error.
+        `(batch_size, num_labels)`, and `finite` of shape `(batch_size,)`.
     """
     if problem_type == SINGLE_LABEL:
         return score_logits(logits, labels)
     logits = logits.float()
-    labels = labels.float().reshape(logits.shape)
-    loss_function = F.mse_loss if problem_type == REGRESSION else F.binary_cross_entropy_with_logits
     return {
-        "labels": labels,
+        "labels": labels.float().reshape(logits.shape),
         "logits": logits,
-        "losses": loss_function(logits, labels, reduction="none").mean(dim=1),
         "finite": logits.isfinite().all(dim=1),
     }
 
@@ -137,7 +131,8 @@ def evaluate_model(
     Returns:
         `tuple`: the results, ready for JSON, and what `predict_dataset` returns. The results of every model:
 
-        - `problem_type`, the metrics that `METRICS` lists for it, and `loss`, the mean of the images' losses;
+        - `problem_type`, the metrics that `METRICS` lists for it, and `loss`: the mean cross-entropy, in nats and with
+          several labels per image over these as well, or the mean squared error;
         - `per_class`: one entry for every label or output, see `per_class_scores`, `judge_labels` and `judge_outputs`;
         - `mistakes`: the most confident ones, or the largest errors, at most 24, each with the place of its `image` in
           `dataset`;
@@ -165,8 +160,6 @@ def evaluate_model(
         judged = judge_outputs(scores, names)
     results = {
         "problem_type": problem_type,
-        **judged.pop("metrics"),
-        "loss": float(scores["losses"].mean(dtype=np.float64)),
         **judged,
         "images_per_second": len(scores["labels"]) / duration,
     }
@@ -180,14 +173,13 @@ def judge_classes(scores: dict[str, np.ndarray], names: Sequence[str]) -> dict[s
     """Return the results for images of one label each, from what `score_logits` says of them."""
     labels, predictions, confidences = scores["labels"], scores["predictions"], scores["confidences"]
     bins = calibration_bins(confidences, predictions == labels)
-    metrics = single_label_metrics(scores, len(names))
-    metrics["ece"] = expected_calibration_error(bins)
     wrong = np.flatnonzero(predictions != labels)
     matrix = None
     if len(names) <= MAX_MATRIX_LABELS:
         matrix = sklearn_metrics.confusion_matrix(labels, predictions, labels=np.arange(len(names))).tolist()
     return {
-        "metrics": metrics,
+        **single_label_metrics(scores, len(names)),
+        "loss": float(scores["losses"].mean(dtype=np.float64)),
         "ece_bins": len(bins),
         "per_class": per_class_scores(labels, predictions, names),
         "mistakes": [
@@ -233,16 +225,18 @@ def judge_labels(
     images that have it, `average_precision` (`None` without such images), `precision`, `recall`, `f1` and `threshold`.
     A mistake is a pair of image and label, and its `confidence` the probability of the wrong answer.
     """
-    logits, truth = scores["logits"], scores["labels"] > 0.5
+    logits, truth = scores["logits"].astype(np.float64), scores["labels"] > 0.5
     thresholds = [0.5] * len(names) if thresholds is None else list(thresholds)
     per_label = per_label_scores(logits, truth, thresholds)
     present = predict_present(logits, thresholds)
     images, labels = np.nonzero(present != truth)
     # The logit of the answer that was given, for labels whose threshold is 0.5
-    sizes = np.where(present, logits, -logits)[images, labels].astype(np.float64)
+    sizes = np.where(present, logits, -logits)[images, labels]
     order = np.argsort(-sizes, kind="stable")[:NUM_MISTAKES]
     return {
-        "metrics": multi_label_metrics(logits, truth, thresholds),
+        **multi_label_metrics(logits, truth, thresholds),
+        # The cross-entropy of the right answer, whose logit has the sign of the truth
+        "loss": float(np.logaddexp(0, np.where(truth, -logits, logits)).mean()),
         "per_class": [
             {
                 "label": name,
@@ -272,15 +266,17 @@ def judge_outputs(scores: dict[str, np.ndarray], names: Sequence[str]) -> dict[s
     """
     values, truth = scores["logits"].astype(np.float64), scores["labels"].astype(np.float64)
     per_output = [regression_metrics(values[:, [index]], truth[:, [index]]) for index in range(len(names))]
+    metrics = regression_metrics(values, truth)
     deviations = truth.std(axis=0)
     errors = np.abs(values - truth) / np.where(deviations > 0, deviations, 1)
     outputs = errors.argmax(axis=1)
     order = np.argsort(-errors.max(axis=1), kind="stable")[:NUM_MISTAKES]
     return {
-        "metrics": regression_metrics(values, truth),
+        **metrics,
+        "loss": metrics["mse"],
         "per_class": [
-            {"label": name, "r2": metrics.get("r2"), "mae": metrics["mae"], "rmse": metrics["rmse"]}
-            for name, metrics in zip(names, per_output)
+            {"label": name, "r2": own.get("r2"), "mae": own["mae"], "rmse": own["rmse"]}
+            for name, own in zip(names, per_output)
         ],
         "mistakes": [
             {

@@ -39,36 +39,33 @@ def save_pictures(
     Returns:
         `list[str]`: the names of the files.
     """
-    per_class = results["per_class"]
+    problem_type, per_class, mistakes = results["problem_type"], results["per_class"], results["mistakes"]
     names = [entry["label"] for entry in per_class]
-    problem_type = results["problem_type"]
     drawn = []
+
+    def place(name: str) -> Path:
+        drawn.append(name)
+        return folder / name
+
     if problem_type == SINGLE_LABEL:
         if len(names) <= MAX_LABELS_WITH_NAMES:
-            drawn.append("confusion_matrix.png")
-            save_confusion_matrix(folder / drawn[-1], results["confusion_matrix"], names)
+            save_confusion_matrix(place("confusion_matrix.png"), results["confusion_matrix"], names)
         else:
-            drawn.append("confused_pairs.png")
-            save_confused_pairs(folder / drawn[-1], results["confused_pairs"], len(names))
-        drawn.append("calibration.png")
-        save_calibration(folder / drawn[-1], results["calibration"], results["ece"])
+            save_confused_pairs(place("confused_pairs.png"), results["confused_pairs"], len(names))
+        save_calibration(place("calibration.png"), results["calibration"], results["ece"])
     if problem_type == REGRESSION:
-        drawn.append("regression.png")
         r2 = [entry["r2"] for entry in per_class]
-        save_regression(folder / drawn[-1], scores["logits"], scores["labels"], names, r2)
+        save_regression(place("regression.png"), scores["logits"], scores["labels"], names, r2)
     else:
-        drawn.append("per_class.png")
         measures = {"accuracy": "accuracy"}
         if problem_type == MULTI_LABEL:
-            measures = {"average_precision": "average precision", "f1": "F1"}
-        shares = {title: [entry[key] for entry in per_class] for key, title in measures.items()}
-        save_per_class(folder / drawn[-1], names, [entry["num_images"] for entry in per_class], shares)
-    if results["mistakes"]:
-        drawn.append("mistakes.png")
+            measures = {"average precision": "average_precision", "F1": "f1"}
+        shares = {title: [entry[key] for entry in per_class] for title, key in measures.items()}
+        save_per_class(place("per_class.png"), names, [entry["num_images"] for entry in per_class], shares)
+    if mistakes:
         title = "Largest errors" if problem_type == REGRESSION else "Most confident mistakes"
-        images = [read_image(mistake["image"]) for mistake in results["mistakes"]]
-        captions = [describe_mistake(mistake) for mistake in results["mistakes"]]
-        save_mistakes(folder / drawn[-1], images, captions, title)
+        images = [read_image(mistake["image"]) for mistake in mistakes]
+        save_mistakes(place("mistakes.png"), images, [describe_mistake(mistake) for mistake in mistakes], title)
     return drawn
 
 

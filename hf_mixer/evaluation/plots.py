@@ -24,6 +24,8 @@ NUM_LOWEST, NUM_HIGHEST = 30, 10
 MAX_POINTS = 2000
 # Outputs of a regression that are drawn
 MAX_PANELS = 6
+# Characters of a name at the edge of a matrix
+MAX_NAME_LENGTH = 60
 TABLE_FONT_SIZE = 9
 # In inches
 LINE_HEIGHT = 0.2
@@ -44,7 +46,7 @@ def save_confusion_matrix(path: str | os.PathLike, matrix: Sequence[Sequence[int
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     has_counts = num_labels <= MAX_LABELS_WITH_COUNTS
     font_size = 10 if has_counts else 8
-    with drawable(labels) as names:
+    with drawable(labels, MAX_NAME_LENGTH) as names:
         longest = max(text_width(name, font_size) for name in names)
         cell = max(0.5, text_width(str(counts.max()), 8) + 0.1) if has_counts else LINE_HEIGHT
         size = max(cell * num_labels, 3)
@@ -231,7 +233,13 @@ def save_regression(
                 axes.hexbin(true, predicted, gridsize=40, bins="log", mincnt=1, cmap="viridis")
             else:
                 axes.plot(true, predicted, "o", color="tab:blue", markersize=4, alpha=0.5, markeredgewidth=0)
-            axes.axline((true.mean(), true.mean()), slope=1, linestyle="--", color="gray")
+            both = np.concatenate([true, predicted])
+            margin = 0.05 * np.ptp(both) or 1
+            limits = (both.min() - margin, both.max() + margin)
+            axes.plot(limits, limits, linestyle="--", color="gray")
+            axes.set(xlim=limits, ylim=limits)
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+            axes.yaxis.set_major_locator(MaxNLocator(5))
             score = "" if r2[index] is None else f": R\N{SUPERSCRIPT TWO} = {r2[index]:.3f}"
             axes.set_title(f"{name}{score}", fontsize=10, parse_math=False)
             axes.set(xlabel="true", ylabel="predicted")

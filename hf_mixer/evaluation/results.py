@@ -101,13 +101,17 @@ def read_previous(folder: Path) -> dict[str, Any]:
     """Return the results in a folder; nothing where there are none, or where another program wrote a file of that name."""
     path = folder / RESULTS_NAME
     results = read_json(path) if path.is_file() else {}
-    is_ours = isinstance(results.get("dataset"), dict) and "hf_mixer" in (results.get("versions") or {})
+    dataset, versions = results.get("dataset"), results.get("versions")
+    is_ours = isinstance(dataset, dict) and "name" in dataset and isinstance(versions, dict) and "hf_mixer" in versions
     return results if is_ours else {}
 
 
 def written(previous: dict[str, Any]) -> list[str]:
     """Return the files that belong to the results in a folder."""
-    return [RESULTS_NAME, *previous.get("pictures", FIRST_PICTURES)] if previous else []
+    if not previous:
+        return []
+    # Of what the file names only pictures: it may come from somebody else, and what it names is removed
+    return [RESULTS_NAME, *set(PICTURES).intersection(previous.get("pictures", FIRST_PICTURES))]
 
 
 def may_come_first(dataset: dict[str, Any], trained_on: dict[str, Any]) -> bool:
@@ -116,12 +120,15 @@ def may_come_first(dataset: dict[str, Any], trained_on: dict[str, Any]) -> bool:
     return is_same_name(*names) or not any(is_hub_id(name) or name == DIGITS for name in names)
 
 
+def is_training_data(dataset: dict[str, Any], trained_on: dict[str, Any]) -> bool:
+    """Whether a model was trained on the same split of the same data set."""
+    split = dataset.get("split")
+    return split is not None and split == trained_on.get("train_split") and is_same(dataset, trained_on)
+
+
 def is_own(dataset: dict[str, Any], trained_on: dict[str, Any]) -> bool:
-    """Whether a model was trained on the same data set, but on another split."""
-    if not trained_on.get("name") or not is_same_name(dataset["name"], trained_on["name"]):
-        return False
-    is_other_split = dataset.get("split") is None or dataset["split"] != trained_on.get("train_split")
-    return dataset.get("config") == trained_on.get("config") and is_other_split
+    """Whether a model was trained on the same data set, but not on the same split."""
+    return is_same({**dataset, "split": None}, trained_on) and not is_training_data(dataset, trained_on)
 
 
 def is_same(first: dict[str, Any], second: dict[str, Any]) -> bool:
@@ -135,9 +142,9 @@ def is_same(first: dict[str, Any], second: dict[str, Any]) -> bool:
 
 
 def is_same_name(first: str, second: str | None) -> bool:
-    if second is None or first == second:
-        return first == second
-    return os.path.exists(first) and os.path.exists(second) and os.path.samefile(first, second)
+    """Whether two data sets have the same name, or are the same folder or file."""
+    paths = (first, second or "")
+    return first == second or (all(map(os.path.exists, paths)) and os.path.samefile(*paths))
 
 
 def describe(dataset: dict[str, Any]) -> str:
@@ -166,8 +173,8 @@ def write_results(folder: Path, results: dict[str, Any], draw: Callable[[Path], 
         # First the file that says whose pictures they are
         for name in (RESULTS_NAME, *pictures):
             Path(temporary, name).replace(folder / name)
-    for name in stale:
-        (folder / name).unlink(missing_ok=True)
+        for name in stale:
+            (folder / name).unlink(missing_ok=True)
 
 
 def to_json(results: dict[str, Any]) -> str:

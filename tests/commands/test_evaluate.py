@@ -73,6 +73,7 @@ def test_evaluate_writes_what_it_promises(dtype, model_folder, photos, expected_
     assert result["dataset"] == {"name": str(photos), "config": None, "split": "test", "num_images": 13}
     counts = {entry["label"]: entry["num_images"] for entry in result["per_class"]}
     assert counts == {"ant": 4, "bee": 0, "cat": 0, "dog": 3, "eel": 0, "fox": 6}
+    assert result.get("dtype") == dtype
     if dtype is None:
         assert result["confusion_matrix"] == expected_matrix
         assert result["accuracy"] == pytest.approx(np.trace(expected_matrix) / 13)
@@ -135,6 +136,12 @@ def test_an_image_that_cannot_be_read_is_named(model_folder, tmp_path, num_worke
 def test_what_the_data_or_model_lacks_ends_in_one_line(arguments, message, model_folder, photos):
     with pytest.raises(SystemExit, match=f"^error: .*{message}"):
         evaluate(model_folder, "--dataset_name", photos, *arguments)
+
+
+def test_images_that_are_missing_are_missed_first(model_folder, tmp_path):
+    (tmp_path / "evaluation.json").touch()
+    with pytest.raises(SystemExit, match="^error: --eval_file nowhere.csv does not exist$"):
+        evaluate(model_folder, "--eval_file", "nowhere.csv", "--output_dir", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -213,6 +220,14 @@ def test_a_model_of_the_digits_is_evaluated_on_the_digits(tmp_path, undrawn, cap
     evaluate(folder)
     assert json.loads((folder / "evaluation.json").read_text())["dataset"]["num_images"] == 180
     assert "180 images of scikit-learn digits, split test" in capsys.readouterr().out
+
+
+def test_images_of_the_training_are_called_so(model_folder, photos, tmp_path, undrawn, capsys, caplog):
+    images = photos / "test"
+    folder = copy_model(model_folder, tmp_path / "model", name=str(images), config=None, train_split="train")
+    evaluate(folder, "--eval_dir", images)
+    assert "The model was trained on these images" in caplog.text
+    assert f"13 images of {images}, split train" in capsys.readouterr().out
 
 
 def test_other_data_is_refused_before_the_work(model_folder, photos, tmp_path):

@@ -104,6 +104,8 @@ def test_values_are_drawn_over_the_true_ones(num_images, tmp_path):
     names, scores = ["price", "width"], [0.9, None]
     panels = save_regression(tmp_path / "regression.png", truth + 1, truth, names, scores).axes
     assert [panel.get_title() for panel in panels] == ["price: R\N{SUPERSCRIPT TWO} = 0.900", "width"]
+    # The same distances in both directions, and nothing outside
+    assert panels[1].get_xlim() == panels[1].get_ylim() == pytest.approx((-0.15, 3.15))
     if num_images == 3:
         np.testing.assert_allclose(panels[1].lines[0].get_xydata(), [[0, 1], [1, 2], [2, 3]])
 

@@ -2,7 +2,13 @@ import json
 
 import pytest
 
-from hf_mixer.evaluation.results import check_replaceable, read_training_data, write_results
+from hf_mixer.evaluation.results import (
+    check_replaceable,
+    is_same_name,
+    is_training_data,
+    read_training_data,
+    write_results,
+)
 
 
 TRAINED_ON = {"name": "owner/photos", "config": None, "train_split": "train", "eval_split": "validation"}
@@ -93,9 +99,31 @@ def test_the_first_result_of_a_model_is_on_its_own_data_or_local_images(tmp_path
         check_replaceable(tmp_path, OTHER, TRAINED_ON)
 
 
+def test_a_folder_that_the_model_was_trained_on_is_training_data(tmp_path):
+    photos, trained_on = tmp_path / "photos", {"name": str(tmp_path / "photos"), "train_split": "train"}
+    photos.mkdir()
+    assert is_same_name(f"{tmp_path}/./photos", str(photos))
+    assert not is_same_name(str(tmp_path), str(photos))
+    assert not is_same_name(str(photos), None)
+    assert is_training_data({"name": str(photos), "config": None, "split": "train"}, trained_on)
+    assert not is_training_data({"name": str(photos), "config": None, "split": "test"}, trained_on)
+
+
+def test_results_of_others_cannot_name_files_to_be_removed(tmp_path):
+    folder = save_results(tmp_path / "model", OWN)
+    for path in (tmp_path / "precious", folder / "config.json"):
+        path.touch()
+    results = json.loads((folder / "evaluation.json").read_text())
+    results["pictures"] = ["../precious", "config.json", "per_class.png"]
+    (folder / "evaluation.json").write_text(json.dumps(results))
+    save_results(folder, OWN, ["mistakes.png"])
+    assert (tmp_path / "precious").exists()
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "evaluation.json", "mistakes.png"]
+
+
 @pytest.mark.parametrize("name", ["evaluation.json", "mistakes.png"])
 def test_files_of_others_are_never_replaced(name, tmp_path):
-    (tmp_path / name).write_text('{"mine": true}')
+    (tmp_path / name).write_text('{"dataset": "mine", "versions": 3}')
     for overwrite in (False, True):
         with pytest.raises(ValueError, match=f"holds {name}, which no evaluation has written"):
             check_replaceable(tmp_path, OWN, {}, overwrite)
