@@ -11,7 +11,7 @@ import itertools
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -277,8 +277,8 @@ class PartReader:
         self.process_index, self.num_processes = process_index, num_processes
         self.by_shards = stream.num_shards % num_processes == 0
 
-    def __iter__(self) -> Iterator[tuple[Part, dict[str, list]]]:
-        """Yield parts of the columns of a part, in order."""
+    def __iter__(self) -> Iterator[tuple[Part, int, dict[str, list]]]:
+        """Yield, in order, a part, a row of its shard, and the columns from there on."""
         for shard in range(self.stream.num_shards):
             if not self.by_shards or shard % self.num_processes == self.process_index:
                 yield from self.read_shard(shard)
@@ -294,7 +294,7 @@ class PartReader:
         starts = range(0, num_rows, length)
         return sum(min(length, num_rows - start) for start in starts if self.takes(Part(0, start // length)))
 
-    def read_shard(self, shard: int) -> Iterator[tuple[Part, dict[str, list]]]:
+    def read_shard(self, shard: int) -> Iterator[tuple[Part, int, dict[str, list]]]:
         length = self.folder.rows_per_file
         num_finished, is_complete = self.folder.count_finished(shard)
         if is_complete:
@@ -307,7 +307,7 @@ class PartReader:
                 batch = next(batches, None)
             except Exception as error:  # of the file system, the network, the compression or the file format
                 raise ImageDataError(
-                    f"the data stream broke at image {position} of shard {shard}: {str(error).rstrip('.')}. Finished files "
+                    f"the data stream broke at row {position} of shard {shard}: {str(error).rstrip('.')}. Finished files "
                     "are kept: run the same command again to go on"
                 ) from error
             if batch is None:
@@ -317,7 +317,7 @@ class PartReader:
                 part = Part(shard, position // length)
                 count = min(stop, (part.index + 1) * length) - position
                 if self.takes(part):
-                    yield part, {name: values[:count] for name, values in batch.items()}
+                    yield part, position, {name: values[:count] for name, values in batch.items()}
                 batch = {name: values[count:] for name, values in batch.items()}
                 position += count
 
@@ -344,21 +344,21 @@ def write_predictions(
     """
     own = {name: feature for name, feature in dataset.features.items() if not hasattr(feature, "decode_example")}
     added = prediction_features(predictor)
-    renamed = Features({f"{RENAMED}{name}" if name in added else name: feature for name, feature in own.items()})
+    renamed = Features({rename(name, own, added): feature for name, feature in own.items()})
     data = dataset.select_columns([*own, image_column]).cast_column(image_column, datasets.Image(decode=False))
     stream = data.to_iterable_dataset() if isinstance(data, Dataset) else data
     reader = PartReader(stream, folder, batch_size, process_index, num_processes)
     total = reader.count(len(dataset)) if isinstance(dataset, Dataset) else None
     batches = predictor.predict_batches(
         reader,
-        lambda batch: [source or NO_IMAGE for source in batch[1][image_column]],
+        lambda batch: name_images(batch[2][image_column], batch[1], batch[0].shard if stream.num_shards > 1 else None),
         None if total is None else -(-total // batch_size),
     )
     with progress_bar(total=total, desc="Predicting", unit=" images") as progress:
         for part, group in itertools.groupby(batches, key=lambda result: result[0][0]):
             columns: dict[str, list] = {name: [] for name in renamed}
             results: list[Prediction] = []
-            for (_, batch), predictions in group:
+            for (_, _, batch), predictions in group:
                 for new, old in zip(renamed, own):
                     columns[new] += batch[old]
                 results += predictions
@@ -368,6 +368,26 @@ def write_predictions(
             predicted = to_table(results, predictor)
             schema = Features({**renamed, **added}).arrow_schema
             folder.write(part, pa.Table.from_arrays([*kept.columns, *predicted.columns], schema=schema))
+
+
+def rename(name: str, own: Collection[str], added: Collection[str]) -> str:
+    """Return what a column of the data is called beside those of the predictions."""
+    new = name
+    while new in added or (new != name and new in own):
+        new = RENAMED + new
+    return new
+
+
+def name_images(images: Sequence[dict | None], start: int, shard: int | None) -> list[dict]:
+    """Return the entries of an undecoded image column. Those that are no files are named for their rows."""
+    place = "" if shard is None else f" of shard {shard}"
+    named = []
+    for row, source in enumerate(images, start):
+        source = source or NO_IMAGE
+        if not source["path"]:
+            source = {"bytes": source["bytes"] or b"", "path": f"in row {row}{place}"}
+        named.append(source)
+    return named
 
 
 def report_errors(predictions: Sequence[Prediction], progress) -> None:

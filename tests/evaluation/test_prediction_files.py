@@ -74,7 +74,9 @@ def expected(predictor, tmp_path_factory):
 def test_every_image_has_a_row_with_what_the_model_says(predictor, tmp_path, capsys):
     data = make_data()
     folder = predict(data, predictor, tmp_path)
-    assert f"cannot read the image {BROKEN}.png" in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert f"cannot read the image {BROKEN}.png" in errors
+    assert f"cannot read the image in row {BROKEN + 1}:" in errors
     assert [path.name for path in folder.paths()] == [f"part-00000-{index:05}.parquet" for index in range(6)]
     rows = read(folder)
     assert [row["number"] for row in rows] == list(range(NUM_IMAGES))
@@ -179,7 +181,7 @@ def test_a_stream_that_breaks_keeps_finished_files(predictor, tmp_path):
 
     data = make_data()
     with pytest.raises(
-        ImageDataError, match=r"broke at image \d+ of shard 0: the line is dead. Finished files are kept"
+        ImageDataError, match=r"broke at row \d+ of shard 0: the line is dead. Finished files are kept"
     ):
         predict(data.to_iterable_dataset().map(break_off, features=data.features), predictor, tmp_path)
     finished = sorted(path.name for path in (tmp_path / "data").iterdir())
@@ -231,6 +233,13 @@ def test_the_column_of_images_is_found_or_asked_for():
 def test_data_without_images_is_refused(data):
     with pytest.raises(ValueError, match="holds no images"):
         describe_data(data, "image")
+
+
+def test_columns_of_the_data_keep_a_name_of_their_own(predictor, tmp_path):
+    numbers = list(range(NUM_IMAGES))
+    data = make_data().add_column("data_label", numbers).add_column("score", numbers)
+    row = read(predict(data, predictor, tmp_path))[3]
+    assert (row["data_label"], row["data_data_label"], row["data_score"], row["number"]) == (3, 1, 3, 3)
 
 
 def test_data_may_hold_images_only(predictor, tmp_path):
