@@ -163,15 +163,16 @@ def find_training_conversion(model: str, hub: dict):
 def print_result(path: str, prediction, as_json: bool, is_regression: bool) -> None:
     present = prediction.labels
     if as_json:
-        scores = [{"label": label, "score": score} for label, score in prediction.scores]
         labels = {} if present is None else {"labels": present}
-        print(json.dumps({"image": path, "predictions": scores, **labels}, ensure_ascii=False), flush=True)
+        print(json.dumps({"image": path, "predictions": prediction.scores, **labels}, ensure_ascii=False), flush=True)
         return
     if is_regression:
-        cells = [f"{label} {value:.6g}" for label, value in prediction.scores]
+        cells = [f"{entry['label']} {entry['score']:.6g}" for entry in prediction.scores]
     else:
         marks = dict.fromkeys(present or (), "*")
-        cells = [f"{score:6.1%}{marks.get(label, ' ')}{label:<16}" for label, score in prediction.scores]
+        cells = [
+            f"{score:6.1%}{marks.get(label, ' ')}{label:<16}" for label, score in map(dict.values, prediction.scores)
+        ]
     print(f"{path}  {'  '.join(cells)}".rstrip(), flush=True)
 
 
@@ -206,7 +207,7 @@ def print_predictions(arguments: argparse.Namespace) -> bool:
                 if prediction.error is None:
                     print_result(path, prediction, arguments.json, is_regression)
                 else:
-                    print(f"error: {path}: {prediction.error}", file=sys.stderr)
+                    print(f"error: {prediction.error}", file=sys.stderr)
                     num_unreadable += 1
             progress.update(len(paths))
     return num_unreadable == 0

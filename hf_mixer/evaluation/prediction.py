@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a model says of images, as fast as it can."""
 
+import itertools
 import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import fsspec
 import numpy as np
@@ -38,16 +38,16 @@ class Prediction:
     What a model says of one image. Everything but `error` is empty where there is one.
 
     Args:
-        scores (`list[tuple[str, float]]`):
-            Labels and their scores: the most likely labels with their probabilities, the best first; or, in regression,
-            all labels in the order of the model with their values.
+        scores (`list[dict]`):
+            Each with a `label` and its `score`: the most likely labels with their probabilities, the best first; or, in
+            regression, all labels in the order of the model with their values.
         labels (`list[str]`, *optional*):
             With several labels per image those whose probability reaches their threshold, in the order of the model.
         error (`str`, *optional*):
             Why the image cannot be read.
     """
 
-    scores: list[tuple[str, float]]
+    scores: list[dict[str, Any]]
     labels: list[str] | None = None
     error: str | None = None
 
@@ -97,39 +97,37 @@ class PixelReader:
             `tuple`: `pixel_values` of shape `(num_readable, num_channels, height, width)`, `None` without a readable
             image; and for each source why it cannot be read, `None` where it can.
         """
-        errors: list[str | None] = []
-        images: list[Image.Image] = []
-        for source in sources:
+        errors: list[str | None] = [None] * len(sources)
+        images: dict[int, Image.Image] = {}
+        for index, source in enumerate(sources):
             try:
-                images.append(self.open(source))
-                errors.append(None)
+                images[index] = self.open(source)
             except ValueError as error:
-                errors.append(str(error))
+                errors[index] = str(error)
         if not images:
             return None, errors
-        if self.fitting_size is not None and all(map(self.fits, images)):
-            return self.look_up(images), errors
+        if self.fitting_size is not None and all(map(self.fits, images.values())):
+            return self.look_up(list(images.values())), errors
         try:
-            return self.prepare(images), errors
+            return self.prepare(list(images.values())), errors
         except ValueError:
-            return self.prepare_each(images, errors)
+            return self.prepare_each(images, sources, errors)
 
     def open(self, source: dict) -> Image.Image:
         """Decode one image."""
         contents = source["path"] if source["bytes"] is None else source["bytes"]
-        name = source["path"]
         if isinstance(contents, str) and "://" in contents:
             try:
                 with fsspec.open(contents) as file:
                     contents = file.read()
             except Exception as error:  # of any file system and network
-                raise ImageDataError(f"cannot read the image {name}: {error}") from error
-        image = open_image(contents, name)
-        self.warn_of_conversion(image, name or "in memory")
+                raise ImageDataError(f"cannot read the image {source['path']}: {error}") from error
+        image = open_image(contents, source["path"])
+        self.warn_of_conversion(image, name_of(source))
         try:
             return self.conversion(image)
         except ValueError as error:
-            raise ImageDataError(f"cannot prepare the image {name or 'in memory'}: {error}") from error
+            raise ImageDataError(f"cannot prepare the image {name_of(source)}: {error}") from error
 
     def warn_of_conversion(self, image: Image.Image, name: str) -> None:
         """Warn where an image would have been converted in training, and is not."""
@@ -166,17 +164,20 @@ class PixelReader:
         return self.image_processor(images, return_tensors="pt")["pixel_values"]
 
     def prepare_each(
-        self, images: Sequence[Image.Image], errors: list[str | None]
+        self, images: dict[int, Image.Image], sources: Sequence[dict], errors: list[str | None]
     ) -> tuple[torch.Tensor | None, list[str | None]]:
         """Prepare the images one by one, because the image processor refuses some of them."""
-        readable = [index for index, error in enumerate(errors) if error is None]
         prepared = []
-        for index, image in zip(readable, images):
+        for index, image in images.items():
             try:
                 prepared.append(self.prepare([image]))
             except ValueError as error:
-                errors[index] = str(error)
+                errors[index] = f"cannot prepare the image {name_of(sources[index])}: {error}"
         return torch.cat(prepared) if prepared else None, errors
+
+
+def name_of(source: dict) -> str:
+    return source["path"] or "in memory"
 
 
 class Predictor:
@@ -237,7 +238,7 @@ class Predictor:
         with self.turns, torch.inference_mode():
             logits = self.model(pixel_values.to(self.model.device)).logits.float().cpu()
         if not logits.isfinite().all():
-            names = [source["path"] or "in memory" for source, error in zip(sources, errors) if error is None]
+            names = [name_of(source) for source, error in zip(sources, errors) if error is None]
             first = names[int(logits.isfinite().all(dim=1).int().argmin())]
             raise ValueError(
                 f"the output of the model for the image {first} is not finite: check the weights and that image"
@@ -248,21 +249,18 @@ class Predictor:
     def interpret(self, logits: torch.Tensor) -> list[Prediction]:
         """Return what `logits` of shape `(batch_size, num_labels)` say of each image."""
         if self.problem_type == "regression":
-            return [Prediction(list(zip(self.labels, values))) for values in logits.tolist()]
+            return [Prediction(self.name_scores(range(len(self.labels)), values)) for values in logits.tolist()]
         is_multi_label = self.problem_type == "multi_label_classification"
         scores = logits.sigmoid() if is_multi_label else logits.softmax(dim=-1)
         best = scores.topk(self.top_k)
-        named = [
-            [(self.labels[index], score) for index, score in zip(indices, values)]
-            for indices, values in zip(best.indices.tolist(), best.values.tolist())
-        ]
+        named = list(map(self.name_scores, best.indices.tolist(), best.values.tolist()))
         if not is_multi_label:
             return [Prediction(entry) for entry in named]
         present = (scores >= torch.tensor(self.thresholds)).tolist()
-        return [
-            Prediction(entry, [label for label, is_there in zip(self.labels, row) if is_there])
-            for entry, row in zip(named, present)
-        ]
+        return [Prediction(entry, list(itertools.compress(self.labels, row))) for entry, row in zip(named, present)]
+
+    def name_scores(self, indices: Iterable[int], scores: Iterable[float]) -> list[dict[str, Any]]:
+        return [{"label": self.labels[index], "score": score} for index, score in zip(indices, scores)]
 
     def predict_batches(
         self, batches: Iterable[Item], sources_of: Callable[[Item], Sequence[dict]], num_batches: int | None = None
@@ -283,49 +281,27 @@ class Predictor:
             Each batch and its predictions, in order.
         """
         num_threads = min(self.num_threads, num_batches or self.num_threads)
-        with compute_threads(max(1, torch.get_num_threads() // num_threads)):
+        before = torch.get_num_threads()
+        torch.set_num_threads(max(1, before // num_threads))
+        try:
             yield from map_ahead(lambda batch: self(sources_of(batch)), batches, num_threads)
-
-
-@contextmanager
-def compute_threads(count: int) -> Iterator[None]:
-    """Let torch compute every operation with `count` threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        finally:
+            torch.set_num_threads(before)
 
 
 def map_ahead(
     function: Callable[[Item], Result], items: Iterable[Item], num_threads: int
 ) -> Iterator[tuple[Item, Result]]:
-    """
-    Yield every item with what `function` returns for it, in order. Threads work on the ones that come next. Where `items`
-    raises an error, what came before it is yielded first.
-    """
+    """Yield every item with what `function` returns for it, in order. Threads work on the ones that come next."""
     waiting: deque[tuple[Item, Future[Result]]] = deque()
-    iterator, failure = iter(items), None
-    with ThreadPoolExecutor(num_threads) as pool:
-        try:
-            while True:
-                try:
-                    item = next(iterator)
-                except StopIteration:
-                    break
-                except Exception as error:
-                    failure = error
-                    break
-                waiting.append((item, pool.submit(function, item)))
-                if len(waiting) > 2 * num_threads:
-                    item, future = waiting.popleft()
-                    yield item, future.result()
-            while waiting:
+    pool = ThreadPoolExecutor(num_threads)
+    try:
+        for item in items:
+            waiting.append((item, pool.submit(function, item)))
+            if len(waiting) > 2 * num_threads:
                 item, future = waiting.popleft()
                 yield item, future.result()
-        finally:
-            for _, future in waiting:
-                future.cancel()
-    if failure is not None:
-        raise failure
+        for item, future in waiting:
+            yield item, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -11,12 +11,13 @@ import itertools
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from datasets import Dataset, Features, IterableDataset, List, Value
@@ -98,13 +99,24 @@ def describe_columns(predictor: Predictor) -> dict[str, str]:
     return {name: meanings[name] for name in prediction_features(predictor)}
 
 
-def to_row(prediction: Prediction, top_k: int) -> dict[str, Any]:
-    """Return a prediction with the names of all columns that `prediction_features` may ask for."""
-    if prediction.error is not None:
-        return {"error": prediction.error}
-    scores = [{"label": label, "score": score} for label, score in prediction.scores]
-    value = scores[0]["score"]
-    return {**scores[0], "value": value, "values": scores, f"top{top_k}": scores, "labels": prediction.labels}
+def to_table(predictions: Sequence[Prediction], predictor: Predictor) -> pa.Table:
+    """Return the columns of `prediction_features`, with a row for each prediction."""
+    rows = []
+    for prediction in predictions:
+        scores = prediction.scores
+        if not scores:
+            rows.append({"error": prediction.error})
+            continue
+        every = {
+            f"top{predictor.top_k}": scores,
+            "values": scores,
+            "value": scores[0]["score"],
+            "labels": prediction.labels,
+        }
+        rows.append({**scores[0], **every})
+    features = prediction_features(predictor)
+    columns = {name: [row.get(name) for row in rows] for name in features}
+    return pa.table(columns, schema=features.arrow_schema)
 
 
 class PredictionFolder:
@@ -164,8 +176,6 @@ class PredictionFolder:
             errors = pq.read_table(path, columns=["error"]).column("error")
             counts["num_images"] += len(errors)
             counts["num_unreadable"] += len(errors) - errors.null_count
-        if not counts["num_images"]:
-            raise ValueError("the data holds no images")
         self.write_state({**read_json(self.folder / STATE_NAME), **counts, "complete": True})
         return counts
 
@@ -184,8 +194,7 @@ class PredictionFolder:
         last = pq.read_metadata(self.data / Part(shard, count - 1).name).num_rows
         return count, last < self.rows_per_file
 
-    def write(self, part: Part, columns: dict[str, list], features: Features) -> None:
-        table = Dataset.from_dict(columns, features).with_format("arrow")[:]
+    def write(self, part: Part, table: pa.Table) -> None:
         with written_whole(self.data / part.name) as path:
             pq.write_table(table, path)
 
@@ -215,7 +224,12 @@ def describe_model(predictor: Predictor) -> str:
 
 
 def describe_data(dataset: Dataset | IterableDataset, image_column: str) -> dict[str, Any]:
-    """Return what tells a data set from others: its columns, length or number of shards, and a checksum of some rows."""
+    """
+    Return what tells a data set from others: its columns, length or number of shards, and a checksum of some rows.
+
+    Raises:
+        `ValueError`: it has no rows.
+    """
     checksum = hashlib.sha256()
     if isinstance(dataset, Dataset):
         size = {"num_rows": len(dataset)}
@@ -224,21 +238,24 @@ def describe_data(dataset: Dataset | IterableDataset, image_column: str) -> dict
     else:
         size = {"num_shards": dataset.num_shards}
         rows = dataset.take(1)
-    for row in rows.cast_column(image_column, datasets.Image(decode=False)):
-        source = row[image_column] or {}
+    undecoded = rows.select_columns(image_column).cast_column(image_column, datasets.Image(decode=False))
+    images = [row[image_column] or NO_IMAGE for row in undecoded]
+    if not images:
+        raise ValueError("the data holds no images")
+    for source in images:
         checksum.update(source.get("bytes") or str(source.get("path")).encode())
     return {**size, "columns": list(dataset.features), "checksum": checksum.hexdigest()}
 
 
 class PartReader:
     """
-    Reads the parts of a data set that are missing in a folder and fall to this process, in batches.
+    Reads the parts of a stream that are missing in a folder and fall to this process, in batches.
 
     A stream whose number of shards is a multiple of the number of processes is shared out by shards, and every process reads
     its own only. Any other is read by all processes, and each takes the parts in turn.
 
     Args:
-        dataset (`Dataset` or `IterableDataset`):
+        stream (`IterableDataset`):
             The images, undecoded.
         folder ([`PredictionFolder`]):
             Where the parts go.
@@ -250,24 +267,19 @@ class PartReader:
 
     def __init__(
         self,
-        dataset: Dataset | IterableDataset,
+        stream: IterableDataset,
         folder: PredictionFolder,
         batch_size: int,
-        process_index: int = 0,
-        num_processes: int = 1,
+        process_index: int,
+        num_processes: int,
     ):
-        self.dataset, self.folder, self.batch_size = dataset, folder, batch_size
+        self.stream, self.folder, self.batch_size = stream, folder, batch_size
         self.process_index, self.num_processes = process_index, num_processes
-        self.by_shards = isinstance(dataset, IterableDataset) and dataset.num_shards % num_processes == 0
+        self.by_shards = stream.num_shards % num_processes == 0
 
-    def __iter__(self) -> Iterator[tuple[Part, dict[str, list]]]:
-        """Yield parts of the columns of a part, in order."""
-        if isinstance(self.dataset, Dataset):
-            for part, rows in self.table_parts().items():
-                for batch in self.dataset.select(rows).iter(self.batch_size):
-                    yield part, batch
-            return
-        for shard in range(self.dataset.num_shards):
+    def __iter__(self) -> Iterator[tuple[Part, int, dict[str, list]]]:
+        """Yield, in order, a part, a row of its shard, and the columns from there on."""
+        for shard in range(self.stream.num_shards):
             if not self.by_shards or shard % self.num_processes == self.process_index:
                 yield from self.read_shard(shard)
 
@@ -276,28 +288,27 @@ class PartReader:
         is_own = self.by_shards or (part.shard + part.index) % self.num_processes == self.process_index
         return is_own and not self.folder.has(part)
 
-    def table_parts(self) -> dict[Part, range]:
-        """Return the parts of a data set that is no stream which this process has to compute, with their rows."""
-        rows = range(len(self.dataset))
+    def count(self, num_rows: int) -> int:
+        """Return how many rows this process has to compute of `num_rows` in a single shard."""
         length = self.folder.rows_per_file
-        parts = {Part(0, index): rows[start : start + length] for index, start in enumerate(rows[::length])}
-        return {part: rows for part, rows in parts.items() if self.takes(part)}
+        starts = range(0, num_rows, length)
+        return sum(min(length, num_rows - start) for start in starts if self.takes(Part(0, start // length)))
 
-    def read_shard(self, shard: int) -> Iterator[tuple[Part, dict[str, list]]]:
+    def read_shard(self, shard: int) -> Iterator[tuple[Part, int, dict[str, list]]]:
         length = self.folder.rows_per_file
         num_finished, is_complete = self.folder.count_finished(shard)
         if is_complete:
             return
         position = num_finished * length
-        stream = self.dataset.shard(self.dataset.num_shards, shard).skip(position)
+        stream = self.stream.shard(self.stream.num_shards, shard).skip(position)
         batches = iter(stream.iter(self.batch_size))
         while True:
             try:
                 batch = next(batches, None)
             except Exception as error:  # of the file system, the network, the compression or the file format
                 raise ImageDataError(
-                    f"the data stream broke at image {position} of shard {shard}: {str(error).rstrip('.')}. What is computed "
-                    "is kept: run the same command again to go on"
+                    f"the data stream broke at row {position} of shard {shard}: {str(error).rstrip('.')}. Finished files "
+                    "are kept: run the same command again to go on"
                 ) from error
             if batch is None:
                 return
@@ -306,7 +317,7 @@ class PartReader:
                 part = Part(shard, position // length)
                 count = min(stop, (part.index + 1) * length) - position
                 if self.takes(part):
-                    yield part, {name: values[:count] for name, values in batch.items()}
+                    yield part, position, {name: values[:count] for name, values in batch.items()}
                 batch = {name: values[count:] for name, values in batch.items()}
                 position += count
 
@@ -323,44 +334,60 @@ def write_predictions(
     """
     Predict the images of a data set, and write the parts that are missing in a folder and fall to this process.
 
-    Every row of the data has one row in the files, in the same order if the files are sorted by name. It has the columns
-    of the data without images and other media, and those of `prediction_features`. Where an image cannot be read, these are empty except
-    for `error`.
-
-    Args:
-        dataset (`Dataset` or `IterableDataset`):
-            The images, in the column `image_column`.
-        process_index (`int`, *optional*, defaults to 0), num_processes (`int`, *optional*, defaults to 1):
-            This process, and how many there are.
+    Every row of the data has one row in the files, in the same order if the files are sorted by name. It has the columns of
+    the data without images and other media, and those of `prediction_features`. Where an image cannot be read, these are
+    empty except for `error`.
 
     Raises:
         [`ImageDataError`]: a stream cannot be read on.
         `ValueError`: the output of the model is not finite.
     """
-    own = [name for name, feature in dataset.features.items() if not hasattr(feature, "decode_example")]
+    own = {name: feature for name, feature in dataset.features.items() if not hasattr(feature, "decode_example")}
     added = prediction_features(predictor)
-    names = {name: f"{RENAMED}{name}" if name in added else name for name in own}
-    features = Features({**{new: dataset.features[old] for old, new in names.items()}, **added})
-    dataset = dataset.select_columns([*own, image_column]).cast_column(image_column, datasets.Image(decode=False))
-    reader = PartReader(dataset, folder, batch_size, process_index, num_processes)
-
-    total = sum(map(len, reader.table_parts().values())) if isinstance(dataset, Dataset) else None
-    num_batches = None if total is None else -(-total // batch_size)
+    renamed = Features({rename(name, own, added): feature for name, feature in own.items()})
+    data = dataset.select_columns([*own, image_column]).cast_column(image_column, datasets.Image(decode=False))
+    stream = data.to_iterable_dataset() if isinstance(data, Dataset) else data
+    reader = PartReader(stream, folder, batch_size, process_index, num_processes)
+    total = reader.count(len(dataset)) if isinstance(dataset, Dataset) else None
     batches = predictor.predict_batches(
-        reader, lambda batch: [source or NO_IMAGE for source in batch[1][image_column]], num_batches
+        reader,
+        lambda batch: name_images(batch[2][image_column], batch[1], batch[0].shard if stream.num_shards > 1 else None),
+        None if total is None else -(-total // batch_size),
     )
     with progress_bar(total=total, desc="Predicting", unit=" images") as progress:
         for part, group in itertools.groupby(batches, key=lambda result: result[0][0]):
-            columns: dict[str, list] = {name: [] for name in features}
-            for (_, batch), predictions in group:
-                for old, new in names.items():
+            columns: dict[str, list] = {name: [] for name in renamed}
+            results: list[Prediction] = []
+            for (_, _, batch), predictions in group:
+                for new, old in zip(renamed, own):
                     columns[new] += batch[old]
-                for row in (to_row(prediction, predictor.top_k) for prediction in predictions):
-                    for name in added:
-                        columns[name].append(row.get(name))
+                results += predictions
                 progress.update(len(predictions))
                 report_errors(predictions, progress)
-            folder.write(part, columns, features)
+            kept = Dataset.from_dict(columns, renamed).with_format("arrow")[:]
+            predicted = to_table(results, predictor)
+            schema = Features({**renamed, **added}).arrow_schema
+            folder.write(part, pa.Table.from_arrays([*kept.columns, *predicted.columns], schema=schema))
+
+
+def rename(name: str, own: Collection[str], added: Collection[str]) -> str:
+    """Return what a column of the data is called beside those of the predictions."""
+    new = name
+    while new in added or (new != name and new in own):
+        new = RENAMED + new
+    return new
+
+
+def name_images(images: Sequence[dict | None], start: int, shard: int | None) -> list[dict]:
+    """Return the entries of an undecoded image column. Those that are no files are named for their rows."""
+    place = "" if shard is None else f" of shard {shard}"
+    named = []
+    for row, source in enumerate(images, start):
+        source = source or NO_IMAGE
+        if not source["path"]:
+            source = {"bytes": source["bytes"] or b"", "path": f"in row {row}{place}"}
+        named.append(source)
+    return named
 
 
 def report_errors(predictions: Sequence[Prediction], progress) -> None:

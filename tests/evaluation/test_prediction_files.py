@@ -74,7 +74,9 @@ def expected(predictor, tmp_path_factory):
 def test_every_image_has_a_row_with_what_the_model_says(predictor, tmp_path, capsys):
     data = make_data()
     folder = predict(data, predictor, tmp_path)
-    assert f"cannot read the image {BROKEN}.png" in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert f"cannot read the image {BROKEN}.png" in errors
+    assert f"cannot read the image in row {BROKEN + 1}:" in errors
     assert [path.name for path in folder.paths()] == [f"part-00000-{index:05}.parquet" for index in range(6)]
     rows = read(folder)
     assert [row["number"] for row in rows] == list(range(NUM_IMAGES))
@@ -87,8 +89,8 @@ def test_every_image_has_a_row_with_what_the_model_says(predictor, tmp_path, cap
         else:
             (prediction,) = predictor([source])
             assert row["error"] is None
-            assert [entry["label"] for entry in row["top2"]] == [label for label, _ in prediction.scores]
-            assert row["score"] == pytest.approx(prediction.scores[0][1], abs=1e-6)
+            assert [entry["label"] for entry in row["top2"]] == [entry["label"] for entry in prediction.scores]
+            assert row["score"] == pytest.approx(prediction.scores[0]["score"], abs=1e-6)
             assert row["top2"][0] == {"label": row["label"], "score": row["score"]}
     assert folder.finish() == {"num_images": NUM_IMAGES, "num_unreadable": 2}
     assert json.loads((tmp_path / "predictions.json").read_text())["complete"] is True
@@ -108,7 +110,7 @@ def test_other_kinds_of_labels_have_their_columns(problem_type, labels, columns,
     rows = read(predict(data.remove_columns("label"), predictor, tmp_path / "predictions"))
     assert rows[0].keys() == columns | {"number", "error"}
     (prediction,) = predictor([data[0]["image"]])
-    values = [{"label": label, "score": pytest.approx(score, rel=1e-5)} for label, score in prediction.scores]
+    values = [{**entry, "score": pytest.approx(entry["score"], rel=1e-5)} for entry in prediction.scores]
     for column, value in {
         "labels": prediction.labels,
         "top2": values,
@@ -171,21 +173,21 @@ def test_a_killed_run_goes_on_where_it_was(num_shards, num_processes, predictor,
     assert len(seen) == len(folder.paths()) + 1
 
 
-def test_a_stream_that_breaks_keeps_what_is_computed(predictor, tmp_path):
-    data = make_data().to_iterable_dataset(1)
-
+def test_a_stream_that_breaks_keeps_finished_files(predictor, tmp_path):
     def break_off(example):
-        if example["number"] == 9:
+        if example["number"] == 22:
             raise ConnectionError("the line is dead.")
         return example
 
+    data = make_data()
     with pytest.raises(
-        ImageDataError, match=r"broke at image \d+ of shard 0: the line is dead. What is computed is kept"
+        ImageDataError, match=r"broke at row \d+ of shard 0: the line is dead. Finished files are kept"
     ):
-        predict(data.map(break_off, features=data.features), predictor, tmp_path)
-    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [
-        f"part-00000-{index:05}.parquet" for index in range(2)
-    ]
+        predict(data.to_iterable_dataset().map(break_off, features=data.features), predictor, tmp_path)
+    finished = sorted(path.name for path in (tmp_path / "data").iterdir())
+    assert finished == [f"part-00000-{index:05}.parquet" for index in range(len(finished))]
+    assert finished
+    assert len(read(predict(data.to_iterable_dataset(), predictor, tmp_path))) == NUM_IMAGES
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
@@ -227,7 +229,20 @@ def test_the_column_of_images_is_found_or_asked_for():
         find_image_column(data.to_iterable_dataset().map(lambda example: example))
 
 
-def test_data_without_images_is_refused(predictor, tmp_path):
-    folder = predict(make_data().select([]), predictor, tmp_path)
+@pytest.mark.parametrize("data", [make_data().select([]), make_data().to_iterable_dataset().take(0)])
+def test_data_without_images_is_refused(data):
     with pytest.raises(ValueError, match="holds no images"):
-        folder.finish()
+        describe_data(data, "image")
+
+
+def test_columns_of_the_data_keep_a_name_of_their_own(predictor, tmp_path):
+    numbers = list(range(NUM_IMAGES))
+    data = make_data().add_column("data_label", numbers).add_column("score", numbers)
+    row = read(predict(data, predictor, tmp_path))[3]
+    assert (row["data_label"], row["data_data_label"], row["data_score"], row["number"]) == (3, 1, 3, 3)
+
+
+def test_data_may_hold_images_only(predictor, tmp_path):
+    rows = read(predict(make_data().select_columns("image"), predictor, tmp_path))
+    assert len(rows) == NUM_IMAGES
+    assert rows[0].keys() == {"label", "score", "top2", "error"}
