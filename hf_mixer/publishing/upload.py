@@ -7,6 +7,7 @@ command again, which sends only what the Hub does not have.
 """
 
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -213,6 +214,14 @@ def compare(api: HfApi, repo_id: str, folder: Path, revision: str | None) -> tup
     return changed, [name for name in report.missing_paths if name != ".gitattributes"]
 
 
+def find_own_card(api: HfApi, repo_id: str, name: str, revision: str | None) -> Path | None:
+    """Return where a card on the Hub is that hf-mixer did not write or that was edited; None where there is no such card."""
+    if not api.file_exists(repo_id, name, revision=revision):
+        return None
+    path = Path(api.hf_hub_download(repo_id, name, revision=revision))
+    return None if is_generated(read_card(path)) else path
+
+
 def refuse_to_replace_cards(api: HfApi, repo_id: str, folder: Path, changed: list[str], revision: str) -> None:
     """
     Raises:
@@ -220,15 +229,30 @@ def refuse_to_replace_cards(api: HfApi, repo_id: str, folder: Path, changed: lis
     """
     for name in (CARD_NAME, OTHER_CARD_NAME):
         is_ours = name in changed and is_generated(read_card(folder / name))
-        if not is_ours or not api.file_exists(repo_id, name, revision=revision):
-            continue
-        if not is_generated(read_card(Path(api.hf_hub_download(repo_id, name, revision=revision)))):
+        if is_ours and find_own_card(api, repo_id, name, revision):
             raise ValueError(
                 f"{repo_id} has a {name} that hf-mixer did not write or that was edited, and it is not replaced. Nothing was "
                 f"sent. To keep it, put it into the folder that you publish: `hf download {repo_id} {name} --local-dir "
                 f"FOLDER`. To replace it, delete it first, `hf repos delete-files {repo_id} {name}`, or propose the other "
                 "with --create-pr."
             )
+
+
+def fetch_cards(repo_id: str, folder: Path, revision: str | None = None, token: str | None = None) -> None:
+    """
+    Put a card on the Hub that hf-mixer did not write or that was edited into a folder that will go up to that repository,
+    so that the Hub keeps it. One in the folder that is somebody's own stays.
+
+    Raises:
+        `PermissionError`, `ConnectionError`, `OSError`, `RuntimeError`: see `clear_errors`.
+    """
+    api = HfApi(token=token)
+    with clear_errors(repo_id):
+        for name in (CARD_NAME, OTHER_CARD_NAME):
+            path = folder / name
+            own_card = find_own_card(api, repo_id, name, revision)
+            if own_card is not None and (not path.exists() or is_generated(read_card(path))):
+                shutil.copyfile(own_card, path)
 
 
 def find_pull_request(api: HfApi, repo_id: str, folder: Path) -> tuple[str, str] | None:
