@@ -28,8 +28,10 @@ KNOWN_DATA = {
     "cifar10": ("CIFAR-10", r"cifar[-_]?10(?!\d)"),
     "imagenet-1k": ("ImageNet-1k", r"imagenet[-_]?1k|in1k"),
     "imagenet-21k": ("ImageNet-21k", r"imagenet[-_]?2[12]k|in2[12]k"),
-    "digits": ("scikit-learn digits", r"^(scikit-learn )?digits$"),
+    "digits": ("scikit-learn digits", r"^scikit-learn digits$"),
 }
+# Names of folders and files that say nothing without that of the folder around them
+SPLITS = ("train", "val", "valid", "validation", "test")
 # By problem type: a figure of every label or output, and how a sentence on its extremes begins
 EXTREMES = {
     "single_label_classification": ("accuracy", "By class the accuracy"),
@@ -117,10 +119,10 @@ def describe_conversion(dataset: dict[str, Any]) -> dict[str, Any]:
     """Return what was done to the images of a data set before the image processor got them."""
     conversion = dataset.get("image_conversion") or {}
     color, scaled = conversion.get("flatten_transparency"), conversion.get("scale_16_bit")
-    steps = [f"transparent ones were put on {code(color)}"] if color else []
+    steps = [f"transparent images were put on {code(color)}"] if color else []
     if scaled:
-        steps.append("those of 16 bits were scaled to 8")
-    return {"conversion": ", and ".join(steps), "background": json.dumps(color) if color else None, "scaled": scaled}
+        steps.append("images of 16 bits were scaled to 8")
+    return {"conversion": " and ".join(steps), "background": json.dumps(color) if color else None, "scaled": scaled}
 
 
 def describe_architecture(config: MixerConfig) -> list[tuple[str, str]]:
@@ -187,9 +189,17 @@ def describe_counts(counts: dict[str, int]) -> str:
 
 
 def describe_measurement(dataset: dict[str, Any]) -> str:
+    """Say which images the figures of an evaluation are from."""
     images = count(dataset["num_images"], "image") if dataset.get("num_images") else "the images"
-    split = f" of the split {code(dataset['split'])}" if dataset.get("split") else " held back from training"
+    split = f" of the split {code(dataset['split'])}" if dataset.get("split") else ""
     return images + split + (f" of {link_dataset(dataset)}" if dataset.get("name") else "")
+
+
+def describe_validation(dataset: dict[str, Any]) -> str:
+    """Say which images the figures of a training are from. It may have held them back, or had them from another folder."""
+    number, split = dataset.get("num_eval_images"), dataset.get("eval_split")
+    images = f"the {count(number, 'validation image') if number else 'validation images'} of the training"
+    return images if split in (None, "validation") else f"{images}, the split {code(split)} of {link_dataset(dataset)}"
 
 
 def describe_extremes(problem_type: str, per_class: list[dict[str, Any]]) -> str:
@@ -226,7 +236,11 @@ def find_known_data(*names: str | None) -> list[str]:
 
 def dataset_name(name: str) -> str:
     known = find_known_data(name)
-    return KNOWN_DATA[known[-1]][0] if known else Path(name).name
+    if known:
+        return KNOWN_DATA[known[-1]][0]
+    path = Path(name)
+    # `photos/train` says more than `train`
+    return f"{path.parent.name}/{path.name}" if path.stem in SPLITS and path.parent.name else path.name
 
 
 def dataset_type(name: str) -> str:
@@ -254,7 +268,8 @@ def link(name: str) -> str:
 def link_dataset(dataset: dict[str, Any]) -> str:
     name = dataset["name"]
     if not is_hub_id(name):
-        return dataset_name(name) if find_known_data(name) else f"a folder of images, {code(Path(name).name)}"
+        kind = "list" if name.endswith(".csv") else "folder"
+        return dataset_name(name) if find_known_data(name) else f"the {kind} {code(dataset_name(name))}"
     config = f" ({code(dataset['config'])})" if dataset.get("config") else ""
     return f"[{dataset_name(name)}](https://huggingface.co/datasets/{name}){config}"
 

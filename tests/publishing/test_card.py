@@ -175,7 +175,7 @@ def test_without_evaluation_the_metrics_of_training_count(trained):
     (trained / "eval_results.json").write_text('{"eval_accuracy": 0.5, "eval_loss": NaN, "eval_runtime": 3.0}')
     card = create_card(trained)
     assert "| accuracy | 50.00 % |" in card.text
-    assert "Measured on 5,000 images of the split `validation`" in card.text
+    assert "Measured on the 5,000 validation images of the training." in card.text
     (result,) = card.data.eval_results
     assert (result.metric_type, result.metric_value, result.dataset_split) == ("accuracy", 0.5, "validation")
 
@@ -281,7 +281,7 @@ def test_card_says_what_was_done_to_the_data(trained):
     assert "| unreadable images left out | 3 |" in text
     assert "Its training images are uneven" in between(text, "Limits and biases")
     preprocessing = between(text, "Preprocessing")
-    assert "transparent ones were put on `white`, and those of 16 bits were scaled to 8. Do the same" in preprocessing
+    assert "transparent images were put on `white` and images of 16 bits were scaled to 8. Do the same" in preprocessing
     assert "Before," not in between(text, "Results")
 
     data |= {"class_counts": {"plane": 20, "sea | lake": 20}, "image_conversion": {"flatten_transparency": "#ff0000"}}
@@ -292,7 +292,7 @@ def test_card_says_what_was_done_to_the_data(trained):
     assert "16 bits were scaled" not in text
     dataset = {**EVALUATION["dataset"], "image_conversion": {"scale_16_bit": True}}
     (trained / "evaluation.json").write_text(json.dumps({**EVALUATION, "dataset": dataset}))
-    assert "Before, those of 16 bits were scaled to 8." in between(create_card(trained).text, "Results")
+    assert "Before, images of 16 bits were scaled to 8." in between(create_card(trained).text, "Results")
 
 
 @pytest.mark.parametrize("kind", ["RGBA", "P", "I;16", "RGB"])
@@ -324,7 +324,7 @@ def test_own_images_are_no_data_set_of_the_hub(trained, tmp_path, monkeypatch):
     card = create_card(trained, "me/photos")
     assert card.data.datasets is None
     assert card.data.base_model is None
-    assert "fine-tuned from `Mixer-B_16.npz` on a folder of images, `photos`." in card.text
+    assert "fine-tuned from `Mixer-B_16.npz` on the folder `photos`." in card.text
     assert "Look at its errors" in card.text
 
 
