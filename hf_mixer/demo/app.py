@@ -109,9 +109,8 @@ class Demo:
         self.model, self.processor, self.conversion = model, processor, conversion or {}
         config = model.config
         self.names = [config.id2label[index] for index in range(config.num_labels)]
-        self.problem_type = config.problem_type or "single_label_classification"
-        if is_regression(config):
-            self.problem_type = "regression"
+        kind = config.problem_type or "single_label_classification"
+        self.problem_type = "regression" if is_regression(config) else kind
 
     def describe(self, outputs: torch.Tensor) -> dict[str, float] | str:
         """
@@ -119,8 +118,7 @@ class Demo:
         several at a time those that reach their thresholds, or a line of text.
         """
         if self.problem_type == "regression":
-            values = [f"{name}: {value:,.6g}" for name, value in zip(self.names, outputs.tolist())]
-            return ", ".join(values)
+            return ", ".join(f"{name}: {value:,.6g}" for name, value in zip(self.names, outputs.tolist()))
         scores = dict(zip(self.names, outputs.exp().tolist()))
         if self.problem_type == "single_label_classification":
             return scores

@@ -66,7 +66,7 @@ def write_space(
         sdk="gradio",
         sdk_version=GRADIO_VERSION,
         app_file="app.py",
-        models=[model] if revision else None,
+        models=[model] if model and revision else None,
         short_description="What an MLP-Mixer sees in an image",
     )
     (directory / "README.md").write_text(README.format(metadata=metadata.to_yaml()), encoding="utf-8")

@@ -28,6 +28,24 @@ NUM_PULL_REQUESTS = 20
 TRANSIENT_STATUS = (408, 429, 500, 502, 503, 504)
 # No answer at all, or a proxy's page in the place of one
 BROKEN = (HTTPError, JSONDecodeError, ConnectionError, TimeoutError)
+# What other statuses of an answer mean
+REFUSALS = {
+    401: (
+        PermissionError,
+        "the token is not valid or has expired ({answer}). Make another at https://huggingface.co/settings/tokens and log in "
+        "with `hf auth login`, or set HF_TOKEN",
+    ),
+    403: (
+        PermissionError,
+        "the token does not allow this on {repo_id}: {answer}. Choose a name under your own, or propose it with --create-pr, "
+        "or make a token that may write to it at https://huggingface.co/settings/tokens",
+    ),
+    412: (
+        RuntimeError,
+        "{repo_id} has received another commit in the meantime, and nothing was changed. Look at it, and run the same command "
+        "again to publish on top of it.",
+    ),
+}
 RUN_AGAIN = "What has arrived is kept: run the same command again to finish."
 
 
@@ -347,21 +365,9 @@ def explain(error: Exception, repo_id: str) -> Exception | None:
     answer = f"the Hub answered {response.status_code} ({messages[0] if messages else response.reason_phrase})"
     if response.status_code in TRANSIENT_STATUS:
         return ConnectionError(f"{answer}. {RUN_AGAIN}")
-    if response.status_code == 412:
-        return RuntimeError(
-            f"{repo_id} has received another commit in the meantime, and nothing was changed. Look at it, and run the same "
-            "command again to publish on top of it."
-        )
-    if response.status_code == 403:
-        return PermissionError(
-            f"the token does not allow this on {repo_id}: {answer}. Choose a name under your own, or propose it with "
-            "--create-pr, or make a token that may write to it at https://huggingface.co/settings/tokens"
-        )
-    if response.status_code == 401:
-        return PermissionError(
-            f"the token is not valid or has expired ({answer}). Make another at https://huggingface.co/settings/tokens and "
-            "log in with `hf auth login`, or set HF_TOKEN"
-        )
+    if response.status_code in REFUSALS:
+        kind, text = REFUSALS[response.status_code]
+        return kind(text.format(repo_id=repo_id, answer=answer))
     if any(isinstance(answer, RepositoryNotFoundError) for answer in answers):
         return PermissionError(f"{repo_id} does not exist, or the token does not let you see it. Is the name right?")
     return RuntimeError(f"{repo_id}: {answer}")

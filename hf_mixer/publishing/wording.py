@@ -43,12 +43,11 @@ EXTREMES = {
 def describe_model(config: MixerConfig, processor: MixerImageProcessorPil) -> dict[str, Any]:
     """Return what the card says about the network, its images and its labels."""
     height, width = to_pair(config.image_size)
+    colors = {1: "grey images", 3: "images"}
     return {
         "image_size": f"{height} x {width}",
         "larger_size": 2 * height if height == width else (2 * height, 2 * width),
-        "colors": {1: "grey images", 3: "images"}.get(
-            config.num_channels, f"images with {config.num_channels} channels"
-        ),
+        "colors": colors.get(config.num_channels, f"images with {config.num_channels} channels"),
         "num_labels": config.num_labels,
         "outputs": describe_outputs(config),
         "labels": describe_labels(config),
@@ -78,10 +77,10 @@ def describe_labels(config: MixerConfig) -> str:
 
 def describe_outputs(config: MixerConfig) -> str:
     """Say what a regression model estimates."""
-    names = [code(name) for name in label_names(config)]
-    if not names or len(names) > 3:
-        return "a value" if config.num_labels == 1 else f"{config.num_labels:,} values"
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    names = label_names(config)
+    if 0 < len(names) <= 3:
+        return " and ".join(map(code, names))
+    return "a value" if config.num_labels == 1 else f"{config.num_labels:,} values"
 
 
 def describe_thresholds(config: MixerConfig) -> list[tuple[str, str]]:
@@ -98,10 +97,9 @@ def describe_preprocessing(processor: MixerImageProcessorPil) -> str:
     if processor.do_convert_rgb:
         steps.append(f"turned upright and converted to {'RGB' if processor.num_channels == 3 else 'grey'}")
     if processor.do_resize:
-        resample = PILImageResampling(processor.resample).name.lower()
-        size = dict(processor.size)
-        shortest_edge = f"a shorter side of {size['shortest_edge']} pixels" if "shortest_edge" in size else None
-        steps.append(f"resized to {shortest_edge or format_size(size)} ({resample})")
+        edge = dict(processor.size).get("shortest_edge")
+        size = f"a shorter side of {edge} pixels" if edge else format_size(processor.size)
+        steps.append(f"resized to {size} ({PILImageResampling(processor.resample).name.lower()})")
     if processor.do_center_crop:
         steps.append(f"cropped to the {format_size(processor.crop_size)} in their center")
     if processor.do_rescale:
@@ -150,25 +148,22 @@ def describe_training(run: dict[str, Any]) -> dict[str, Any]:
     if dataset.get("name"):
         origin = f"{origin} on {link_dataset(dataset)}"
     counts = dataset.get("class_counts") or {}
+    is_uneven = bool(counts) and max(counts.values()) >= IMBALANCE * min(counts.values())
     facts = {
-        "data": link_dataset(dataset) if dataset.get("name") else None,
-        "training images": f"{dataset['num_train_images']:,}" if dataset.get("num_train_images") else None,
-        "validation images": f"{dataset['num_eval_images']:,}" if dataset.get("num_eval_images") else None,
-        "training images by label": describe_counts(counts) if counts else None,
-        "unreadable images left out": f"{dataset['num_skipped_images']:,}"
-        if dataset.get("num_skipped_images")
-        else None,
-        "hardware": plain(run["hardware"]) if run.get("hardware") else None,
-        "processes": f"{run['num_processes']}" if (run.get("num_processes") or 1) > 1 else None,
-        "duration": format_duration(run["duration_seconds"]) if run.get("duration_seconds") else None,
+        "data": link_dataset(dataset) if dataset.get("name") else "",
+        "training images": format_count(dataset.get("num_train_images")),
+        "validation images": format_count(dataset.get("num_eval_images")),
+        "training images by label": describe_counts(counts) if counts else "",
+        "unreadable images left out": format_count(dataset.get("num_skipped_images")),
+        "hardware": plain(run.get("hardware") or ""),
+        "processes": str(run["num_processes"]) if (run.get("num_processes") or 1) > 1 else "",
+        "duration": format_duration(run["duration_seconds"]) if run.get("duration_seconds") else "",
         "versions": ", ".join(f"{name} {version}" for name, version in (run.get("versions") or {}).items() if version),
     }
     return {
         "origin": origin if base_model or dataset.get("name") else "",
         "training": bool(run),
-        "imbalance": describe_counts(counts)
-        if counts and max(counts.values()) >= IMBALANCE * min(counts.values())
-        else "",
+        "imbalance": describe_counts(counts) if is_uneven else "",
         **describe_conversion(dataset),
         "command": hide_tokens(run.get("command") or ""),
         "training_facts": [(name, value) for name, value in facts.items() if value],
@@ -211,14 +206,11 @@ def describe_extremes(problem_type: str, per_class: list[dict[str, Any]]) -> str
     # Written as the figure that sums up the whole model
     metric = next(iter(METRICS[problem_type].values()))
     ends = [
-        f"{format_metric(metric, entry[key])} ({', '.join([code(entry['label']), *describe_size(entry)])})"
+        f"{format_metric(metric, entry[key])} ({code(entry['label'])}"
+        + (f", {count(entry['num_images'], 'image')})" if "num_images" in entry else ")")
         for entry in (measured[0], measured[-1])
     ]
     return f"{beginning} goes from {ends[0]} to {ends[1]}."
-
-
-def describe_size(entry: dict[str, Any]) -> list[str]:
-    return [count(entry["num_images"], "image")] if "num_images" in entry else []
 
 
 def is_number(value: Any) -> bool:
@@ -278,6 +270,10 @@ def format_metric(metric: Metric, value: float) -> str:
     if metric.is_share:
         return f"{value * 100:.2f} %"
     return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+
+
+def format_count(number: int | None) -> str:
+    return f"{number:,}" if number else ""
 
 
 def count(number: int, noun: str) -> str:
