@@ -31,18 +31,10 @@ def write_space(
     examples: Iterable[Path] = (),
 ) -> None:
     """
-    Write the files of a Space into an existing directory.
+    Write the files of a Space into an existing directory; see `export_space`.
 
-    Args:
-        folder (`Path`):
-            The trained model.
-        model (`str`, *optional*):
-            What the Space loads. With `revision` the same model on the Hub, else a folder: an absolute path, or one inside
-            `directory`. By default `folder`, where it lies.
-        revision (`str`, *optional*):
-            The commit of the repository whose code and weights the Space runs.
-        examples (`Iterable[Path]`, *optional*):
-            Image files to offer to visitors.
+    `model` is what the Space loads: with `revision` a repository on the Hub, else a folder, as an absolute path or inside
+    `directory`. By default it is `folder`, where it lies.
     """
     for name in ("app.py", "saliency.py"):
         shutil.copyfile(Path(__file__).with_name(name), directory / name)

@@ -49,7 +49,7 @@ PICTURES = {
     "mistakes.png": "The most confident mistakes",
     "training_curves.png": "Training curves",
 }
-# Tags beside those that all have
+# Tags beside those that all cards have
 TAGS = {"multi_label_classification": ["multi-label"], "regression": ["regression"]}
 
 

@@ -123,9 +123,16 @@ def test_pull_request_to_somebody_else(publish, hub, on_hub):
     assert hub.files("bob/mixer").keys() == {".gitattributes"}
 
 
-@pytest.mark.parametrize("how", [503, "drop", "lost"])
-@pytest.mark.parametrize("target", [("--revision", "dev", "--tag", "v1"), ("--create-pr",)])
-def test_whatever_fails_the_same_command_finishes_with_one_commit(target, how, publish, hub, on_hub):
+@pytest.mark.parametrize(
+    ("how", "target"),
+    [
+        (503, ("--revision", "dev", "--tag", "v1")),
+        ("lost", ("--revision", "dev", "--tag", "v1")),
+        ("drop", ("--create-pr",)),
+        ("lost", ("--create-pr",)),
+    ],
+)
+def test_whatever_fails_the_same_command_finishes_with_one_commit(how, target, publish, hub, on_hub):
     publish("alice/whole", *target)
     requests = [re.sub("[0-9a-f]{40,}", "HASH", request.split("?")[0]) for request in hub.requests]
     requests = [request for request in dict.fromkeys(requests) if "agent-harnesses" not in request]
