@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Show a trained model in the browser: drop an image, see its labels or values and what the model looked at.
+Show a trained model in the browser: drop an image, see its labels or values
+and what the model looked at.
 
     hf-mixer demo outputs/photos --examples some_photos
-    hf-mixer demo outputs/photos --export-space space            # a Space with the model in it
-    hf-mixer demo outputs/photos --export-space space --repo_id your-name/photos-mixer
 
-The page appears at http://127.0.0.1:7860; Gradio's own variables, such as GRADIO_SERVER_PORT, change that. A Space that
-loads the model from the Hub runs the code of one commit: that of --revision, by default of the newest one.
-Needs Gradio: `pip install "hf_mixer[demo]"`.
+The page appears at http://127.0.0.1:7860; Gradio's own variables, such as
+GRADIO_SERVER_PORT, change that. Needs Gradio: `pip install "hf_mixer[demo]"`.
+
+    hf-mixer demo outputs/photos --export-space space
+    hf-mixer demo outputs/photos --export-space space --repo_id me/photos
+
+A Space has the model in it, or loads it from the Hub. It then runs the code of
+one commit: that of --revision, by default of the newest one.
 """
 
 import argparse
@@ -64,10 +68,13 @@ def find_examples(folder: Path | None, labels: list[str], temporary: Path) -> li
 def run(arguments: argparse.Namespace) -> None:
     from huggingface_hub import HfApi
 
+    from transformers.utils.logging import disable_progress_bar
+
     from ..demo.space import export_space, write_space
     from ..publishing.card import read_model
     from ..utils import one_line_errors
 
+    disable_progress_bar()
     with tempfile.TemporaryDirectory() as temporary:
         space = Path(temporary) / "space"
         space.mkdir()
@@ -85,8 +92,7 @@ def run(arguments: argparse.Namespace) -> None:
                 return
             if importlib.util.find_spec("gradio") is None:
                 raise ValueError('this needs Gradio: `pip install "hf_mixer[demo]"`')
-            folder = arguments.folder.resolve()
-            write_space(space, str(folder), folder.name, examples=examples)
+            write_space(space, arguments.folder, examples=examples)
         # The page is the Space that would be exported
         sys.path.insert(0, str(space))
         runpy.run_path(str(space / "app.py"), run_name="__main__")

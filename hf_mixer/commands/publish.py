@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Publish a trained model on the Hub: weights, settings, code, results and a card made from them, in one commit.
+Publish a trained model on the Hub: weights, settings, code, results and a card
+made from them, in one commit.
 
     hf-mixer publish outputs/photos your-name/photos-mixer --dry-run
     hf-mixer publish outputs/photos your-name/photos-mixer
 
-First the files are loaded in a process without hf_mixer, as whoever downloads them will, and a prediction is compared. Files
-that are not on the list stay behind, and the folder remains as it is. The card is made anew. A README.md that you wrote or
-edited goes up as it is, with the card beside it as MODEL_CARD.md; one on the Hub is not replaced. Afterwards the commit is
-compared by checksum. After an interruption, the same command finishes: what the Hub has is not sent again.
+First the files are loaded in a process without hf_mixer, as whoever downloads
+them will, and a prediction is compared. Files that are not on the list stay
+behind, and the folder remains as it is.
+
+The card is made anew. A README.md that you wrote or edited goes up as it is,
+with the card beside it as MODEL_CARD.md; one on the Hub is not replaced.
+
+Afterwards the commit is compared by checksum. After an interruption, the same
+command finishes: what the Hub has is not sent again.
 """
 
 import argparse
@@ -68,10 +74,13 @@ def publish_folder(arguments: argparse.Namespace, release: Path) -> None:
     from huggingface_hub import get_token
     from huggingface_hub.utils import validate_repo_id
 
+    from transformers.utils.logging import disable_progress_bar
+
     from ..publishing.release import find_model_files, prepare_release
     from ..publishing.remote_code import check_remote_code
     from ..publishing.upload import check_options, connect, publish
 
+    disable_progress_bar()
     # What is wrong here is said before the Hub is asked
     validate_repo_id(arguments.repo_id)
     check_options(arguments.revision, arguments.create_pr, arguments.tag)

@@ -91,6 +91,20 @@ def run_errors(training_args) -> Iterator[None]:
         )
 
 
+def keep_cards(trainer) -> None:
+    """
+    Have the README.md that a person wrote on the Hub in the output folder, before the first of what goes up there. Refuse a
+    folder without a name for the model card.
+    """
+    from ..publishing.saving import choose_card_name
+    from ..publishing.upload import fetch_cards
+
+    folder = Path(trainer.args.output_dir)
+    if trainer.args.push_to_hub:
+        fetch_cards(trainer.hub_model_id, folder, trainer.args.hub_revision, trainer.args.hub_token)
+    choose_card_name(folder)
+
+
 def write_card(output_dir, repo_id: str | None = None) -> None:
     """Write the model card into a trained folder, beside a README.md that a person wrote."""
     from ..publishing.card import create_card
@@ -143,7 +157,7 @@ def set_up_console(data_args, training_args) -> None:
     transformers.utils.logging.set_verbosity(training_args.get_process_log_level())
     transformers.utils.logging.disable_progress_bar()
     # Neither every request nor every shard is news
-    for name in ("httpx", "huggingface_hub", "accelerate"):
+    for name in ("httpx", "httpx2", "huggingface_hub", "accelerate"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # What comes from the Hub takes long enough for a bar
     if not is_interactive(training_args) or data_args.dataset_name is None:
@@ -276,6 +290,8 @@ def run(parsed: tuple) -> None:
             if training_args.do_eval and not training_args.do_train:
                 check_results(training_args.output_dir, description)
             trainer, splits, console = build_trainer(prepared, data_args, training_args)
+            if is_main and training_args.do_train:
+                keep_cards(trainer)
             if is_main:
                 announce_run(prepared, trainer, description, data_args)
         try:
@@ -289,6 +305,8 @@ def run(parsed: tuple) -> None:
         finally:
             console.close()
         if training_args.push_to_hub and training_args.do_train:
+            if is_main:
+                keep_cards(trainer)
             trainer.push_to_hub()
         elif training_args.do_train:
             trainer.create_model_card()

@@ -85,6 +85,15 @@ def open_image(path: str) -> Image.Image:
     return image
 
 
+def warn_of_conversion(image: Image.Image, conversion: dict) -> None:
+    """Tell the visitor where an image would have been converted before the training, and is not here."""
+    color = conversion.get("flatten_transparency")
+    if color and image.has_transparency_data:
+        gr.Warning(f"The model learned from images without transparency, put on {color}. Do the same to this one.")
+    if conversion.get("scale_16_bit") and (image.mode.startswith("I") or image.mode == "F"):
+        gr.Warning("The model learned from images scaled to 8 bits. Do the same to this one, which has more.")
+
+
 class Demo:
     """
     The model behind the page.
@@ -92,15 +101,16 @@ class Demo:
     Args:
         model (`MixerForImageClassification`), processor (`MixerImageProcessor` or `MixerImageProcessorPil`):
             The model, in evaluation mode, and its image processor.
+        conversion (`dict`, *optional*):
+            What the training did to transparent and 16-bit images, as `training_run.json` has it.
     """
 
-    def __init__(self, model, processor):
-        self.model, self.processor = model, processor
+    def __init__(self, model, processor, conversion: dict | None = None):
+        self.model, self.processor, self.conversion = model, processor, conversion or {}
         config = model.config
         self.names = [config.id2label[index] for index in range(config.num_labels)]
-        self.problem_type = config.problem_type or "single_label_classification"
-        if is_regression(config):
-            self.problem_type = "regression"
+        kind = config.problem_type or "single_label_classification"
+        self.problem_type = "regression" if is_regression(config) else kind
 
     def describe(self, outputs: torch.Tensor) -> dict[str, float] | str:
         """
@@ -108,8 +118,7 @@ class Demo:
         several at a time those that reach their thresholds, or a line of text.
         """
         if self.problem_type == "regression":
-            values = [f"{name}: {value:,.6g}" for name, value in zip(self.names, outputs.tolist())]
-            return ", ".join(values)
+            return ", ".join(f"{name}: {value:,.6g}" for name, value in zip(self.names, outputs.tolist()))
         scores = dict(zip(self.names, outputs.exp().tolist()))
         if self.problem_type == "single_label_classification":
             return scores
@@ -123,6 +132,7 @@ class Demo:
             yield None, None
             return
         image = open_image(path)
+        warn_of_conversion(image, self.conversion)
         try:
             pixel_values = self.processor(image, return_tensors="pt")["pixel_values"]
         except ValueError as error:
@@ -171,7 +181,7 @@ def build(demo: Demo, title: str, examples: list[str]) -> gr.Blocks:
 def main():
     settings = json.loads((HERE / "space.json").read_text(encoding="utf-8"))
     examples = sorted(str(path) for path in (HERE / "examples").glob("*"))
-    page = build(Demo(*load(settings)), settings["title"], examples)
+    page = build(Demo(*load(settings), settings["conversion"]), settings["title"], examples)
     page.launch(max_file_size=MAX_FILE_SIZE, show_error=True, allowed_paths=[str(HERE / "examples")])
 
 

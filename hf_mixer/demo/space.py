@@ -10,7 +10,7 @@ from pathlib import Path
 from huggingface_hub import SpaceCardData
 
 from ..publishing.release import find_model_files
-from ..utils import check_destination, written_whole
+from ..utils import check_destination, read_json, written_whole
 
 
 GRADIO_VERSION = "6.31.0"
@@ -25,33 +25,30 @@ Drop an image, see what the model makes of it and what it looked at. `python app
 
 def write_space(
     directory: Path,
-    model: str,
-    title: str,
+    folder: Path,
+    model: str | None = None,
     revision: str | None = None,
     examples: Iterable[Path] = (),
 ) -> None:
     """
-    Write the files of a Space into a directory.
+    Write the files of a Space into an existing directory; see `export_space`.
 
-    Args:
-        directory (`Path`):
-            An existing directory.
-        model (`str`):
-            With `revision` a repository on the Hub, else a folder: an absolute path, or one inside `directory`.
-        title (`str`):
-            What the page is called.
-        revision (`str`, *optional*):
-            The commit of the repository whose code and weights the Space runs.
-        examples (`Iterable[Path]`, *optional*):
-            Image files to offer to visitors.
+    `model` is what the Space loads: with `revision` a repository on the Hub, else a folder, as an absolute path or inside
+    `directory`. By default it is `folder`, where it lies.
     """
     for name in ("app.py", "saliency.py"):
         shutil.copyfile(Path(__file__).with_name(name), directory / name)
-    settings = {"model": model, "revision": revision, "title": title}
+    title = model.split("/")[-1] if model and revision else folder.resolve().name
+    run = folder / "training_run.json"
+    settings = {
+        "model": model or str(folder.resolve()),
+        "revision": revision,
+        "title": title,
+        "conversion": (run.is_file() and (read_json(run).get("dataset") or {}).get("image_conversion")) or {},
+    }
     (directory / "space.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    needed = [
-        line for line in importlib.metadata.requires("hf_mixer") or [] if "extra ==" not in line and ">=" in line
-    ]
+    requirements = importlib.metadata.requires("hf_mixer") or []
+    needed = [line for line in requirements if "extra ==" not in line and ">=" in line]
     (directory / "requirements.txt").write_text("\n".join([*needed, f"gradio>={GRADIO_VERSION}"]) + "\n")
     metadata = SpaceCardData(
         title=title,
@@ -61,7 +58,7 @@ def write_space(
         sdk="gradio",
         sdk_version=GRADIO_VERSION,
         app_file="app.py",
-        models=[model] if revision is not None else None,
+        models=[model] if model and revision else None,
         short_description="What an MLP-Mixer sees in an image",
     )
     (directory / "README.md").write_text(README.format(metadata=metadata.to_yaml()), encoding="utf-8")
@@ -96,10 +93,9 @@ def export_space(
     check_destination(directory)
     if (repo_id is None) != (revision is None):
         raise ValueError("`repo_id` and `revision` go together: a Space runs the code of one commit")
-    title = (repo_id or folder.resolve().name).split("/")[-1]
     with written_whole(directory) as space:
         space.mkdir()
-        write_space(space, repo_id or "model", title, revision, examples)
+        write_space(space, folder, repo_id or "model", revision, examples)
         if repo_id is None:
             (space / "model").mkdir()
             for name, path in find_model_files(folder).items():

@@ -27,6 +27,7 @@ from .wording import (
     describe_measurement,
     describe_model,
     describe_training,
+    describe_validation,
     find_known_data,
     format_metric,
     is_number,
@@ -48,7 +49,7 @@ PICTURES = {
     "mistakes.png": "The most confident mistakes",
     "training_curves.png": "Training curves",
 }
-# Tags beside those that all have
+# Tags beside those that all cards have
 TAGS = {"multi_label_classification": ["multi-label"], "regression": ["regression"]}
 
 
@@ -79,13 +80,15 @@ def create_card(folder: str | os.PathLike, repo_id: str | None = None, revision:
     run = read_results(folder / "training_run.json")
     evaluation = read_results(folder / "evaluation.json")
     trained_on = run.get("dataset") or {}
+    validated_on = {**trained_on, "split": trained_on.get("eval_split")}
     if evaluation:
         measured, measured_on = evaluation, evaluation.get("dataset") or {}
+        measurement = describe_measurement(measured_on)
     else:
         results = read_results(folder / "eval_results.json")
         measured = {key.removeprefix("eval_"): value for key, value in results.items()}
-        split, num_images = trained_on.get("eval_split"), trained_on.get("num_eval_images")
-        measured_on = {**trained_on, "split": split, "num_images": num_images}
+        measured_on, measurement = validated_on, describe_validation(trained_on)
+    is_validation = all(measured_on.get(key) == validated_on.get(key) for key in ("name", "split"))
     metrics = [
         (metric, measured[key])
         for key, metric in {**METRICS[problem_type], "loss": LOSS}.items()
@@ -102,8 +105,9 @@ def create_card(folder: str | os.PathLike, repo_id: str | None = None, revision:
         **describe_model(config, processor),
         **describe_training(run),
         results=[(metric.title, format_metric(metric, value)) for metric, value in metrics],
-        measured_on=describe_measurement(measured_on),
+        measured_on=measurement,
         measured_conversion=describe_conversion(measured_on)["conversion"],
+        chose_thresholds=is_validation and (run.get("hyperparameters") or {}).get("label_threshold") == "best_f1",
         extremes=describe_extremes(problem_type, evaluation.get("per_class") or []),
         speed=[
             (what, f"{record['images_per_second']:,.0f}", plain(record["hardware"]))
@@ -179,7 +183,7 @@ def create_metadata(
     return ModelCardData(
         library_name="transformers",
         pipeline_tag=TASK,
-        license=run.get("license", LICENSE),
+        license=LICENSE,
         datasets=sorted(datasets) or None,
         base_model=base_model if is_hub_id(base_model) else None,
         tags=[TASK, "vision", "mlp-mixer", *TAGS.get(problem_type, [])],

@@ -7,6 +7,7 @@ command again, which sends only what the Hub does not have.
 """
 
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,24 @@ NUM_PULL_REQUESTS = 20
 TRANSIENT_STATUS = (408, 429, 500, 502, 503, 504)
 # No answer at all, or a proxy's page in the place of one
 BROKEN = (HTTPError, JSONDecodeError, ConnectionError, TimeoutError)
+# What other statuses of an answer mean
+REFUSALS = {
+    401: (
+        PermissionError,
+        "the token is not valid or has expired ({answer}). Make another at https://huggingface.co/settings/tokens and log in "
+        "with `hf auth login`, or set HF_TOKEN",
+    ),
+    403: (
+        PermissionError,
+        "the token does not allow this on {repo_id}: {answer}. Choose a name under your own, or propose it with --create-pr, "
+        "or make a token that may write to it at https://huggingface.co/settings/tokens",
+    ),
+    412: (
+        RuntimeError,
+        "{repo_id} has received another commit in the meantime, and nothing was changed. Look at it, and run the same command "
+        "again to publish on top of it.",
+    ),
+}
 RUN_AGAIN = "What has arrived is kept: run the same command again to finish."
 
 
@@ -213,6 +232,14 @@ def compare(api: HfApi, repo_id: str, folder: Path, revision: str | None) -> tup
     return changed, [name for name in report.missing_paths if name != ".gitattributes"]
 
 
+def find_own_card(api: HfApi, repo_id: str, name: str, revision: str | None) -> Path | None:
+    """Return where a card on the Hub is that hf-mixer did not write or that was edited; None where there is no such card."""
+    if not api.file_exists(repo_id, name, revision=revision):
+        return None
+    path = Path(api.hf_hub_download(repo_id, name, revision=revision))
+    return None if is_generated(read_card(path)) else path
+
+
 def refuse_to_replace_cards(api: HfApi, repo_id: str, folder: Path, changed: list[str], revision: str) -> None:
     """
     Raises:
@@ -220,15 +247,30 @@ def refuse_to_replace_cards(api: HfApi, repo_id: str, folder: Path, changed: lis
     """
     for name in (CARD_NAME, OTHER_CARD_NAME):
         is_ours = name in changed and is_generated(read_card(folder / name))
-        if not is_ours or not api.file_exists(repo_id, name, revision=revision):
-            continue
-        if not is_generated(read_card(Path(api.hf_hub_download(repo_id, name, revision=revision)))):
+        if is_ours and find_own_card(api, repo_id, name, revision):
             raise ValueError(
                 f"{repo_id} has a {name} that hf-mixer did not write or that was edited, and it is not replaced. Nothing was "
                 f"sent. To keep it, put it into the folder that you publish: `hf download {repo_id} {name} --local-dir "
                 f"FOLDER`. To replace it, delete it first, `hf repos delete-files {repo_id} {name}`, or propose the other "
                 "with --create-pr."
             )
+
+
+def fetch_cards(repo_id: str, folder: Path, revision: str | None = None, token: str | None = None) -> None:
+    """
+    Put a card on the Hub that hf-mixer did not write or that was edited into a folder that will go up to that repository,
+    so that the Hub keeps it. One in the folder that is somebody's own stays.
+
+    Raises:
+        `PermissionError`, `ConnectionError`, `OSError`, `RuntimeError`: see `clear_errors`.
+    """
+    api = HfApi(token=token)
+    with clear_errors(repo_id):
+        for name in (CARD_NAME, OTHER_CARD_NAME):
+            path = folder / name
+            own_card = find_own_card(api, repo_id, name, revision)
+            if own_card is not None and (not path.exists() or is_generated(read_card(path))):
+                shutil.copyfile(own_card, path)
 
 
 def find_pull_request(api: HfApi, repo_id: str, folder: Path) -> tuple[str, str] | None:
@@ -323,21 +365,9 @@ def explain(error: Exception, repo_id: str) -> Exception | None:
     answer = f"the Hub answered {response.status_code} ({messages[0] if messages else response.reason_phrase})"
     if response.status_code in TRANSIENT_STATUS:
         return ConnectionError(f"{answer}. {RUN_AGAIN}")
-    if response.status_code == 412:
-        return RuntimeError(
-            f"{repo_id} has received another commit in the meantime, and nothing was changed. Look at it, and run the same "
-            "command again to publish on top of it."
-        )
-    if response.status_code == 403:
-        return PermissionError(
-            f"the token does not allow this on {repo_id}: {answer}. Choose a name under your own, or propose it with "
-            "--create-pr, or make a token that may write to it at https://huggingface.co/settings/tokens"
-        )
-    if response.status_code == 401:
-        return PermissionError(
-            f"the token is not valid or has expired ({answer}). Make another at https://huggingface.co/settings/tokens and "
-            "log in with `hf auth login`, or set HF_TOKEN"
-        )
+    if response.status_code in REFUSALS:
+        kind, text = REFUSALS[response.status_code]
+        return kind(text.format(repo_id=repo_id, answer=answer))
     if any(isinstance(answer, RepositoryNotFoundError) for answer in answers):
         return PermissionError(f"{repo_id} does not exist, or the token does not let you see it. Is the name right?")
     return RuntimeError(f"{repo_id}: {answer}")

@@ -28,8 +28,10 @@ KNOWN_DATA = {
     "cifar10": ("CIFAR-10", r"cifar[-_]?10(?!\d)"),
     "imagenet-1k": ("ImageNet-1k", r"imagenet[-_]?1k|in1k"),
     "imagenet-21k": ("ImageNet-21k", r"imagenet[-_]?2[12]k|in2[12]k"),
-    "digits": ("scikit-learn digits", r"^(scikit-learn )?digits$"),
+    "digits": ("scikit-learn digits", r"^scikit-learn digits$"),
 }
+# Names of folders and files that say nothing without that of the folder around them
+SPLITS = ("train", "val", "valid", "validation", "test")
 # By problem type: a figure of every label or output, and how a sentence on its extremes begins
 EXTREMES = {
     "single_label_classification": ("accuracy", "By class the accuracy"),
@@ -41,12 +43,11 @@ EXTREMES = {
 def describe_model(config: MixerConfig, processor: MixerImageProcessorPil) -> dict[str, Any]:
     """Return what the card says about the network, its images and its labels."""
     height, width = to_pair(config.image_size)
+    colors = {1: "grey images", 3: "images"}
     return {
         "image_size": f"{height} x {width}",
         "larger_size": 2 * height if height == width else (2 * height, 2 * width),
-        "colors": {1: "grey images", 3: "images"}.get(
-            config.num_channels, f"images with {config.num_channels} channels"
-        ),
+        "colors": colors.get(config.num_channels, f"images with {config.num_channels} channels"),
         "num_labels": config.num_labels,
         "outputs": describe_outputs(config),
         "labels": describe_labels(config),
@@ -76,10 +77,10 @@ def describe_labels(config: MixerConfig) -> str:
 
 def describe_outputs(config: MixerConfig) -> str:
     """Say what a regression model estimates."""
-    names = [code(name) for name in label_names(config)]
-    if not names or len(names) > 3:
-        return "a value" if config.num_labels == 1 else f"{config.num_labels:,} values"
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    names = label_names(config)
+    if 0 < len(names) <= 3:
+        return " and ".join(map(code, names))
+    return "a value" if config.num_labels == 1 else f"{config.num_labels:,} values"
 
 
 def describe_thresholds(config: MixerConfig) -> list[tuple[str, str]]:
@@ -96,10 +97,9 @@ def describe_preprocessing(processor: MixerImageProcessorPil) -> str:
     if processor.do_convert_rgb:
         steps.append(f"turned upright and converted to {'RGB' if processor.num_channels == 3 else 'grey'}")
     if processor.do_resize:
-        resample = PILImageResampling(processor.resample).name.lower()
-        size = dict(processor.size)
-        shortest_edge = f"a shorter side of {size['shortest_edge']} pixels" if "shortest_edge" in size else None
-        steps.append(f"resized to {shortest_edge or format_size(size)} ({resample})")
+        edge = dict(processor.size).get("shortest_edge")
+        size = f"a shorter side of {edge} pixels" if edge else format_size(processor.size)
+        steps.append(f"resized to {size} ({PILImageResampling(processor.resample).name.lower()})")
     if processor.do_center_crop:
         steps.append(f"cropped to the {format_size(processor.crop_size)} in their center")
     if processor.do_rescale:
@@ -117,10 +117,10 @@ def describe_conversion(dataset: dict[str, Any]) -> dict[str, Any]:
     """Return what was done to the images of a data set before the image processor got them."""
     conversion = dataset.get("image_conversion") or {}
     color, scaled = conversion.get("flatten_transparency"), conversion.get("scale_16_bit")
-    steps = [f"transparent ones were put on {code(color)}"] if color else []
+    steps = [f"transparent images were put on {code(color)}"] if color else []
     if scaled:
-        steps.append("those of 16 bits were scaled to 8")
-    return {"conversion": ", and ".join(steps), "background": json.dumps(color) if color else None, "scaled": scaled}
+        steps.append("images of 16 bits were scaled to 8")
+    return {"conversion": " and ".join(steps), "background": json.dumps(color) if color else None, "scaled": scaled}
 
 
 def describe_architecture(config: MixerConfig) -> list[tuple[str, str]]:
@@ -148,25 +148,22 @@ def describe_training(run: dict[str, Any]) -> dict[str, Any]:
     if dataset.get("name"):
         origin = f"{origin} on {link_dataset(dataset)}"
     counts = dataset.get("class_counts") or {}
+    is_uneven = bool(counts) and max(counts.values()) >= IMBALANCE * min(counts.values())
     facts = {
-        "data": link_dataset(dataset) if dataset.get("name") else None,
-        "training images": f"{dataset['num_train_images']:,}" if dataset.get("num_train_images") else None,
-        "validation images": f"{dataset['num_eval_images']:,}" if dataset.get("num_eval_images") else None,
-        "training images by label": describe_counts(counts) if counts else None,
-        "unreadable images left out": f"{dataset['num_skipped_images']:,}"
-        if dataset.get("num_skipped_images")
-        else None,
-        "hardware": plain(run["hardware"]) if run.get("hardware") else None,
-        "processes": f"{run['num_processes']}" if (run.get("num_processes") or 1) > 1 else None,
-        "duration": format_duration(run["duration_seconds"]) if run.get("duration_seconds") else None,
+        "data": link_dataset(dataset) if dataset.get("name") else "",
+        "training images": format_count(dataset.get("num_train_images")),
+        "validation images": format_count(dataset.get("num_eval_images")),
+        "training images by label": describe_counts(counts) if counts else "",
+        "unreadable images left out": format_count(dataset.get("num_skipped_images")),
+        "hardware": plain(run.get("hardware") or ""),
+        "processes": str(run["num_processes"]) if (run.get("num_processes") or 1) > 1 else "",
+        "duration": format_duration(run["duration_seconds"]) if run.get("duration_seconds") else "",
         "versions": ", ".join(f"{name} {version}" for name, version in (run.get("versions") or {}).items() if version),
     }
     return {
         "origin": origin if base_model or dataset.get("name") else "",
         "training": bool(run),
-        "imbalance": describe_counts(counts)
-        if counts and max(counts.values()) >= IMBALANCE * min(counts.values())
-        else "",
+        "imbalance": describe_counts(counts) if is_uneven else "",
         **describe_conversion(dataset),
         "command": hide_tokens(run.get("command") or ""),
         "training_facts": [(name, value) for name, value in facts.items() if value],
@@ -187,9 +184,17 @@ def describe_counts(counts: dict[str, int]) -> str:
 
 
 def describe_measurement(dataset: dict[str, Any]) -> str:
+    """Say which images the figures of an evaluation are from."""
     images = count(dataset["num_images"], "image") if dataset.get("num_images") else "the images"
-    split = f" of the split {code(dataset['split'])}" if dataset.get("split") else " held back from training"
+    split = f" of the split {code(dataset['split'])}" if dataset.get("split") else ""
     return images + split + (f" of {link_dataset(dataset)}" if dataset.get("name") else "")
+
+
+def describe_validation(dataset: dict[str, Any]) -> str:
+    """Say which images the figures of a training are from. It may have held them back, or had them from another folder."""
+    number, split = dataset.get("num_eval_images"), dataset.get("eval_split")
+    images = f"the {count(number, 'validation image') if number else 'validation images'} of the training"
+    return images if split in (None, "validation") else f"{images}, the split {code(split)} of {link_dataset(dataset)}"
 
 
 def describe_extremes(problem_type: str, per_class: list[dict[str, Any]]) -> str:
@@ -201,14 +206,11 @@ def describe_extremes(problem_type: str, per_class: list[dict[str, Any]]) -> str
     # Written as the figure that sums up the whole model
     metric = next(iter(METRICS[problem_type].values()))
     ends = [
-        f"{format_metric(metric, entry[key])} ({', '.join([code(entry['label']), *describe_size(entry)])})"
+        f"{format_metric(metric, entry[key])} ({code(entry['label'])}"
+        + (f", {count(entry['num_images'], 'image')})" if "num_images" in entry else ")")
         for entry in (measured[0], measured[-1])
     ]
     return f"{beginning} goes from {ends[0]} to {ends[1]}."
-
-
-def describe_size(entry: dict[str, Any]) -> list[str]:
-    return [count(entry["num_images"], "image")] if "num_images" in entry else []
 
 
 def is_number(value: Any) -> bool:
@@ -226,7 +228,11 @@ def find_known_data(*names: str | None) -> list[str]:
 
 def dataset_name(name: str) -> str:
     known = find_known_data(name)
-    return KNOWN_DATA[known[-1]][0] if known else Path(name).name
+    if known:
+        return KNOWN_DATA[known[-1]][0]
+    path = Path(name)
+    # `photos/train` says more than `train`
+    return f"{path.parent.name}/{path.name}" if path.stem in SPLITS and path.parent.name else path.name
 
 
 def dataset_type(name: str) -> str:
@@ -254,7 +260,8 @@ def link(name: str) -> str:
 def link_dataset(dataset: dict[str, Any]) -> str:
     name = dataset["name"]
     if not is_hub_id(name):
-        return dataset_name(name) if find_known_data(name) else f"a folder of images, {code(Path(name).name)}"
+        kind = "list" if name.endswith(".csv") else "folder"
+        return dataset_name(name) if find_known_data(name) else f"the {kind} {code(dataset_name(name))}"
     config = f" ({code(dataset['config'])})" if dataset.get("config") else ""
     return f"[{dataset_name(name)}](https://huggingface.co/datasets/{name}){config}"
 
@@ -263,6 +270,10 @@ def format_metric(metric: Metric, value: float) -> str:
     if metric.is_share:
         return f"{value * 100:.2f} %"
     return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+
+
+def format_count(number: int | None) -> str:
+    return f"{number:,}" if number else ""
 
 
 def count(number: int, noun: str) -> str:

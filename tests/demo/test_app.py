@@ -63,6 +63,20 @@ def test_bad_uploads_get_a_readable_message(app, demo, photo, tmp_path, caplog):
     assert len(list(demo.predict(str(photo)))) == 2
 
 
+def test_a_visitor_learns_of_images_that_the_training_had_converted(app, demo, photo, tmp_path, monkeypatch):
+    warnings: list[str] = []
+    monkeypatch.setattr(gradio, "Warning", warnings.append)
+    Image.new("RGBA", (8, 8)).save(tmp_path / "transparent.png")
+    Image.new("I;16", (8, 8)).save(tmp_path / "deep.png")
+    images = (photo, tmp_path / "transparent.png", tmp_path / "deep.png")
+    converting = app.Demo(demo.model, demo.processor, {"flatten_transparency": "white", "scale_16_bit": True})
+    for each, expected in ((demo, []), (converting, ["put on white", "scaled to 8 bits"])):
+        for image in images:
+            next(each.predict(str(image)))
+        assert [text in warning for text, warning in zip(expected, warnings)] == [True] * len(expected)
+        assert len(warnings) == len(expected)
+
+
 def test_what_the_image_processor_refuses_is_told(demo, photo, monkeypatch):
     monkeypatch.setattr(demo.processor, "num_channels", 4)
     with pytest.raises(gradio.Error, match="`num_channels` has to be 1"):

@@ -52,7 +52,7 @@ def test_space_of_a_repository_runs_one_commit(folder, photo, tmp_path, monkeypa
     options = ["--export-space", str(space), "--repo_id", "me/pets", "--revision", "v1"]
     main([str(folder), *options, "--examples", str(photo.parent)])
     settings = json.loads((space / "space.json").read_text())
-    assert settings == {"model": "me/pets", "revision": commits["me/pets", "v1"], "title": "pets"}
+    assert settings == {"model": "me/pets", "revision": commits["me/pets", "v1"], "title": "pets", "conversion": {}}
     assert RepoCard.load(space / "README.md").data.to_dict()["models"] == ["me/pets"]
     assert not (space / "model").exists()
     assert (space / "examples/1.jpg").is_file()

@@ -175,7 +175,7 @@ def test_without_evaluation_the_metrics_of_training_count(trained):
     (trained / "eval_results.json").write_text('{"eval_accuracy": 0.5, "eval_loss": NaN, "eval_runtime": 3.0}')
     card = create_card(trained)
     assert "| accuracy | 50.00 % |" in card.text
-    assert "Measured on 5,000 images of the split `validation`" in card.text
+    assert "Measured on the 5,000 validation images of the training." in card.text
     (result,) = card.data.eval_results
     assert (result.metric_type, result.metric_value, result.dataset_split) == ("accuracy", 0.5, "validation")
 
@@ -218,6 +218,14 @@ def test_card_of_a_multi_label_model(tmp_path):
     assert "| `sea` | 0.5 | | `sky` | 0.25 | | `sand` | 0.75 |" in labels
     assert {result.metric_type for result in card.data.eval_results} >= {"mean_average_precision", "f1"}
     assert "multi-label" in card.data.tags
+
+    assert "chosen on these images" not in results
+    for eval_split in ("test", "validation"):
+        data = {"name": "me/photos", "eval_split": eval_split}
+        run = {"dataset": data, "hyperparameters": {"label_threshold": "best_f1"}}
+        (folder / "training_run.json").write_text(json.dumps(run))
+        results = between(create_card(folder).text, "Results")
+        assert ("thresholds of the labels were chosen on these images" in results) == (eval_split == "test")
 
     MixerConfig.from_pretrained(folder, label_thresholds=None).save_pretrained(folder)
     assert "from a probability of 0.5 on" in between(create_card(folder).text, "Labels")
@@ -281,7 +289,9 @@ def test_card_says_what_was_done_to_the_data(trained):
     assert "| unreadable images left out | 3 |" in text
     assert "Its training images are uneven" in between(text, "Limits and biases")
     preprocessing = between(text, "Preprocessing")
-    assert "transparent ones were put on `white`, and those of 16 bits were scaled to 8. Do the same" in preprocessing
+    assert (
+        "transparent images were put on `white` and images of 16 bits were scaled to 8. Do the same" in preprocessing
+    )
     assert "Before," not in between(text, "Results")
 
     data |= {"class_counts": {"plane": 20, "sea | lake": 20}, "image_conversion": {"flatten_transparency": "#ff0000"}}
@@ -292,7 +302,7 @@ def test_card_says_what_was_done_to_the_data(trained):
     assert "16 bits were scaled" not in text
     dataset = {**EVALUATION["dataset"], "image_conversion": {"scale_16_bit": True}}
     (trained / "evaluation.json").write_text(json.dumps({**EVALUATION, "dataset": dataset}))
-    assert "Before, those of 16 bits were scaled to 8." in between(create_card(trained).text, "Results")
+    assert "Before, images of 16 bits were scaled to 8." in between(create_card(trained).text, "Results")
 
 
 @pytest.mark.parametrize("kind", ["RGBA", "P", "I;16", "RGB"])
@@ -313,18 +323,25 @@ def test_the_conversion_that_a_card_shows_is_that_of_the_training(kind, trained)
     assert np.array_equal(namespace["image"].convert("RGB"), expected.convert("RGB"))
 
 
-def test_own_images_are_no_data_set_of_the_hub(trained, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("data/photos", "the folder `photos`"),
+        ("data/photos/train", "the folder `photos/train`"),
+        ("data/train.csv", "the list `data/train.csv`"),
+    ],
+)
+def test_own_images_are_no_data_set_of_the_hub(name, shown, trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "data" / "photos").mkdir(parents=True)
-    run = {**RUN, "base_model": "weights/Mixer-B_16.npz", "dataset": {**RUN["dataset"], "name": "data/photos"}}
+    for path in ("weights/Mixer-B_16.npz", name):
+        (tmp_path / path).mkdir(parents=True)
+    run = {**RUN, "base_model": "weights/Mixer-B_16.npz", "dataset": {**RUN["dataset"], "name": name}}
     (trained / "training_run.json").write_text(json.dumps(run))
-    (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / "Mixer-B_16.npz").touch()
     (trained / "evaluation.json").unlink()
     card = create_card(trained, "me/photos")
     assert card.data.datasets is None
     assert card.data.base_model is None
-    assert "fine-tuned from `Mixer-B_16.npz` on a folder of images, `photos`." in card.text
+    assert f"fine-tuned from `Mixer-B_16.npz` on {shown}." in card.text
     assert "Look at its errors" in card.text
 
 

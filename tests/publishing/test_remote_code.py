@@ -5,7 +5,6 @@ import pytest
 from hf_mixer import MixerConfig
 from hf_mixer.publishing.release import prepare_release
 from hf_mixer.publishing.remote_code import check_remote_code
-from tests.helpers import save_classifier
 
 
 def test_code_that_predicts_something_else_is_refused(folder, release):
@@ -18,9 +17,3 @@ def test_code_that_predicts_something_else_is_refused(folder, release):
     prepare_release(folder, release, "alice/mixer")
     with pytest.raises(ValueError, match="logits differ"):
         check_remote_code(folder, release)
-
-
-def test_a_regression_model_runs_without_the_package(release, tmp_path):
-    folder = save_classifier(tmp_path / "houses", ["price"], problem_type="regression")
-    prepare_release(folder, release, "alice/houses")
-    check_remote_code(folder, release)

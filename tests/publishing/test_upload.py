@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 
-from tests.helpers import make_trainer
+from hf_mixer.commands.train import main as train
+from tests.helpers import make_folder, make_trainer
 
 
 @pytest.fixture
@@ -61,6 +62,20 @@ def test_a_generated_card_on_the_hub_is_replaced_and_one_that_somebody_edited_is
     assert b"two of them" in hub.files("alice/mixer")["MODEL_CARD.md"]
 
 
+def test_training_that_pushes_keeps_a_readme_that_somebody_wrote_on_the_hub(hub, tmp_path):
+    api = huggingface_hub.HfApi(token="hf_alice_write")
+    api.create_repo("alice/photos")
+    api.upload_file(path_or_fileobj=b"# Mine", path_in_repo="README.md", repo_id="alice/photos")
+    tiny = "--variant cifar10 --image_size 16 --patch_size 8 --hidden_size 32 --num_hidden_layers 1 --max_steps 2"
+    hub_arguments = "--recipe none --save_steps 1 --push_to_hub --hub_model_id alice/photos --hub_token hf_alice_write"
+    photos = make_folder(tmp_path / "photos")
+    output = tmp_path / "out"
+    train(["--train_dir", str(photos), "--output_dir", str(output), *tiny.split(), *hub_arguments.split()])
+    for commit in list(hub.repos["alice/photos"].commits)[1:]:
+        assert hub.files("alice/photos", commit)["README.md"] == b"# Mine"
+    assert b"It sorts images" in hub.files("alice/photos")["MODEL_CARD.md"]
+
+
 def test_a_readme_of_your_own_follows_your_edits(publish, hub, folder):
     for text in ("# Mine\n", "# Mine, and better\n"):
         (folder / "README.md").write_text(text)
@@ -108,9 +123,16 @@ def test_pull_request_to_somebody_else(publish, hub, on_hub):
     assert hub.files("bob/mixer").keys() == {".gitattributes"}
 
 
-@pytest.mark.parametrize("how", [503, "drop", "lost"])
-@pytest.mark.parametrize("target", [("--revision", "dev", "--tag", "v1"), ("--create-pr",)])
-def test_whatever_fails_the_same_command_finishes_with_one_commit(target, how, publish, hub, on_hub):
+@pytest.mark.parametrize(
+    ("how", "target"),
+    [
+        (503, ("--revision", "dev", "--tag", "v1")),
+        ("lost", ("--revision", "dev", "--tag", "v1")),
+        ("drop", ("--create-pr",)),
+        ("lost", ("--create-pr",)),
+    ],
+)
+def test_whatever_fails_the_same_command_finishes_with_one_commit(how, target, publish, hub, on_hub):
     publish("alice/whole", *target)
     requests = [re.sub("[0-9a-f]{40,}", "HASH", request.split("?")[0]) for request in hub.requests]
     requests = [request for request in dict.fromkeys(requests) if "agent-harnesses" not in request]
