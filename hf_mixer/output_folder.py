@@ -40,6 +40,9 @@ LOCK_NAME = "_lock"
 MAX_PROCESSES = 2**16
 # Bytes for the record of a process, and characters of its command that are kept in it
 RECORD_SIZE, COMMAND_LENGTH = 2048, 200
+# How a lock file begins: with a record, with the place for one, or it is empty
+RECORD_START = b'{"pid"'
+OWN_STARTS = (RECORD_START, bytes(len(RECORD_START)), b"")
 # The locked bytes lie behind all records: Windows lets nobody read what is locked
 LOCKS_START = MAX_PROCESSES * RECORD_SIZE
 
@@ -79,46 +82,20 @@ def refuse_foreign_files(folder: str | os.PathLike) -> None:
     )
 
 
-def lock_output_dir(folder: str | os.PathLike, command: str, rank: int = 0, world_size: int = 1) -> "OutputFolderLock":
-    """
-    Lock an output folder, which is created if it is missing.
-
-    Every process of a run calls this, rank 0 before all others, and it alone decides whether the run may have the folder.
-
-    Args:
-        folder (`str` or `os.PathLike`):
-            The output folder.
-        command (`str`):
-            What messages call the run, such as `"hf-mixer train --output_dir outputs/digits"`.
-        rank (`int`, *optional*, defaults to 0):
-            The number of this process among those of the run.
-        world_size (`int`, *optional*, defaults to 1):
-            The number of processes of the run.
-
-    Returns:
-        [`OutputFolderLock`]: the lock, which is also a context manager. Keep it while the run writes to the folder.
-
-    Raises:
-        `ValueError`: another run has the folder, or processes of a run whose launcher is gone; the message names them. Or
-            `folder` is a file.
-    """
-    return OutputFolderLock(Path(folder), command, rank, world_size)
-
-
 def lock_output_dir_together(folder: str | os.PathLike, command: str) -> "OutputFolderLock":
     """
     Lock an output folder in all processes of a distributed run, which wait here for each other. It works in a run of one
     process as well.
 
     Raises:
-        `ValueError`: in rank 0, which does not get the folder; see [`lock_output_dir`]. All others end with exit code 1.
+        `ValueError`: in rank 0, which does not get the folder; see [`OutputFolderLock`]. All others end with exit code 1.
     """
     state = PartialState()
     process = (state.process_index, state.num_processes)
     is_locked = [False]
     try:
         if state.is_main_process:
-            lock = lock_output_dir(folder, command, *process)
+            lock = OutputFolderLock(folder, command, *process)
             is_locked = [True]
     finally:
         broadcast_object_list(is_locked)
@@ -128,24 +105,42 @@ def lock_output_dir_together(folder: str | os.PathLike, command: str) -> "Output
         # A launcher ends all processes when the first one ends, and rank 0 is to say why
         time.sleep(1)
         sys.exit(1)
-    return lock_output_dir(folder, command, *process)
+    return OutputFolderLock(folder, command, *process)
 
 
 class OutputFolderLock:
     """
-    The lock that [`lock_output_dir`] takes. It ends with `release`, with a `with` block, or with the process.
+    A lock on an output folder, which is created if it is missing. The lock ends with `release`, with a `with` block, or
+    with the process; workers of a data loader do not hold it.
 
-    Workers of a data loader do not hold it. Nothing else in the process may open the lock file: on POSIX systems, closing
-    it would end the lock.
+    Every process of a run takes it, rank 0 before all others, and that one alone decides whether the run may have the folder.
+    Nothing else in the process may open the lock file: on POSIX systems, closing it would end the lock.
+
+    Args:
+        folder (`str` or `os.PathLike`):
+            The output folder.
+        command (`str`):
+            What messages call the run, such as `"hf-mixer train --output_dir outputs/digits"`.
+        rank (`int`, *optional*, defaults to 0), world_size (`int`, *optional*, defaults to 1):
+            The number of this process among those of the run, and how many there are.
+
+    Raises:
+        `ValueError`: another run has the folder, or processes of a run whose launcher is gone; the message names them. Or
+            `folder` is no folder, cannot be written to, or holds somebody else's file of the name of the lock.
     """
 
-    def __init__(self, folder: Path, command: str, rank: int, world_size: int):
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"output_dir {folder} is a file: choose a folder as --output_dir")
-        self.folder, self.rank, self.path = folder, rank, folder / LOCK_NAME
-        self.created = [path for path in (folder, *folder.parents) if not path.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        self.descriptor: int | None = self.open(describe_process(command, world_size))
+    def __init__(self, folder: str | os.PathLike, command: str, rank: int = 0, world_size: int = 1):
+        self.folder, self.rank = Path(folder), rank
+        self.path = self.folder / LOCK_NAME
+        if os.path.lexists(folder) and not self.folder.is_dir():
+            raise ValueError(f"output_dir {folder} is no folder: choose another --output_dir")
+        self.created = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.descriptor: int | None = self.open(describe_process(command, world_size))
+        except OSError as error:
+            self.remove_created()
+            raise ValueError(f"cannot write to output_dir {folder}: {error.strerror} ({error.filename})") from error
 
     def __enter__(self) -> "OutputFolderLock":
         return self
@@ -156,8 +151,13 @@ class OutputFolderLock:
     def open(self, record: dict[str, Any]) -> int:
         """Return a descriptor of the lock file, in which this process has locked its byte and left its record."""
         while True:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            # No link: it could lead to any file
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
             try:
+                if os.read(descriptor, len(RECORD_START)) not in OWN_STARTS:
+                    raise ValueError(
+                        f"{self.path} is no lock file of a run: rename it, or choose another --output_dir"
+                    )
                 is_locked = self.acquire(descriptor)
                 if is_same_file(descriptor, self.path):
                     if is_locked:
@@ -205,6 +205,10 @@ class OutputFolderLock:
             self.path.unlink(missing_ok=True)
         if fcntl is not None:
             os.close(descriptor)
+        self.remove_created()
+
+    def remove_created(self) -> None:
+        """Remove the folders that were made for the lock and are empty."""
         for path in self.created:
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()

@@ -14,6 +14,7 @@ from transformers.utils import (
     CONFIG_NAME,
     IMAGE_PROCESSOR_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
     is_torchvision_available,
 )
 
@@ -24,6 +25,7 @@ from ..modeling_mixer import MixerForImageClassification, MixerModel, MixerPreTr
 from ..utils import read_json
 from .layouts import GOOGLE, TIMM
 from .sources import Source, check_finite, find_checkpoint, infer_config, open_safetensors, read_settings, read_source
+from .torch_files import load_without_code
 
 
 # The fields of `MixerConfig` that pretrained weights decide, and that training from scratch chooses
@@ -149,7 +151,7 @@ def load_own_folder(
     model, info = model_class.from_pretrained(
         folder, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True, **config_overrides
     )
-    check_shapes(path, info["mismatched_keys"], ignore_mismatched_sizes and num_labels is not None)
+    check_shapes(path, info["mismatched_keys"], num_labels, ignore_mismatched_sizes)
     missing = sorted(key for key in info["missing_keys"] if not any(name in key for name in ADDED_MODULES))
     if missing:
         raise ValueError(f"{path} misses {len(missing)} tensors, such as {missing[0]!r}")
@@ -160,7 +162,7 @@ def load_own_folder(
             f"{path} holds no classifier: pass `num_labels` to start one, 0 for none, or another `model_class`"
         )
     try:
-        return model, AutoImageProcessor.from_pretrained(folder)
+        return model, AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{folder / IMAGE_PROCESSOR_NAME} describes no image processor: {error}") from error
 
@@ -169,7 +171,7 @@ def check_own_folder(folder: Path) -> None:
     """Refuse a folder of ours in which a file is damaged or missing. The message names the file."""
     try:
         MixerConfig.from_pretrained(folder)
-    except StrictDataclassError as error:
+    except (StrictDataclassError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / CONFIG_NAME} describes no MLP-Mixer: {error}") from error
     if not (folder / IMAGE_PROCESSOR_NAME).is_file():
         raise ValueError(
@@ -177,27 +179,29 @@ def check_own_folder(folder: Path) -> None:
             "comes from, or save an image processor there with `save_pretrained`"
         )
     read_json(folder / IMAGE_PROCESSOR_NAME)
-    if (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
-        read_json(folder / SAFE_WEIGHTS_INDEX_NAME)
-    for file in sorted(folder.glob("model*.safetensors")):
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if index.is_file() and not isinstance(read_json(index).get("weight_map"), dict):
+        raise ValueError(f"{index} does not say which file holds which weights (weight_map): write it again")
+    files = sorted(folder.glob("model*.safetensors"))
+    for file in files:
         with open_safetensors(file):
             pass
+    if not files and (folder / WEIGHTS_NAME).is_file():
+        load_without_code(folder / WEIGHTS_NAME)
 
 
-def check_shapes(path: Path, mismatched: set[tuple], may_replace_classifier: bool) -> None:
-    """Refuse weights of other shapes than those in the configuration, but for those of a classifier to be replaced."""
+def check_shapes(path: Path, mismatched: set[tuple], num_labels: int | None, may_replace_classifier: bool) -> None:
+    """Refuse weights of other shapes than those in the configuration, but for a classifier that `num_labels` replaces."""
     shapes = {key: (tuple(stored), tuple(expected)) for key, stored, expected in mismatched}
-    if all(key.startswith("classifier.") for key in shapes):
-        if shapes and not may_replace_classifier:
-            (stored, *_), (expected, *_) = shapes["classifier.weight"]
+    if num_labels is not None and "classifier.weight" in shapes:
+        if not may_replace_classifier:
             raise ValueError(
-                f"The classifier of {path} has {stored} labels, not {expected}: pass `ignore_mismatched_sizes=True` to start "
-                "a new one"
+                f"The classifier of {path} has {shapes['classifier.weight'][0][0]} labels, not {num_labels}: pass "
+                "`ignore_mismatched_sizes=True` to start a new one"
             )
-        return
-    key = min(key for key in shapes if not key.startswith("classifier."))
-    stored, expected = shapes[key]
-    raise ValueError(f"{path}: {key!r} has the shape {stored}, and {expected} according to {CONFIG_NAME}")
+        shapes = {key: pair for key, pair in shapes.items() if not key.startswith("classifier.")}
+    for key, (stored, expected) in sorted(shapes.items()):
+        raise ValueError(f"{path}: {key!r} has the shape {stored}, and {expected} according to {CONFIG_NAME}")
 
 
 def build_from_source(

@@ -330,6 +330,8 @@ def check_tensors(source: Source, allow_nan: bool) -> None:
     for theirs, tensor in source.tensors.items():
         if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
             raise ValueError(f"{source.path}: {theirs!r} holds {tensor.dtype}, expected floating-point weights")
+        if tensor.is_meta or tensor.layout != torch.strided:
+            raise ValueError(f"{source.path}: {theirs!r} is sparse or without values, expected a dense tensor")
         if tensor.numel() == 0:
             raise ValueError(f"{source.path}: {theirs!r} of the shape {tuple(tensor.shape)} holds no values")
     if not allow_nan:

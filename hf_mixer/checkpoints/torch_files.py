@@ -13,8 +13,8 @@ import torch
 TORCH_SUFFIXES = (".bin", ".pth", ".pt", ".tar")
 # Where timm and others keep the weights in a checkpoint. As in timm, averaged weights come first.
 STATE_DICT_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model")
-# What DistributedDataParallel and torch.compile put before the names of parameters
-WRAPPERS = ("module.", "_orig_mod.")
+# What DistributedDataParallel and torch.compile put before the names of parameters, in any order
+WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
 
 
 def read_torch_file(file: Path) -> dict[str, torch.Tensor]:
@@ -33,7 +33,7 @@ def read_torch_file(file: Path) -> dict[str, torch.Tensor]:
             f"{file} holds no state dict: expected tensors by their names, alone or under one of "
             f"{', '.join(STATE_DICT_KEYS)}"
         )
-    return {strip_wrappers(str(key)): tensor for key, tensor in content.items()}
+    return {WRAPPERS.sub("", str(key)): tensor for key, tensor in content.items()}
 
 
 def load_without_code(file: Path):
@@ -52,10 +52,3 @@ def load_without_code(file: Path):
                 "torch.load(file, weights_only=False) and save its state dict with safetensors.torch.save_file"
             ) from error
         raise ValueError(f"{file} is not a complete file of torch.save: copy or download it again") from error
-
-
-def strip_wrappers(name: str) -> str:
-    """Return the name of a parameter without the prefixes of what wrapped its model."""
-    for prefix in WRAPPERS:
-        name = name.removeprefix(prefix)
-    return name

@@ -45,8 +45,6 @@ PREPROCESSING_COLUMNS = {
     "images/s": COLUMNS["images/s"],
     "spread": COLUMNS["spread"],
 }
-
-
 # Arguments that mean nothing where no model runs
 MODEL_ARGUMENTS = ("suite", "batch_sizes", "dtypes", "mode", "executions", "implementations", "device")
 
@@ -148,7 +146,7 @@ def run_cases(cases: list, implementations: Sequence[str], rounds: int, device, 
     rows: list[dict] = []
     # Types side by side, so that the ratio between them comes from the same rounds as well
     groups = itertools.groupby(cases, lambda case: (case.variant, case.batch_size, case.mode))
-    with tqdm([list(group) for _, group in groups], "Measuring") as progress:
+    with tqdm([list(group) for _, group in groups], "Measuring", disable=None) as progress:
         for group in progress:
             new = measure(group, implementations, rounds, device, progress.set_postfix_str)
             if not new:

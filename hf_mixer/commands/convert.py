@@ -39,9 +39,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(parsed: argparse.Namespace) -> None:
+    import transformers
+
     from ..checkpoints import convert_checkpoint, export_checkpoint
     from ..utils import one_line_errors
 
+    transformers.utils.logging.disable_progress_bar()
     logging.basicConfig(format="%(message)s")
     common = {"num_channels": parsed.num_channels, "revision": parsed.revision, "allow_nan": parsed.allow_nan}
     with one_line_errors():

@@ -171,10 +171,18 @@ def cut_off(path):
         ("model.safetensors", lambda path: path.write_bytes(b""), "is not a complete safetensors file"),
         ("config.json", cut_off, "is not valid JSON"),
         ("config.json", change_json(patch_size=7), r"describes no MLP-Mixer: [\s\S]* divisible by patch_size=7"),
+        ("config.json", change_json(id2label=["cat", "dog"]), "describes no MLP-Mixer"),
+        (
+            "config.json",
+            change_json(id2label={"0": "cat"}),
+            r"'classifier.bias' has the shape \(2,\), and \(1,\) according",
+        ),
         ("config.json", lambda path: path.unlink(), "copy its config.json"),
         ("preprocessor_config.json", cut_off, "is not valid JSON"),
         ("preprocessor_config.json", change_json(size="large"), "describes no image processor: .*large"),
+        ("preprocessor_config.json", change_json(image_processor_type="Other"), "describes no image processor"),
         ("model.safetensors.index.json", lambda path: path.write_text("{"), "is not valid JSON"),
+        ("model.safetensors.index.json", lambda path: path.write_text("{}"), "does not say which file holds which"),
         ("preprocessor_config.json", lambda path: path.unlink(), "the settings of its image processor"),
     ],
 )
@@ -184,6 +192,16 @@ def test_a_damaged_file_of_a_model_is_named(name, damage, message, tmp_path):
     with pytest.raises(ValueError, match=message) as error:
         load_checkpoint(str(tmp_path))
     assert name in str(error.value)
+
+
+def test_the_old_file_of_a_model_runs_no_code(tmp_path):
+    save_classifier(tmp_path, ["cat", "dog"])
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "pytorch_model.bin")
+    with pytest.raises(
+        ValueError, match="pytorch_model.bin holds torch.nn.modules.linear.Linear, and reading that could"
+    ):
+        load_checkpoint(str(tmp_path))
 
 
 @pytest.mark.parametrize("arguments", [{}, {"num_labels": 3}])

@@ -43,7 +43,7 @@ class RunsCode:
         ("model_best.pth.tar", {**TRAINING, "state_dict": TENSORS}),
         ("last.pth.tar", {**TRAINING, "state_dict": ZEROS, "state_dict_ema": TENSORS}),
         ("miil.pth", {"model": prefixed("module."), "model_ema": None}),
-        ("compiled.pt", {"state_dict": prefixed("module._orig_mod.")}),
+        ("compiled.pt", {"state_dict": prefixed("_orig_mod.module.")}),
     ],
 )
 @torch.no_grad()
@@ -93,13 +93,14 @@ def write_damaged(path):
         (lambda path: path.write_bytes(b""), "not a complete file of torch.save"),
         (lambda path: torch.save([TENSORS], path), "holds no state dict: expected tensors by their names"),
         (lambda path: torch.save({"epoch": 3}, path), "holds no state dict"),
+        (lambda path: torch.save({**TENSORS, "norm.weight": TENSORS["norm.weight"].to_sparse()}, path), "is sparse"),
         (lambda path: torch.save({"fc.weight": torch.zeros(2)}, path), "not an MLP-Mixer of timm or Edifice"),
     ],
 )
 def test_other_files_are_refused_and_no_code_runs(write, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "x.pth")
-    with pytest.raises(ValueError, match=f"x.pth .*{message}"):
+    with pytest.raises(ValueError, match=f"x.pth.*{message}"):
         load_checkpoint("x.pth")
     assert [path.name for path in tmp_path.iterdir()] == ["x.pth"]
 
