@@ -199,7 +199,8 @@ def test_a_run_says_what_it_found_what_it_does_and_what_comes_next(photos, tmp_p
     assert "step 3 of 6  loss" in out
     assert any(line.startswith("epoch 1: validation loss") and "accuracy" in line for line in lines)
     assert "{" not in out
-    assert "depth 1; 9,218 parameters" in " ".join(out.split())
+    count = json.loads((tmp_path / "my out" / "training_run.json").read_text())["num_parameters"]
+    assert f"depth 1; {count:,} parameters" in " ".join(out.split())
     assert f"  hf-mixer evaluate '{tmp_path / 'my out'}' --eval_dir test_photos" in lines
     assert f"  hf-mixer publish '{tmp_path / 'my out'}' 'my out' --dry-run" in lines
 
