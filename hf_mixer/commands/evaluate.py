@@ -121,19 +121,25 @@ def find_problem(parsed: argparse.Namespace) -> str | None:
     return None
 
 
-def name_data(arguments: argparse.Namespace, trained_on: dict) -> str:
-    """Return what the data is called: the digits only for a model that was trained on them."""
-    from ..evaluation.results import DIGITS
+def describe_data(arguments: argparse.Namespace, trained_on: dict) -> dict:
+    """
+    Return `name`, `config` and, as far as it is known, `split` of the data: the digits only for a model that was trained on
+    them, and the split of the training for a folder or list that the model was trained on.
+    """
+    from ..evaluation.results import DIGITS, is_same_name
 
-    for source in SOURCES:
-        name = getattr(arguments, source)
-        if name is not None:
-            if source != "dataset_name" and not os.path.exists(name):
-                raise ValueError(f"--{source} {name} does not exist")
-            return name
-    if trained_on.get("name") != DIGITS:
-        raise ValueError("no images to evaluate on: name them with --dataset_name, --eval_dir or --eval_file")
-    return DIGITS
+    path = arguments.eval_dir or arguments.eval_file
+    name, split = arguments.dataset_name or path, arguments.split
+    if path is not None:
+        if not os.path.exists(path):
+            raise ValueError(f"{path} does not exist: give another --eval_dir or --eval_file")
+        if is_same_name(path, trained_on.get("name")):
+            split = trained_on.get("train_split")
+    if name is None:
+        if trained_on.get("name") != DIGITS:
+            raise ValueError("no images to evaluate on: name them with --dataset_name, --eval_dir or --eval_file")
+        name = DIGITS
+    return {"name": name, "config": arguments.dataset_config_name, "split": split}
 
 
 def load_model(arguments: argparse.Namespace, image_size: int | None = None):
@@ -222,7 +228,6 @@ def evaluate(arguments: argparse.Namespace, accelerator) -> None:
     from ..evaluation.results import (
         check_replaceable,
         find_home,
-        is_same_name,
         is_training_data,
         read_training_data,
         write_results,
@@ -232,13 +237,7 @@ def evaluate(arguments: argparse.Namespace, accelerator) -> None:
     output_dir = find_output_dir(arguments.model, arguments.output_dir)
     conversion = ImageConversion(arguments.flatten_transparency, arguments.scale_16_bit)
     trained_on = read_training_data(arguments.model)
-    measured_on = {
-        "name": name_data(arguments, trained_on),
-        "config": arguments.dataset_config_name,
-        "split": arguments.split,
-    }
-    if (arguments.eval_dir or arguments.eval_file) and is_same_name(measured_on["name"], trained_on.get("name")):
-        measured_on["split"] = trained_on.get("train_split")
+    measured_on = describe_data(arguments, trained_on)
     # The results of a model are in its own folder
     owner = trained_on if output_dir.resolve() == find_home(arguments.model).resolve() else {}
     check_replaceable(output_dir, measured_on, owner, arguments.overwrite)
@@ -314,7 +313,7 @@ def evaluate_sizes(arguments: argparse.Namespace, accelerator) -> None:
     from ..evaluation.metrics import METRICS
     from ..evaluation.results import read_training_data
 
-    name_data(arguments, read_training_data(arguments.model))
+    describe_data(arguments, read_training_data(arguments.model))
     conversion = ImageConversion(arguments.flatten_transparency, arguments.scale_16_bit)
     with accelerator.main_process_first():
         config = load_model(arguments)[0].config

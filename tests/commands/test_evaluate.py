@@ -11,7 +11,6 @@ from PIL import Image
 
 from hf_mixer import load_checkpoint
 from hf_mixer.commands.evaluate import main, parse_arguments
-from hf_mixer.low_precision import QUANTIZED
 from tests.helpers import make_dataset, run_on_two_processes, save_classifier
 
 
@@ -140,7 +139,7 @@ def test_what_the_data_or_model_lacks_ends_in_one_line(arguments, message, model
 
 def test_images_that_are_missing_are_missed_first(model_folder, tmp_path):
     (tmp_path / "evaluation.json").touch()
-    with pytest.raises(SystemExit, match="^error: --eval_file nowhere.csv does not exist$"):
+    with pytest.raises(SystemExit, match="^error: nowhere.csv does not exist: .*--eval_file$"):
         evaluate(model_folder, "--eval_file", "nowhere.csv", "--output_dir", tmp_path)
 
 
@@ -160,10 +159,6 @@ def test_bad_arguments_are_refused(arguments, message, capsys):
     with pytest.raises(SystemExit):
         parse_arguments(["model", *arguments])
     assert message in capsys.readouterr().err
-
-
-def test_every_low_precision_can_be_asked_for():
-    assert [parse_arguments(["model", "--dtype", dtype]).dtype for dtype in QUANTIZED] == list(QUANTIZED)
 
 
 def test_a_model_that_is_no_folder_needs_a_place_for_its_results(model_folder):
