@@ -123,7 +123,7 @@ def find_inputs(paths: list[str]) -> list[str]:
 
 
 def load_predictor(arguments: argparse.Namespace, device):
-    """Return the model, ready to predict, and a checksum of what it depends on."""
+    """Return the model, ready to predict."""
     from ..checkpoints import load_checkpoint
     from ..data.images import ImageConversion
     from ..evaluation.prediction import Predictor
@@ -267,8 +267,9 @@ def load_data(arguments: argparse.Namespace):
 
 def write_predictions(arguments: argparse.Namespace, accelerator) -> bool:
     """Write what the model says of each image to files, and return whether all could be read."""
+    from ..data.labels import shorten
     from ..evaluation import prediction_files
-    from ..output_folder import lock_output_dir
+    from ..output_folder import lock_output_dir_together
     from ..publishing.predictions import push_predictions, write_prediction_card
     from ..utils import check_device
 
@@ -276,39 +277,30 @@ def write_predictions(arguments: argparse.Namespace, accelerator) -> bool:
     if is_shared and arguments.device is not None:
         raise ValueError(f"--device {arguments.device} is for one process: leave it out, each has a device of its own")
     device = accelerator.device if is_shared else check_device(arguments.device)
-    rank, output_dir = accelerator.process_index, arguments.output_dir
-    with contextlib.ExitStack() as lock:
-        with (
-            accelerator.main_process_first()
-        ):  # one process downloads and looks at the folder, the others find it done
-            predictor = load_predictor(arguments, device)
-            dataset, image_column, split, data = load_data(arguments)
-            folder = prediction_files.PredictionFolder(
-                output_dir,
-                {
-                    "model": {
-                        "name": arguments.model,
-                        "revision": arguments.revision,
-                        "checksum": prediction_files.describe_model(predictor),
-                    },
-                    "data": data,
-                    "top_k": predictor.top_k,
-                    "label_threshold": arguments.label_threshold,
-                    "flatten_transparency": arguments.flatten_transparency,
-                    "scale_16_bit": arguments.scale_16_bit,
-                },
-                arguments.rows_per_file,
-            )
-            command = f"hf-mixer predict --output_dir {output_dir}"
-            lock.enter_context(lock_output_dir(output_dir, command, rank, accelerator.num_processes))
-            if accelerator.is_main_process:
-                folder.prepare(num_processes=accelerator.num_processes)
-                name = arguments.dataset_name or " ".join(arguments.images)
-                columns = prediction_files.describe_columns(predictor)
-                write_prediction_card(output_dir, arguments.model, name, split, columns)
-        prediction_files.write_predictions(
-            dataset, image_column, predictor, folder, arguments.batch_size, rank, accelerator.num_processes
-        )
+    output_dir = arguments.output_dir
+    with accelerator.main_process_first():  # one process downloads, the others find it done
+        predictor = load_predictor(arguments, device)
+        dataset, image_column, split, data = load_data(arguments)
+    identity = {
+        "model": {
+            "name": arguments.model,
+            "revision": arguments.revision,
+            "checksum": prediction_files.describe_model(predictor),
+        },
+        "data": data,
+        "top_k": predictor.top_k,
+        **{name: getattr(arguments, name) for name in ("label_threshold", "flatten_transparency", "scale_16_bit")},
+    }
+    folder = prediction_files.PredictionFolder(output_dir, identity, arguments.rows_per_file)
+    with lock_output_dir_together(output_dir, f"hf-mixer predict --output_dir {output_dir}"):
+        if accelerator.is_main_process:
+            folder.prepare(num_processes=accelerator.num_processes)
+            name = shorten(arguments.images, 3) or repr(arguments.dataset_name)
+            columns = prediction_files.describe_columns(predictor)
+            write_prediction_card(output_dir, arguments.model, name, split, columns)
+        accelerator.wait_for_everyone()
+        share = (accelerator.process_index, accelerator.num_processes)
+        prediction_files.write_predictions(dataset, image_column, predictor, folder, arguments.batch_size, *share)
         accelerator.wait_for_everyone()
         if not accelerator.is_main_process:
             return True

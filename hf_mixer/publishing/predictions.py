@@ -37,7 +37,7 @@ def write_prediction_card(folder: Path, model: str, data: str, split: str, colum
     rows = "\n".join(f"| `{name}` | {meaning} |" for name, meaning in columns.items())
     text = (
         f"---\n{metadata.to_yaml()}\n---\n\n# Predictions of {model}\n\n"
-        f"What the model `{model}` says of the images of `{data}`, written by `hf-mixer predict`: one row for every image, in "
+        f"What the model `{model}` says of the images of {data}, written by `hf-mixer predict`: one row for every image, in "
         "the order of the data.\n\n"
         f"| Column | Meaning |\n| --- | --- |\n{rows}\n\n"
         f"Other columns are those of the data. `{STATE_NAME}` says what the predictions depend on.\n"
