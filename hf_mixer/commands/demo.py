@@ -43,25 +43,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parsed
 
 
-def find_examples(folder: Path | None, labels: list[str], temporary: Path) -> list[Path]:
-    """Return image files to offer: those in `folder`, or digits for a model that reads digits."""
-    from PIL import Image
-
-    from ..data.datasets import load_digits_dataset
+def find_examples(folder: Path | None) -> list[Path]:
+    """Return the first images in `folder`, to offer them."""
     from ..data.images import find_images
 
-    if folder is not None:
-        examples = find_images(folder)[:MAX_EXAMPLES]
-        if not examples:
-            raise ValueError(f"{folder} holds no images")
-        return examples
-    if labels != [str(digit) for digit in range(10)]:
+    if folder is None:
         return []
-    examples = []
-    for number, image in enumerate(load_digits_dataset()["test"]["image"][1:4]):
-        examples.append(temporary / f"digit_{number}.png")
-        # Enlarged, to be seen in a browser
-        image.resize((128, 128), Image.Resampling.NEAREST).save(examples[-1])
+    examples = find_images(folder)[:MAX_EXAMPLES]
+    if not examples:
+        raise ValueError(f"--examples {folder} holds no images")
     return examples
 
 
@@ -75,12 +65,10 @@ def run(arguments: argparse.Namespace) -> None:
     from ..utils import one_line_errors
 
     disable_progress_bar()
-    with tempfile.TemporaryDirectory() as temporary:
-        space = Path(temporary) / "space"
-        space.mkdir()
+    with tempfile.TemporaryDirectory() as space:
         with one_line_errors():
-            config, _ = read_model(arguments.folder)
-            examples = find_examples(arguments.examples, list(config.id2label.values()), Path(temporary))
+            read_model(arguments.folder)  # which refuses a folder without one
+            examples = find_examples(arguments.examples)
             if arguments.export_space is not None:
                 revision = None
                 if arguments.repo_id is not None:
@@ -92,10 +80,10 @@ def run(arguments: argparse.Namespace) -> None:
                 return
             if importlib.util.find_spec("gradio") is None:
                 raise ValueError('this needs Gradio: `pip install "hf_mixer[demo]"`')
-            write_space(space, arguments.folder, examples=examples)
+            write_space(Path(space), arguments.folder, examples=examples)
         # The page is the Space that would be exported
-        sys.path.insert(0, str(space))
-        runpy.run_path(str(space / "app.py"), run_name="__main__")
+        sys.path.insert(0, space)
+        runpy.run_path(f"{space}/app.py", run_name="__main__")
 
 
 def main(arguments: list[str] | None = None) -> None:

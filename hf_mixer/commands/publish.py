@@ -58,15 +58,11 @@ def print_release(folder: Path, release: Path, left_out: list[str]) -> None:
     if left_out:
         print(f"Stays behind: {', '.join(left_out)}")
     if card_name != CARD_NAME:
-        print(
-            f"{CARD_NAME} goes up as it is in the folder, where it is no generated card or was edited. The card is {card_name}."
-        )
+        print(f"{CARD_NAME} goes up as it is in the folder: you wrote or edited it. The card is {card_name}.")
     if "mistakes.png" in sizes:
         print("mistakes.png shows images of the data: remove it from the folder if they are not for others.")
     if "evaluation.json" not in sizes:
-        print(
-            "The card has few figures and no pictures of them: `hf-mixer evaluate` would bring them into the folder."
-        )
+        print("The card has no pictures of results: `hf-mixer evaluate` would bring them into the folder.")
 
 
 def publish_folder(arguments: argparse.Namespace, release: Path) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from huggingface_hub import SpaceCardData
 
+from ..publishing.card import read_results
 from ..publishing.release import find_model_files
-from ..utils import check_destination, read_json, written_whole
+from ..utils import check_destination, written_whole
 
 
 GRADIO_VERSION = "6.31.0"
@@ -39,12 +40,12 @@ def write_space(
     for name in ("app.py", "saliency.py"):
         shutil.copyfile(Path(__file__).with_name(name), directory / name)
     title = model.split("/")[-1] if model and revision else folder.resolve().name
-    run = folder / "training_run.json"
+    trained_on = read_results(folder / "training_run.json").get("dataset") or {}
     settings = {
         "model": model or str(folder.resolve()),
         "revision": revision,
         "title": title,
-        "conversion": (run.is_file() and (read_json(run).get("dataset") or {}).get("image_conversion")) or {},
+        "conversion": trained_on.get("image_conversion") or {},
     }
     (directory / "space.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     requirements = importlib.metadata.requires("hf_mixer") or []
