@@ -238,9 +238,9 @@ class MixerTrainingArguments(TrainingArguments):
             )
         self.load_best_model_at_end = True
         if (saving, self.save_steps) == DEFAULT_SAVING:
-            self.save_strategy = saving = evaluation
-            if evaluation == "steps":
-                self.save_steps = self.eval_steps or self.logging_steps
+            saving = evaluation
+            steps = (self.eval_steps or self.logging_steps) if evaluation == "steps" else self.save_steps
+            self.__dict__.update(save_strategy=evaluation, save_steps=steps)
         if saving not in (evaluation, "best"):
             raise ValueError(
                 f"--{reason} needs --save_strategy {evaluation}, like --eval_strategy, or best, got {saving}"

@@ -61,10 +61,12 @@ def balanced_class_weights(
     """
     counts = _counts(labels, num_labels, image_weights)
     total = len(labels) if image_weights is None else image_weights.sum()
+    is_usable = counts > 0
     if labels.ndim == 1:
-        target, is_usable = total / np.count_nonzero(counts), counts > 0
+        target = total / is_usable.sum()
     else:
-        target, is_usable = total - counts, (labels > 0).any(axis=0) & (labels <= 0).any(axis=0)
+        target = total - counts
+        is_usable &= (labels <= 0).any(axis=0)
     weights = np.divide(target, counts, out=np.ones(num_labels), where=is_usable)
     return torch.tensor(weights, dtype=torch.float32)
 
