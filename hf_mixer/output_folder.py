@@ -214,10 +214,6 @@ class OutputFolderLock:
                 path.rmdir()
 
 
-# The name that hf_mixer/commands/predict.py knows it by
-lock_output_dir = OutputFolderLock
-
-
 def try_lock(descriptor: int, first: int, count: int = 1) -> bool:
     """Lock the bytes of `count` processes from rank `first` on, and return whether no other process has one of them."""
     try:
