@@ -38,6 +38,12 @@ def is_hub_id(name: str | None) -> bool:
     return bool(name and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not os.path.exists(name))
 
 
+def name_source(source: str | os.PathLike) -> str:
+    """Return a name for the record of a run: that of a repository as it is, and a local path so that it looks like none."""
+    source = os.fspath(source)
+    return os.path.join(os.curdir, source) if os.path.exists(source) and not os.path.isabs(source) else source
+
+
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
     """
     Read a file that holds a JSON object.

@@ -39,12 +39,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(parsed: argparse.Namespace) -> None:
-    import transformers
-
     from ..checkpoints import convert_checkpoint, export_checkpoint
+    from ..progress import quiet_libraries
     from ..utils import one_line_errors
 
-    transformers.utils.logging.disable_progress_bar()
+    quiet_libraries()
     logging.basicConfig(format="%(message)s")
     common = {"num_channels": parsed.num_channels, "revision": parsed.revision, "allow_nan": parsed.allow_nan}
     with one_line_errors():

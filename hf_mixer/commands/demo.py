@@ -58,13 +58,12 @@ def find_examples(folder: Path | None) -> list[Path]:
 def run(arguments: argparse.Namespace) -> None:
     from huggingface_hub import HfApi
 
-    from transformers.utils.logging import disable_progress_bar
-
     from ..demo.space import export_space, write_space
+    from ..progress import quiet_libraries
     from ..publishing.card import read_model
     from ..utils import one_line_errors
 
-    disable_progress_bar()
+    quiet_libraries()
     with tempfile.TemporaryDirectory() as space:
         with one_line_errors():
             read_model(arguments.folder)  # which refuses a folder without one

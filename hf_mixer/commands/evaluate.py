@@ -127,6 +127,7 @@ def describe_data(arguments: argparse.Namespace, trained_on: dict) -> dict:
     them, and the split of the training for a folder or list that the model was trained on.
     """
     from ..evaluation.results import DIGITS, is_same_name
+    from ..utils import name_source
 
     path = arguments.eval_dir or arguments.eval_file
     name, split = arguments.dataset_name or path, arguments.split
@@ -139,7 +140,7 @@ def describe_data(arguments: argparse.Namespace, trained_on: dict) -> dict:
         if trained_on.get("name") != DIGITS:
             raise ValueError("no images to evaluate on: name them with --dataset_name, --eval_dir or --eval_file")
         name = DIGITS
-    return {"name": name, "config": arguments.dataset_config_name, "split": split}
+    return {"name": name_source(name), "config": arguments.dataset_config_name, "split": split}
 
 
 def load_model(arguments: argparse.Namespace, image_size: int | None = None):
@@ -260,8 +261,8 @@ def evaluate(arguments: argparse.Namespace, accelerator) -> None:
     if not accelerator.is_main_process:
         return
     measured_on["num_images"] = len(dataset)
-    if describe_conversion(conversion):
-        measured_on["image_conversion"] = describe_conversion(conversion)
+    if conversion.options():
+        measured_on["image_conversion"] = conversion.options()
     results = {
         "dataset": measured_on,
         **{key: value for key, value in (("revision", arguments.revision), ("dtype", arguments.dtype)) if value},
@@ -279,17 +280,11 @@ def evaluate(arguments: argparse.Namespace, accelerator) -> None:
     print_summary(results, output_dir)
 
 
-def describe_conversion(conversion) -> dict:
-    """Return the options of an `ImageConversion` that are in use."""
-    options = {"flatten_transparency": conversion.flatten_transparency, "scale_16_bit": conversion.scale_16_bit}
-    return {name: value for name, value in options.items() if value}
-
-
 def warn_of_conversion(trained_on: dict, conversion, dataset) -> None:
     """Say which options the training had and this evaluation has not, or the other way round, if it makes a difference."""
     from ..data.images import count_special_images
 
-    before, here = trained_on.get("image_conversion") or {}, describe_conversion(conversion)
+    before, here = trained_on.get("image_conversion") or {}, conversion.options()
     if not trained_on or before == here:
         return
     found = count_special_images(dataset)
@@ -370,18 +365,13 @@ def print_weakest(results: dict) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    import datasets
     import torch
     from accelerate import Accelerator
 
-    import transformers
-
+    from ..progress import quiet_libraries
     from ..utils import end_together, one_line_errors
 
-    transformers.utils.logging.disable_progress_bar()
-    # What comes from the Hub takes long enough for a bar
-    if arguments.dataset_name is None or not sys.stderr.isatty():
-        datasets.disable_progress_bars()
+    quiet_libraries(has_watcher=arguments.dataset_name is not None and sys.stderr.isatty())
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     with one_line_errors():
         if arguments.image_size is None:

@@ -70,13 +70,12 @@ def publish_folder(arguments: argparse.Namespace, release: Path) -> None:
     from huggingface_hub import get_token
     from huggingface_hub.utils import validate_repo_id
 
-    from transformers.utils.logging import disable_progress_bar
-
+    from ..progress import quiet_libraries
     from ..publishing.release import find_model_files, prepare_release
     from ..publishing.remote_code import check_remote_code
     from ..publishing.upload import check_options, connect, publish
 
-    disable_progress_bar()
+    quiet_libraries()
     # What is wrong here is said before the Hub is asked
     validate_repo_id(arguments.repo_id)
     check_options(arguments.revision, arguments.create_pr, arguments.tag)

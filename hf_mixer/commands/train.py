@@ -147,21 +147,17 @@ def build_trainer(prepared, data_args, training_args):
 
 def set_up_console(data_args, training_args) -> None:
     """Say what matters, once: no bars where nobody watches, and none of transformers' for every file."""
-    import datasets
-
     import transformers
 
+    from ..progress import quiet_libraries
     from ..training.progress import is_interactive
 
     logging.basicConfig(format="%(message)s", level=logging.INFO if training_args.should_log else logging.ERROR)
     transformers.utils.logging.set_verbosity(training_args.get_process_log_level())
-    transformers.utils.logging.disable_progress_bar()
     # Neither every request nor every shard is news
     for name in ("httpx", "httpx2", "huggingface_hub", "accelerate"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # What comes from the Hub takes long enough for a bar
-    if not is_interactive(training_args) or data_args.dataset_name is None:
-        datasets.disable_progress_bars()
+    quiet_libraries(has_watcher=is_interactive(training_args) and data_args.dataset_name is not None)
 
 
 def announce_source(data_args, training_args) -> None:
@@ -211,6 +207,7 @@ def announce_run(prepared, trainer, description: dict, data_args) -> None:
 def train(trainer, checkpoint: str | None, description: dict, command_line: list[str], model_args, data_args) -> dict:
     """Train, save what came out, and return the metrics of the training."""
     from ..training.record import describe_command, write_training_run
+    from ..utils import name_source
 
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
@@ -223,7 +220,7 @@ def train(trainer, checkpoint: str | None, description: dict, command_line: list
             description,
             command=describe_command(command_line),
             recipe=data_args.recipe,
-            base_model=model_args.model_name_or_path,
+            base_model=model_args.model_name_or_path and name_source(model_args.model_name_or_path),
         )
     return result.metrics
 

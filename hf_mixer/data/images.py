@@ -151,7 +151,7 @@ def _describe(source: dict) -> str | None:
     contents = source["path"] if source["bytes"] is None else source["bytes"]
     try:
         with Image.open(io.BytesIO(contents) if isinstance(contents, bytes) else contents) as image:
-            if _has_many_bits(image):
+            if has_many_bits(image):
                 return "16 bit"
             if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
                 return "transparent"
@@ -160,7 +160,7 @@ def _describe(source: dict) -> str | None:
     return None
 
 
-def _has_many_bits(image: Image.Image) -> bool:
+def has_many_bits(image: Image.Image) -> bool:
     return image.mode.startswith("I") or image.mode == "F"
 
 
@@ -199,8 +199,8 @@ class ImageConversion:
 
     def __call__(self, image: Image.Image) -> Image.Image:
         """Return the image upright and in 8 bits per channel or opaque, where that was asked for and it was not."""
-        scaled = self.scale_16_bit and _has_many_bits(image)
-        flattened = self.flatten_transparency is not None and image.has_transparency_data and not _has_many_bits(image)
+        scaled = self.scale_16_bit and has_many_bits(image)
+        flattened = self.flatten_transparency is not None and image.has_transparency_data and not has_many_bits(image)
         if not scaled and not flattened:
             return image
         try:

@@ -327,7 +327,9 @@ def leave_out_unreadable(table: ImageTable, split: str, skip: bool) -> tuple[Dat
     rest = f" (and {len(texts) - 3} more)" if len(texts) > 3 else ""
     summary = "; ".join(texts[:3]) + rest
     if not skip:
-        raise ValueError(f"{summary}. Repair or remove what cannot be read, or leave it out: --skip_unreadable_images")
+        raise ValueError(
+            f"{summary}. Repair or remove what cannot be read, or have `hf-mixer train --skip_unreadable_images true` leave it out"
+        )
     if len(problems) > MAX_UNREADABLE_SHARE * len(table):
         raise ValueError(
             f"{len(problems)} of the {len(table)} images of the split {split!r} cannot be read, more than "

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image
 
-from ..data.images import ImageConversion, ImageDataError, open_image
+from ..data.images import ImageConversion, ImageDataError, has_many_bits, open_image
 from ..data.labels import problem_type_of
 from ..data.loaders import default_num_workers
 
@@ -135,8 +135,7 @@ class PixelReader:
         missing = []
         if color not in (None, self.conversion.flatten_transparency) and image.has_transparency_data:
             missing.append(f"--flatten_transparency {color}")
-        has_many_bits = image.mode.startswith("I") or image.mode == "F"
-        if self.trained_with.scale_16_bit and not self.conversion.scale_16_bit and has_many_bits:
+        if self.trained_with.scale_16_bit and not self.conversion.scale_16_bit and has_many_bits(image):
             missing.append("--scale_16_bit")
         if missing and self.warning.acquire(blocking=False):
             logger.warning(

@@ -43,7 +43,7 @@ def describe_imbalance(class_counts: Mapping[str, int]) -> str | None:
     if class_counts[largest] <= IMBALANCE * class_counts[smallest]:
         return None
     return (
-        f"The classes differ in size: {largest!r} has {class_counts[largest]} images, {smallest!r} has "
+        f"The classes differ in size: {largest!r} has {class_counts[largest]} images, {smallest!r} only "
         f"{class_counts[smallest]}. See --class_weights balanced and --balanced_sampling true"
     )
 

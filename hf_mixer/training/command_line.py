@@ -367,15 +367,19 @@ def recipe_defaults(recipe: str, recipes: Path, known: argparse.Namespace, given
 def settle_best_model(parser: TrainingArgumentParser, arguments: list[str], given: frozenset[str]) -> None:
     """
     End with the last model, not the best one, where the command line says to evaluate never, or to save at other times. Save
-    the best one where the command line asks for it, and only the recipe says to save nothing.
+    the best one where the command line asks for it, and only the recipe says to save nothing, and save by steps where it gives
+    their number.
     """
     values, _ = parser.parse_known_args(arguments)
     evaluation, saving = (getattr(name, "value", name) for name in (values.eval_strategy, values.save_strategy))
+    wants_checkpoints = {"load_best_model_at_end", "early_stopping_patience", "save_steps"} & given
+    if wants_checkpoints and saving == "no" and "save_strategy" not in given:
+        # The default. With the best model, the arguments save whenever they evaluate
+        parser.set_defaults(save_strategy="steps")
     if {"load_best_model_at_end", "early_stopping_patience"} & given:
-        if saving == "no" and "save_strategy" not in given:
-            # The default, by which the arguments save whenever they evaluate
-            parser.set_defaults(save_strategy="steps")
-    elif evaluation == "no" or ("save_strategy" in given and saving not in (evaluation, "best")):
+        return
+    saves_otherwise = "save_steps" in given and evaluation != "steps"
+    if evaluation == "no" or saves_otherwise or ("save_strategy" in given and saving not in (evaluation, "best")):
         parser.set_defaults(load_best_model_at_end=False)
 
 

@@ -47,9 +47,9 @@ def write_predictions(
 def list_answer(prediction: Prediction, problem_type: str) -> list:
     """Return what a model says of an image as cells of a table, the most probable label first."""
     if problem_type == REGRESSION:
-        return [value for _, value in prediction.scores]
-    scores = [(label, round(score, 6)) for label, score in prediction.scores]
+        return [entry["score"] for entry in prediction.scores]
+    scores = [{**entry, "score": round(entry["score"], 6)} for entry in prediction.scores]
     if problem_type != MULTI_LABEL:
-        return list(scores[0])
-    present = [(label, score) for label, score in scores if label in (prediction.labels or ())]
-    return [json.dumps([entry[place] for entry in present], ensure_ascii=False) for place in (0, 1)]
+        return list(scores[0].values())
+    present = [entry for entry in scores if entry["label"] in (prediction.labels or ())]
+    return [json.dumps([entry[key] for entry in present], ensure_ascii=False) for key in ("label", "score")]

@@ -35,6 +35,7 @@ from ..evaluation.results import DIGITS, read_training_data
 from ..image_processing_mixer import MixerImageProcessor
 from ..image_processing_pil_mixer import MixerImageProcessorPil
 from ..modeling_mixer import MixerForImageClassification
+from ..utils import name_source
 from .arguments import MixerTrainingArguments
 from .balance import count_classes
 from .command_line import REGULARIZATION_FIELDS, DataTrainingArguments, ModelArguments
@@ -373,7 +374,7 @@ def describe_dataset(run: PreparedRun, data_args: DataTrainingArguments) -> dict
     """Return what the record of a run says of its data."""
     dataset, is_stream = run.dataset, data_args.streaming
     description: dict[str, Any] = {
-        "name": data_args.source or DIGITS,
+        "name": name_source(data_args.source) if data_args.source else DIGITS,
         "config": data_args.dataset_config_name,
         "train_split": "train",
         "eval_split": data_args.eval_split or "validation",
