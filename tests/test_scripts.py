@@ -54,7 +54,7 @@ def test_a_model_folder_holds_weights_settings_card_and_pictures_but_no_code(tmp
     model, _ = load_checkpoint(tmp_path / "model")
     assert next(model.parameters()).element_size() == 2
 
-    with pytest.raises(SystemExit, match="error: the folder nowhere does not exist"):
+    with pytest.raises(SystemExit, match="error: nowhere does not exist"):
         run_script("make_model_folder.py", source, tmp_path / "unfinished", "--eval_dir", "nowhere")
     assert not (tmp_path / "unfinished" / "README.md").exists()
 

@@ -222,6 +222,7 @@ class Predictor:
             self.thresholds = model.config.label_thresholds or [DEFAULT_THRESHOLD] * len(self.labels)
         on_cpu = model.device.type == "cpu"
         self.num_threads = default_num_workers()
+        self.reading = threading.Lock()
         self.turns = threading.Semaphore(self.num_threads if on_cpu else MAX_BATCHES_ON_DEVICE)
 
     def __call__(self, sources: Sequence[dict]) -> list[Prediction]:
@@ -231,7 +232,9 @@ class Predictor:
         Raises:
             `ValueError`: the output of the model for an image is not finite.
         """
-        pixel_values, errors = self.reader(sources)
+        # One thread at a time: most of it is Python, and threads that wait for the interpreter cost more than they help
+        with self.reading:
+            pixel_values, errors = self.reader(sources)
         if pixel_values is None:
             return [Prediction([], error=error) for error in errors]
         with self.turns, torch.inference_mode():

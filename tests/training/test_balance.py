@@ -27,10 +27,10 @@ def test_classes_are_counted_whether_images_have_one_label_or_several():
 def test_more_than_ten_times_the_images_are_told_of_with_both_counts():
     assert describe_imbalance({"cat": 100, "dog": 10}) is None
     message = describe_imbalance({"cat": 101, "dog": 10, "emu": 50})
-    assert "'cat' has 101 images, 'dog' has 10" in message
+    assert "'cat' has 101 images, 'dog' only 10" in message
     assert "--class_weights balanced" in message
     assert "--balanced_sampling" in message
-    assert "'emu' has 0" in describe_imbalance({"cat": 1, "emu": 0})
+    assert "'emu' only 0" in describe_imbalance({"cat": 1, "emu": 0})
 
 
 def test_class_weights_make_all_classes_count_the_same_and_keep_the_scale_of_the_loss():

@@ -250,7 +250,7 @@ def test_classes_of_very_different_size_are_told_of_unless_they_are_balanced(tmp
         trainer.train_labels = labels
         trainer.train()
     (message,) = [record.getMessage() for record in caplog.records if "differ in size" in record.getMessage()]
-    assert "'LABEL_0' has 40 images, 'LABEL_2' has 2" in message
+    assert "'LABEL_0' has 40 images, 'LABEL_2' only 2" in message
 
 
 @pytest.mark.parametrize("arguments", [{}, {"dataloader_drop_last": True, "dataloader_num_workers": 1}])
