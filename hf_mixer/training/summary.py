@@ -12,6 +12,7 @@ import numpy as np
 from datasets import DatasetDict
 
 from ..configuration_mixer import to_pair
+from ..data.sources import find_split_folders, holds_parquet
 from ..evaluation.metrics import METRICS
 from ..utils import describe_hardware
 from .command_line import DataTrainingArguments
@@ -145,9 +146,14 @@ def describe_outcome(output_dir: str, train_metrics: Mapping[str, Any]) -> list[
 def next_commands(output_dir: str, dataset, data_args: DataTrainingArguments) -> list[str]:
     """Return the commands to try with a trained model and its data, as they can be pasted into a shell."""
     repository = Path(output_dir).resolve().name
+    conversion = []
+    if data_args.flatten_transparency is not None:
+        conversion += ["--flatten_transparency", data_args.flatten_transparency]
+    if data_args.scale_16_bit:
+        conversion.append("--scale_16_bit")
     commands = [
-        ["predict", output_dir, find_example_image(dataset) or "photo.jpg"],
-        ["evaluate", output_dir, *name_evaluation_data(data_args)],
+        ["predict", output_dir, find_example_image(dataset) or "photo.jpg", *conversion],
+        ["evaluate", output_dir, *name_evaluation_data(data_args), *conversion],
         ["publish", output_dir, repository, "--dry-run"],
     ]
     return [shlex.join(["hf-mixer", *command]) for command in commands]
@@ -163,13 +169,17 @@ def find_example_image(dataset) -> str | None:
 
 def name_evaluation_data(data_args: DataTrainingArguments) -> list[str]:
     """Return the arguments of `hf-mixer evaluate` that name held-out data: that of the run, or a place for one's own."""
-    if data_args.dataset_name is not None:
+    name = data_args.dataset_name
+    if name is not None:
+        held_out = {"validation", "test"} & find_split_folders(name).keys()
+        if Path(name).is_dir() and not held_out and not holds_parquet(name):
+            return ["--eval_dir", "test_photos"]
         named = {
-            "--dataset_name": data_args.dataset_name,
+            "--dataset_name": name,
             "--dataset_config_name": data_args.dataset_config_name,
             "--split": data_args.eval_split,
         }
-        return [part for name, value in named.items() if value is not None for part in (name, value)]
+        return [part for option, value in named.items() if value is not None for part in (option, value)]
     if data_args.train_dir is not None:
         return ["--eval_dir", data_args.validation_dir or "test_photos"]
     if data_args.train_file is not None:
