@@ -99,6 +99,19 @@ def make_dataset(labels, feature, splits=("train",), columns=("image", "label"))
     return DatasetDict(dict.fromkeys(splits, data))
 
 
+def make_label_config(*labels, problem_type=None) -> MixerConfig:
+    return MixerConfig(id2label=dict(enumerate(labels)), problem_type=problem_type)
+
+
+def make_label_columns(**columns) -> DatasetDict:
+    """Images with several columns of labels, as `train` and `validation`."""
+    count = len(next(iter(columns.values())))
+    data = make_dataset([0] * count, Value("int64"))["train"].remove_columns("label")
+    for name, values in columns.items():
+        data = data.add_column(name, values)
+    return DatasetDict(train=data, validation=data)
+
+
 def make_images(count: int, seed: int = 0) -> Dataset:
     """Noisy images of three shades; the value of the first pixel is the number of the image."""
     rng = np.random.default_rng(seed)

@@ -188,8 +188,10 @@ def load_images(arguments: argparse.Namespace):
 
 def prepare_images(arguments: argparse.Namespace, config, dataset, split: str):
     """Return the images to evaluate on, with their labels as the model needs them."""
-    from ..data.datasets import draw_images, select_image_columns
-    from ..data.labels import check_labels, problem_type_of, use_model_labels
+    from ..data.columns import select_image_columns
+    from ..data.datasets import draw_images
+    from ..data.labels import check_labels, problem_type_of
+    from ..data.model_labels import use_model_labels
 
     columns = arguments.label_column_name
     if columns is not None and len(columns) == 1:

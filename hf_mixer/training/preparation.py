@@ -25,11 +25,10 @@ from ..data.labels import (
     encode_labels,
     find_problem_type,
     is_missing,
-    match_labels,
     problem_type_of,
-    use_model_labels,
 )
 from ..data.loaders import CachedImages, NamedRows, StreamedImages
+from ..data.model_labels import match_labels, use_model_labels
 from ..evaluation.metrics import METRICS
 from ..evaluation.results import DIGITS, read_training_data
 from ..image_processing_mixer import MixerImageProcessor
