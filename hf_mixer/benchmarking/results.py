@@ -25,29 +25,32 @@ INSTRUCTIONS = {
     "avx512_f": "AVX-512",
     "avx2": "AVX2",
 }
-# A column, and what it is of a row of `measure`. timm's come first, with the prefix infer_ or train_.
+# A column, and what it is of a row of `measure`, those with the prefix infer_ or train_ first
 PREFIXED = {
     "img_size": lambda row: row["image_size"],
     "samples_per_sec": lambda row: f"{row['images_per_second']:.2f}",
     "step_time": lambda row: f"{row['milliseconds']:.3f}",
     "batch_size": lambda row: row["batch_size"],
+    "gmacs": lambda row: f"{row['flops'] / 2e9:.2f}",
 }
 MODES = {"inference": "infer", "training": "train"}
 OTHERS = {
     "param_count": lambda row: f"{row['num_parameters'] / 1e6:.2f}",
-    "gmacs": lambda row: f"{row['flops'] / 2e9:.2f}",
     "spread": lambda row: f"{row['spread']:.4f}",
     "limit": lambda row: f"{row['limit']:.4f}",
     "speedup_over_timm": lambda row: "" if row["speedup_over_timm"] is None else f"{row['speedup_over_timm']:.3f}",
     "peak_memory": lambda row: row["peak_memory"],
 }
 NAMES = ("model", "implementation", "execution", "dtype")
-MACHINE = ("device", "threads", "torch", "transformers", "hf_mixer", *LIBRARIES, "python")
+# What a table has in common, and what else its figures may depend on
+MACHINE = ("device", "threads", "torch", "transformers", "hf_mixer")
+VERSIONS = (*MACHINE[2:], *LIBRARIES, "python")
 COLUMNS = (
     *NAMES,
     *(f"{prefix}_{name}" for prefix in MODES.values() for name in PREFIXED),
     *OTHERS,
-    *MACHINE,
+    *MACHINE[:2],
+    *VERSIONS,
     "date",
 )
 BEGIN, END = "<!-- begin: python scripts/benchmark_tables.py -->", "<!-- end -->"
@@ -104,7 +107,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     """
     with path.open(newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
-    if not lines or not {*NAMES, *OTHERS, *MACHINE[:4]} <= lines[0].keys():
+    if not lines or not {*NAMES, *OTHERS, *MACHINE, "date"} <= lines[0].keys():
         raise ValueError(f"{path} holds no results of a benchmark: remove it, or write it with --results_dir")
     return lines
 
@@ -164,7 +167,7 @@ TABLE = {
 
 def make_tables(folder: Path) -> str:
     """
-    Return a table in Markdown for every file of results in a folder, and for every machine and set of versions in it.
+    Return a table in Markdown for every file of results in a folder, number of threads and release of the packages.
 
     Raises:
         `ValueError`: there are none, or one of them holds something else.
@@ -186,13 +189,15 @@ def make_tables(folder: Path) -> str:
 def _make_table(lines: list[dict[str, str]]) -> str:
     first, prefix = lines[0], _prefix(lines[0])
     mode = {short: mode for mode, short in MODES.items()}[prefix]
-    versions = ", ".join(f"{name} {first[name]}" for name in MACHINE[2:] if first.get(name))
-    dates = " and ".join(sorted({line["date"] for line in lines}))
+    said = {
+        name: " and ".join(sorted({line[name] for line in lines if line.get(name)})) for name in (*VERSIONS, "date")
+    }
+    versions = ", ".join(f"{name} {said[name]}" for name in VERSIONS if said[name])
     table = [list(TABLE), ["---"] * len(TABLE)]
     for line in lines:
         values = [(line.get(f"{prefix}_{name}", line.get(name, "")), write) for name, write in TABLE.values()]
         table.append([write(value) for value, write in values])
-    head = f"{mode.capitalize()} on {first['device']}, with {first['threads']} threads ({versions}; {dates}):"
+    head = f"{mode.capitalize()} on {first['device']}, with {first['threads']} threads ({versions}; {said['date']}):"
     return "\n".join([head, "", *(f"| {' | '.join(cells)} |" for cells in table)])
 
 

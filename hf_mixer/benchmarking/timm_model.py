@@ -78,6 +78,8 @@ def import_mlp_mixer() -> tuple[type[nn.Module], str | None]:
         raise ImportError("timm is not installed: pip install timm")
     try:
         return importlib.import_module(name).MlpMixer, None
+    except ModuleNotFoundError as error:
+        reason = f"there is no {error.name}"
     # A torchvision that was built for another torch raises a RuntimeError, an OSError or an AttributeError
     except Exception as error:
         reason = " ".join(str(error).split())

@@ -83,7 +83,25 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="measure the image processors instead, for the size of one variant",
     )
-    return parser.parse_args(arguments)
+    parsed = parser.parse_args(arguments)
+    hide_broken_torchvision()
+    return parsed
+
+
+def hide_broken_torchvision() -> None:
+    """
+    Let transformers do without a torchvision that was built for another torch. It imports torchvision wherever it is
+    installed (5.24), and cannot be imported itself where that fails. To be called before transformers is imported.
+    """
+    try:
+        import torchvision  # noqa: F401
+    except ImportError:
+        return
+    # A RuntimeError, an OSError or an AttributeError
+    except Exception as error:
+        print(f"torchvision cannot be imported, all runs without it: {' '.join(str(error).split())}", file=sys.stderr)
+        # Whoever imports it or looks for it, is told that it is not installed
+        sys.modules["torchvision"] = None  # type: ignore[assignment]
 
 
 def check_arguments(parsed: argparse.Namespace) -> None:

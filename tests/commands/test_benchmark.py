@@ -1,11 +1,19 @@
 import csv
+import importlib.util
 import json
+import sys
 
 import pytest
 import torch
 
 from hf_mixer.benchmarking.cases import Case
-from hf_mixer.commands.benchmark import choose_cases, main, parse_arguments, say_who_takes_part
+from hf_mixer.commands.benchmark import (
+    choose_cases,
+    hide_broken_torchvision,
+    main,
+    parse_arguments,
+    say_who_takes_part,
+)
 
 
 def test_prints_a_table_and_saves_the_figures(tmp_path, capsys):
@@ -65,3 +73,18 @@ def test_bad_arguments_give_one_line(arguments, message, tmp_path):
 def test_a_part_of_a_suite_can_be_chosen(variants, expected):
     parsed = parse_arguments(["--suite", "gpu-inference", "--variants", *variants])
     assert [case.variant for case in choose_cases(parsed)] == expected
+
+
+@pytest.mark.parametrize(
+    "fault", ["RuntimeError('operator torchvision::nms does not exist')", "OSError('no library')"]
+)
+def test_a_broken_torchvision_is_taken_for_a_missing_one(fault, tmp_path, monkeypatch, capsys):
+    (tmp_path / "torchvision.py").write_text(f"raise {fault}")
+    monkeypatch.syspath_prepend(tmp_path)
+    # monkeypatch puts back what is there now
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    del sys.modules["torchvision"]
+    hide_broken_torchvision()
+    assert importlib.util.find_spec("torchvision") is None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(fault.split("'")[1])
