@@ -2,8 +2,10 @@
 """A Mixer in ONNX Runtime and in OpenVINO, exported by transformers."""
 
 import io
-from collections.abc import Callable
-from contextlib import redirect_stdout
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from typing import Any
 
@@ -45,10 +47,22 @@ def export_model(
             every batch), in OpenVINO also `"bfloat16"`.
     """
     export = {"onnxruntime": _export_to_onnxruntime, "openvino": _export_to_openvino}[runtime]
-    # torch.onnx prints its steps
-    with redirect_stdout(io.StringIO()):
+    with _exporters_quiet():
         exported = export(model, pixel_values, dtype)
     return lambda pixel_values: exported(pixel_values=pixel_values)
+
+
+@contextmanager
+def _exporters_quiet() -> Iterator[None]:
+    """Keep their steps, and warnings about versions and functions that a Mixer has no use for, off the screen."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _export_to_onnxruntime(model: PreTrainedModel, pixel_values: torch.Tensor, dtype: str):

@@ -79,7 +79,10 @@ def prepare_model(
         return export_model(cast(PreTrainedModel, model), pixel_values, implementation, case.dtype)
     if execution == "eager":
         return model
-    return torch.compile(model, mode="default" if execution == "freezing" else execution, fullgraph=True)
+    if execution == "freezing":
+        # The option keeps Dynamo from taking what it compiled for another execution, see `make_step` for the rest
+        return torch.compile(model, options={"freezing": True}, fullgraph=True)
+    return torch.compile(model, mode=execution, fullgraph=True)
 
 
 def make_step(case: Case, model: nn.Module, implementation: str, execution: str, device: torch.device) -> Step:
@@ -95,7 +98,8 @@ def make_step(case: Case, model: nn.Module, implementation: str, execution: str,
         return outputs if torch.is_tensor(outputs) else outputs.logits
 
     if execution == "freezing":
-        # Inductor makes constants of the weights in what it compiles meanwhile, but not in inference mode
+        # Inductor makes constants of the weights in what is compiled meanwhile, but not in inference mode. torch 2.13 has
+        # no public way: its option of `torch.compile` comes too late, after the graph was made.
         step = torch.no_grad()(logits)
         with torch._inductor.config.patch(freezing=True):
             step()

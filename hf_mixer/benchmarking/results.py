@@ -6,7 +6,7 @@ import importlib.metadata
 import itertools
 import operator
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def describe_run(device: torch.device, date: str) -> dict[str, Any]:
     hardware = describe_hardware(device)
     if device.type == "cpu":
         # New in torch 2.11 or 2.12
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         instructions = [name for key, name in INSTRUCTIONS.items() if capabilities.get(key)]
         hardware = ", ".join([hardware, *instructions[:1]])
     versions = library_versions()
@@ -151,7 +151,7 @@ def _share(value: str) -> str:
 
 
 # Heading, column, and how it is written
-TABLE = {
+TABLE: dict[str, tuple[str, Callable[[str], str]]] = {
     "model": ("model", str),
     "dtype": ("dtype", str),
     "batch": ("batch_size", str),
