@@ -75,15 +75,18 @@ def describe_run(device: torch.device, date: str) -> dict[str, Any]:
 
 def make_lines(rows: Iterable[dict[str, Any]], about: dict[str, Any]) -> list[dict[str, str]]:
     """Return the lines of a CSV file for rows of [`measure`] and what [`describe_run`] says about them."""
-    flat = {**{key: about[key] for key in ("device", "threads", "date")}, **about["versions"]}
+    flat = {key: about[key] for key in ("device", "threads", "date")}
     lines = []
     for row in rows:
         prefix = MODES[row["mode"]]
+        # `timm_wrapper` runs timm
+        others = [name for name in LIBRARIES if not row["implementation"].startswith(name)]
         line = {
             **{name: row[name] for name in NAMES},
             **{f"{prefix}_{name}": write(row) for name, write in PREFIXED.items()},
             **{name: write(row) for name, write in OTHERS.items()},
             **flat,
+            **{name: version for name, version in about["versions"].items() if name not in others},
         }
         lines.append({key: "" if value is None else str(value) for key, value in line.items()})
     return lines

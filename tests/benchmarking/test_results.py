@@ -117,9 +117,10 @@ def test_a_run_says_where_it_was_made():
 
 def test_machines_and_versions_have_tables_of_their_own(tmp_path):
     keep_results(tmp_path, lines_of({}, {"speedup_over_timm": None, "dtype": "int8"}))
-    keep_results(tmp_path, lines_of({}, threads=4))
+    keep_results(tmp_path, lines_of({}, {"implementation": "timm"}, threads=4))
     tables = make_tables(tmp_path)
     assert tables.count("Inference on Intel(R) Xeon(R) Processor, 2 cores, AMX, with ") == 2
+    assert "with 2 threads (torch 2.13.0+cpu, transformers 5.24.0, hf_mixer 0.1, python 3.11; 2026-01-31)" in tables
     assert "with 4 threads (torch 2.13.0+cpu, transformers 5.24.0, hf_mixer 0.1, timm 1.0, python 3.11" in tables
     row = "| mixer_b16_224 | {} | 8 | hf_mixer | eager | 640.0 | 12.5 | 3 % | 93 % | {} |"
     assert tables.count(row.format("float32", "1.07 x")) == 2
