@@ -10,12 +10,24 @@ from transformers.utils import is_torchao_available
 from ..configuration_mixer import MixerConfig
 from ..low_precision import QUANTIZED, has_float8
 from ..modeling_mixer import MixerForImageClassification
+from .exported import RUNTIMES, missing_reason
+from .timm_model import import_mlp_mixer
 
 
-IMPLEMENTATIONS = ("hf_mixer", "hf_mixer_kernels", "timm", "timm_wrapper")
 DTYPES = ("float32", "bfloat16", "float16", *QUANTIZED)
-# "eager", or a mode of `torch.compile`
-EXECUTIONS = ("eager", "default", "reduce-overhead", "max-autotune")
+# What can be measured, and the types that it has
+IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
+    "hf_mixer": DTYPES,
+    "hf_mixer_kernels": ("bfloat16", "float16"),
+    "timm": ("float32", "bfloat16", "float16"),
+    "timm_wrapper": ("float32", "bfloat16", "float16"),
+    "onnxruntime": ("float32", "int8"),
+    "openvino": ("float32", "bfloat16"),
+}
+# "eager", compiled with the weights as constants, or a mode of `torch.compile`
+EXECUTIONS = ("eager", "freezing", "default", "reduce-overhead", "max-autotune")
+# The one execution of a model that runs elsewhere than in torch
+EXPORTED = "exported"
 
 
 @dataclass(frozen=True)
@@ -34,7 +46,10 @@ class Case:
         training (`bool`, *optional*, defaults to `False`):
             Forward and backward pass and a step of fused AdamW, instead of the forward pass alone.
         executions (`tuple[str]`, *optional*, defaults to `("eager",)`):
-            Some of `EXECUTIONS`.
+            Some of `EXECUTIONS`. `"freezing"` is for inference.
+
+    Raises:
+        `ValueError`: a frozen model is to be trained.
     """
 
     variant: str
@@ -42,6 +57,11 @@ class Case:
     dtype: str
     training: bool = False
     executions: tuple[str, ...] = ("eager",)
+
+    def __post_init__(self):
+        if self.training and "freezing" in self.executions:
+            others = ", ".join(name for name in EXECUTIONS if name != "freezing")
+            raise ValueError(f"freezing makes constants of the weights, which training changes: choose from {others}")
 
     @property
     def mode(self) -> str:
@@ -51,6 +71,15 @@ class Case:
     def title(self) -> str:
         return f"{self.variant} {self.mode} {self.dtype} batch {self.batch_size}"
 
+    @property
+    def model_name(self) -> str:
+        """The name that timm gives or would give to the architecture, such as `mixer_b16_224`."""
+        return f"mixer_{self.variant.lower().replace('/', '')}_{self.config().image_size}"
+
+    def executions_of(self, implementation: str) -> tuple[str, ...]:
+        """Return the executions that an implementation is measured in."""
+        return (EXPORTED,) if implementation in RUNTIMES else self.executions
+
     def config(self) -> MixerConfig:
         return MixerConfig.from_variant(self.variant, num_labels=10 if self.variant == "cifar10" else 1000)
 
@@ -59,21 +88,31 @@ class Case:
             return torch.float32 if device.type == "cpu" else torch.bfloat16
         return getattr(torch, self.dtype)
 
+    def num_parameters(self) -> int:
+        with torch.device("meta"):
+            return MixerForImageClassification(self.config()).num_parameters()
+
     def weight_traffic(self, device: torch.device) -> int:
         """
         Bytes of weights that a step moves at least. In training they are read twice and written once as gradients,
         then AdamW reads weights, gradients and two moments and writes back all but the gradients.
         """
-        with torch.device("meta"):
-            num_weights = MixerForImageClassification(self.config()).num_parameters()
         bytes_per_weight = 1 if self.dtype in QUANTIZED else self.weight_dtype(device).itemsize
-        return num_weights * bytes_per_weight * (10 if self.training else 1)
+        return self.num_parameters() * bytes_per_weight * (10 if self.training else 1)
 
 
 EAGER_AND_DEFAULT, EAGER_AND_AUTOTUNED = ("eager", "default"), ("eager", "max-autotune")
+EAGER_AND_FROZEN = ("eager", "freezing")
 SUITES = {
     "cpu": [
-        *(Case("B/16", 8, dtype, executions=EAGER_AND_DEFAULT) for dtype in ("float32", "bfloat16", "int8")),
+        *(Case("B/16", 8, dtype, executions=("eager", "default", "freezing")) for dtype in ("float32", "bfloat16")),
+        Case("B/16", 8, "int8", executions=EAGER_AND_DEFAULT),
+        *(
+            Case(variant, batch_size, dtype, executions=EAGER_AND_FROZEN)
+            for variant in ("S/16", "L/16")
+            for batch_size in (1, 8)
+            for dtype in ("float32", "bfloat16")
+        ),
         *(Case("B/16", 8, dtype, training=True) for dtype in ("float32", "bfloat16")),
     ],
     "gpu-inference": [
@@ -93,24 +132,40 @@ SUITES["gpu"] = SUITES["gpu-inference"] + SUITES["gpu-training"]
 
 def unsupported_reason(case: Case, implementation: str, device: torch.device) -> str | None:
     """Say why an implementation cannot take part in a case, or return `None` where it can."""
-    quantized = case.dtype in QUANTIZED
-    if quantized and implementation != "hf_mixer":
-        return f"{case.dtype} is measured for hf_mixer only"
-    if quantized and case.training:
+    dtypes = IMPLEMENTATIONS[implementation]
+    if case.dtype not in dtypes:
+        return f"{case.dtype} is not among its types, {', '.join(dtypes)}"
+    if case.training and case.dtype in QUANTIZED:
         return f"{case.dtype} is for inference"
-    if quantized and not is_torchao_available():
+    if implementation in RUNTIMES:
+        return _exported_reason(case, implementation, device)
+    if implementation.startswith("timm"):
+        return _timm_reason(case, implementation)
+    if implementation == "hf_mixer_kernels":
+        return None if device.type == "cuda" else "the kernels need a CUDA device"
+    if case.dtype in QUANTIZED and not is_torchao_available():
         return "torchao is not installed"
     if case.dtype == "float8" and not has_float8(device):
         return "float8 needs a GPU of compute capability 8.9 (Ada, Hopper) or higher"
-    if implementation == "hf_mixer_kernels" and device.type != "cuda":
-        return "the kernels need a CUDA device"
-    if implementation == "hf_mixer_kernels" and case.dtype == "float32":
-        return "the kernels compute in bfloat16 or float16"
-    if implementation.startswith("timm"):
-        try:
-            import timm  # noqa: F401
-        except (ImportError, RuntimeError) as error:
-            return f"timm cannot be imported: {error}"
-    if implementation == "timm_wrapper" and case.variant in ("H/14", "cifar10"):
-        return f"timm has no model of the size of {case.variant}"
+    return None
+
+
+def _exported_reason(case: Case, implementation: str, device: torch.device) -> str | None:
+    if case.training:
+        return "an exported model is for inference"
+    if device.type != "cpu":
+        return f"exported models are measured on the CPU, not on {device}"
+    return missing_reason(implementation)
+
+
+def _timm_reason(case: Case, implementation: str) -> str | None:
+    try:
+        _, missing_torchvision = import_mlp_mixer()
+    except ImportError as error:
+        return str(error)
+    if implementation == "timm_wrapper":
+        if missing_torchvision is not None:
+            return f"transformers needs a timm that finds torchvision: {missing_torchvision}"
+        if case.variant in ("H/14", "cifar10"):
+            return f"timm has no model of the size of {case.variant}"
     return None

@@ -9,14 +9,14 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
 
-from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+from transformers import PreTrainedModel
 from transformers.utils import is_torchvision_available
 
 from ..configuration_mixer import to_pair
@@ -26,8 +26,10 @@ from ..image_processing_pil_mixer import MixerImageProcessorPil
 from ..kernels import use_kernels
 from ..low_precision import QUANTIZED, quantize
 from ..modeling_mixer import MixerForImageClassification
-from .cases import Case, unsupported_reason
+from .cases import EXPORTED, Case, unsupported_reason
+from .exported import RUNTIMES, export_model
 from .timing import spread, time_interleaved
+from .timm_model import import_mlp_mixer
 
 
 Step = Callable[[], Any]
@@ -38,14 +40,13 @@ LimitKey = tuple[Case, str]
 
 
 def build_case_model(case: Case, implementation: str, device: torch.device) -> nn.Module:
-    """Build a model with random weights for a case that the implementation takes part in."""
+    """Build a model of torch with random weights for a case that the implementation takes part in."""
     config = case.config()
     model: Any
     if implementation == "timm":
-        from timm.models.mlp_mixer import MlpMixer
-
+        mlp_mixer: Any = import_mlp_mixer()[0]
         # timm's ratios, 0.5 and 4, are those of every variant
-        model = MlpMixer(
+        model = mlp_mixer(
             num_classes=config.num_labels,
             img_size=config.image_size,
             patch_size=config.patch_size,
@@ -53,11 +54,15 @@ def build_case_model(case: Case, implementation: str, device: torch.device) -> n
             embed_dim=config.hidden_size,
         )
     elif implementation == "timm_wrapper":
-        name = f"mixer_{case.variant.lower().replace('/', '')}_{config.image_size}"
-        wrapper = TimmWrapperConfig(architecture=name, num_labels=config.num_labels)
+        # Importing it imports timm
+        from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+
+        wrapper = TimmWrapperConfig(architecture=case.model_name, num_labels=config.num_labels)
         model = TimmWrapperForImageClassification(wrapper)
     else:
         model = MixerForImageClassification(config)
+    if implementation in RUNTIMES:
+        return model.eval()  # in float32: the export brings it into the type of the case
     model = model.to(device, case.weight_dtype(device))
     if case.dtype in QUANTIZED:
         model = quantize(model, case.dtype)
@@ -66,29 +71,51 @@ def build_case_model(case: Case, implementation: str, device: torch.device) -> n
     return model.train(case.training)
 
 
-def make_step(case: Case, model: nn.Module, execution: str, device: torch.device) -> Step:
+def prepare_model(
+    case: Case, model: nn.Module, implementation: str, execution: str, pixel_values: torch.Tensor
+) -> Callable[[torch.Tensor], Any]:
+    """Return a function of the pixels for an execution, whose result is the logits or has them as `logits`."""
+    if implementation in RUNTIMES:
+        return export_model(cast(PreTrainedModel, model), pixel_values, implementation, case.dtype)
+    if execution == "eager":
+        return model
+    if execution == "freezing":
+        # The option keeps Dynamo from taking what it compiled for another execution, see `make_step` for the rest
+        return torch.compile(model, options={"freezing": True}, fullgraph=True)
+    return torch.compile(model, mode=execution, fullgraph=True)
+
+
+def make_step(case: Case, model: nn.Module, implementation: str, execution: str, device: torch.device) -> Step:
     """Return a function that does one inference or training step on random images."""
     config = case.config()
     shape = (case.batch_size, config.num_channels, *to_pair(config.image_size))
-    pixel_values = torch.randn(shape, device=device, dtype=case.weight_dtype(device))
-    run = model if execution == "eager" else torch.compile(model, mode=execution, fullgraph=True)
+    dtype = torch.float32 if execution == EXPORTED else case.weight_dtype(device)
+    pixel_values = torch.randn(shape, device=device, dtype=dtype)
+    run = prepare_model(case, model, implementation, execution, pixel_values)
 
     def logits():
         outputs = run(pixel_values)
         return outputs if torch.is_tensor(outputs) else outputs.logits
 
+    if execution == "freezing":
+        # Inductor makes constants of the weights in what is compiled meanwhile, but not in inference mode. torch 2.13 has
+        # no public way: its option of `torch.compile` comes too late, after the graph was made.
+        step = torch.no_grad()(logits)
+        with torch._inductor.config.patch(freezing=True):
+            step()
+        return step
     if not case.training:
         return torch.inference_mode()(logits)
 
     labels = torch.randint(config.num_labels, (case.batch_size,), device=device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
-    def step():
+    def training_step():
         nn.functional.cross_entropy(logits().float(), labels).backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    return step
+    return training_step
 
 
 def device_limits(case: Case, device: torch.device) -> dict[LimitKey, tuple[Step, float]]:
@@ -130,7 +157,7 @@ def warm_up(case: Case, implementation: str, execution: str, device: torch.devic
     # A CUDA graph takes its memory before the step runs
     has_peak = device.type == "cuda" and execution in ("eager", "default")
     before = torch.cuda.memory_allocated(device) if has_peak else 0
-    step = make_step(case, build_case_model(case, implementation, device), execution, device)
+    step = make_step(case, build_case_model(case, implementation, device), implementation, execution, device)
     for _ in range(3):
         step()
     if not has_peak:
@@ -148,7 +175,7 @@ def prepare_runs(
     for implementation in implementations:
         if unsupported_reason(case, implementation, device) is not None:
             continue
-        for execution in case.executions:
+        for execution in case.executions_of(implementation):
             progress(f"{case.title}: {implementation} {execution}, warming up")
             try:
                 runs[case, implementation, execution] = warm_up(case, implementation, execution, device)
@@ -186,12 +213,13 @@ def measure(
             Is told what is being done.
 
     Returns:
-        `list[dict]`: One row per case, implementation and execution: the fields of the case, `milliseconds` per step,
+        `list[dict]`: One row per case, implementation and execution: the fields of the case, `model`, `image_size`,
+        `num_parameters` and `flops` (operations of the forward pass on one image), `milliseconds` per step,
         `images_per_second`, `spread` (interquartile range over median), `limit` (the share of the device's measured
         limit: the time that matrix products or weights need at least over the time taken), `speedup_over_timm` (in the
-        same type and execution; both are medians over the rounds), `peak_memory` in bytes (CUDA without graphs:
-        weights, gradients, optimizer and activations), `matmul_rate` in operations per second and `copy_rate` in bytes
-        per second.
+        same type and execution, over timm's eager model for an exported one; both are medians over the rounds),
+        `peak_memory` in bytes (CUDA without graphs: weights, gradients, optimizer and activations), `matmul_rate` in
+        operations per second and `copy_rate` in bytes per second.
     """
     torch.compiler.reset()
     runs: dict[Key, tuple[Step, int | None]] = {}
@@ -220,14 +248,18 @@ def make_row(
     copy_share = case.weight_traffic(device) / copy_work
     # The seconds that the step takes at least, at the rates of each round
     fastest = [max(matmul_share * a, copy_share * b) for a, b in zip(matmul, copy)]
-    timm = times.get((case, "timm", execution))
+    timm = times.get((case, "timm", "eager" if execution == EXPORTED else execution))
     return {
+        "model": case.model_name,
         "variant": case.variant,
         "batch_size": case.batch_size,
         "dtype": case.dtype,
         "mode": case.mode,
         "implementation": implementation,
         "execution": execution,
+        "image_size": case.config().image_size,
+        "num_parameters": case.num_parameters(),
+        "flops": estimate_flops(case.config()),
         "milliseconds": 1000 * statistics.median(seconds),
         "images_per_second": case.batch_size / statistics.median(seconds),
         "spread": spread(seconds),

@@ -7,15 +7,18 @@ Measure how fast Mixers run here, beside timm's and beside what the device can d
     hf-mixer benchmark --mode training --executions eager default
     hf-mixer benchmark --suite gpu                                       # a fixed set for a GPU, another for a CPU
     hf-mixer benchmark --suite gpu-inference --variants B/16             # a part of it
+    hf-mixer benchmark --suite cpu --results_dir scripts/benchmarks      # and keep the figures of this machine
     hf-mixer benchmark --preprocessing                                   # images per second before the model
 
 Everything in a table was timed in one run, in rounds in which each takes its turn. `% of limit` is the time that the
 matrix products need at the rate measured for them in the same rounds (or, for small batches, that the weights need to
-be read) over the time taken. `vs timm` is the median over the rounds, both executed alike. Tables go to the screen,
-all figures to `benchmark.json` and a picture to `benchmark.png` in --output_dir, after every case.
+be read) over the time taken. `vs timm` is the median over the rounds, both executed alike; ONNX Runtime and OpenVINO
+have one way to execute hf_mixer's model, which is beside timm's eager one. Tables go to the screen, all figures to
+`benchmark.json` and `benchmark.csv` and a picture to `benchmark.png` in --output_dir, after every case.
 """
 
 import argparse
+import datetime
 import itertools
 import json
 import os
@@ -46,7 +49,7 @@ PREPROCESSING_COLUMNS = {
     "spread": COLUMNS["spread"],
 }
 # Arguments that mean nothing where no model runs
-MODEL_ARGUMENTS = ("suite", "batch_sizes", "dtypes", "mode", "executions", "implementations", "device")
+MODEL_ARGUMENTS = ("suite", "batch_sizes", "dtypes", "mode", "executions", "implementations", "device", "results_dir")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -58,19 +61,47 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--dtypes", nargs="+", help="float32, bfloat16, float16, int8 or float8, of the weights (default: float32)"
     )
     parser.add_argument("--mode", choices=["inference", "training"], help="what a step is (default: inference)")
-    parser.add_argument("--executions", nargs="+", help="eager, or modes of torch.compile (default: eager)")
     parser.add_argument(
-        "--implementations", nargs="+", help="hf_mixer, hf_mixer_kernels, timm or timm_wrapper (default: all)"
+        "--executions",
+        nargs="+",
+        help="eager, freezing (compiled with constant weights, on a CPU), or modes of torch.compile (default: eager)",
+    )
+    parser.add_argument(
+        "--implementations",
+        nargs="+",
+        help="hf_mixer, hf_mixer_kernels, timm, timm_wrapper, onnxruntime or openvino (default: all)",
     )
     parser.add_argument("--rounds", type=int, default=10, help="interleaved rounds (default: 10)")
     parser.add_argument("--device", help="device to run on (default: an accelerator if there is one)")
     parser.add_argument("--output_dir", default="outputs/benchmark", help="default: outputs/benchmark")
     parser.add_argument(
+        "--results_dir",
+        help="also keep the figures here, in a CSV file for this machine and mode, such as in scripts/benchmarks",
+    )
+    parser.add_argument(
         "--preprocessing",
         action="store_true",
         help="measure the image processors instead, for the size of one variant",
     )
-    return parser.parse_args(arguments)
+    parsed = parser.parse_args(arguments)
+    hide_broken_torchvision()
+    return parsed
+
+
+def hide_broken_torchvision() -> None:
+    """
+    Let transformers do without a torchvision that was built for another torch. It imports torchvision wherever it is
+    installed (5.24), and cannot be imported itself where that fails. To be called before transformers is imported.
+    """
+    try:
+        import torchvision  # noqa: F401
+    except ImportError:
+        return
+    # A RuntimeError, an OSError or an AttributeError
+    except Exception as error:
+        print(f"torchvision cannot be imported, all runs without it: {' '.join(str(error).split())}", file=sys.stderr)
+        # Whoever imports it or looks for it, is told that it is not installed
+        sys.modules["torchvision"] = None  # type: ignore[assignment]
 
 
 def check_arguments(parsed: argparse.Namespace) -> None:
@@ -131,29 +162,58 @@ def format_table(rows: list[dict], columns: dict) -> str:
     return "\n".join("  ".join(line) for line in zip(*table))
 
 
-def run_cases(cases: list, implementations: Sequence[str], rounds: int, device, folder: Path, about: dict) -> None:
+def say_who_takes_part(cases: list, implementations: Sequence[str], device) -> None:
+    """Print what is left out and why, and what is measured otherwise than one would think."""
+    from ..benchmarking.cases import unsupported_reason
+    from ..benchmarking.timm_model import import_mlp_mixer
+
+    reasons = dict.fromkeys(
+        (name, unsupported_reason(case, name, device)) for case in cases for name in implementations
+    )
+    for name, reason in reasons:
+        if reason is not None:
+            print(f"left out: {name}: {reason}", file=sys.stderr)
+    if ("timm", None) in reasons:
+        _, missing_torchvision = import_mlp_mixer()
+        if missing_torchvision is not None:
+            print(
+                f"timm: imported without torchvision, which its Mixer does not use: {missing_torchvision}",
+                file=sys.stderr,
+            )
+
+
+def save_rows(rows: list[dict], about: dict, folder: Path) -> None:
+    """Write the files of --output_dir."""
+    from ..benchmarking.plots import save_speed_bars
+    from ..benchmarking.results import make_lines, write_csv
+
+    (folder / "benchmark.json").write_text(json.dumps({**about, "rows": rows}, indent=2) + "\n")
+    write_csv(folder / "benchmark.csv", make_lines(rows, about))
+    save_speed_bars(folder / "benchmark.png", rows)
+
+
+def run_cases(parsed: argparse.Namespace, cases: list, device, about: dict) -> None:
     """Measure every case, and save what is known after each."""
     from tqdm import tqdm
 
-    from ..benchmarking.cases import unsupported_reason
+    from ..benchmarking.cases import IMPLEMENTATIONS
     from ..benchmarking.measure import measure
-    from ..benchmarking.plots import save_speed_bars
+    from ..benchmarking.results import keep_results, make_lines
 
-    reasons = [(name, unsupported_reason(case, name, device)) for case in cases for name in implementations]
-    for name, reason in dict.fromkeys(reasons):
-        if reason is not None:
-            print(f"left out: {name}: {reason}", file=sys.stderr)
+    implementations = parsed.implementations or list(IMPLEMENTATIONS)
+    say_who_takes_part(cases, implementations, device)
     rows: list[dict] = []
     # Types side by side, so that the ratio between them comes from the same rounds as well
     groups = itertools.groupby(cases, lambda case: (case.variant, case.batch_size, case.mode))
     with tqdm([list(group) for _, group in groups], "Measuring", disable=None) as progress:
         for group in progress:
-            new = measure(group, implementations, rounds, device, progress.set_postfix_str)
+            new = measure(group, implementations, parsed.rounds, device, progress.set_postfix_str)
             if not new:
                 continue
             rows += new
-            (folder / "benchmark.json").write_text(json.dumps({**about, "rows": rows}, indent=2) + "\n")
-            save_speed_bars(folder / "benchmark.png", rows)
+            save_rows(rows, about, Path(parsed.output_dir))
+            if parsed.results_dir is not None:
+                keep_results(Path(parsed.results_dir), make_lines(new, about))
             for dtype, matmul, copy in dict.fromkeys(
                 (row["dtype"], row["matmul_rate"], row["copy_rate"]) for row in new
             ):
@@ -166,25 +226,25 @@ def run_cases(cases: list, implementations: Sequence[str], rounds: int, device, 
 
 
 def run(parsed: argparse.Namespace) -> None:
-    import torch
-
-    from ..benchmarking.cases import IMPLEMENTATIONS
     from ..benchmarking.measure import measure_preprocessing
-    from ..utils import check_device, describe_hardware, library_versions, one_line_errors
+    from ..benchmarking.results import describe_run
+    from ..utils import check_device, one_line_errors
 
     with one_line_errors():
         check_arguments(parsed)
         cases, device = choose_cases(parsed), check_device(parsed.device)
-        hardware, versions = describe_hardware(device), library_versions()
-        print(hardware, *(f"{name} {version}" for name, version in versions.items()), sep="  ")
+        if device.type != "cpu" and any("freezing" in case.executions for case in cases):
+            raise ValueError(
+                f"freezing is for the CPU, and {device} was chosen: add --device cpu, or take another one"
+            )
+        about = describe_run(device, datetime.date.today().isoformat())
+        print(about["device"], *(f"{name} {version}" for name, version in about["versions"].items()), sep="  ")
         if parsed.preprocessing:
             rows = measure_preprocessing(cases[0].config().image_size, parsed.rounds)
             print(format_table(rows, PREPROCESSING_COLUMNS))
         else:
             os.makedirs(parsed.output_dir, exist_ok=True)
-            about = {"device": hardware, "threads": torch.get_num_threads(), "versions": versions}
-            implementations = parsed.implementations or IMPLEMENTATIONS
-            run_cases(cases, implementations, parsed.rounds, device, Path(parsed.output_dir), about)
+            run_cases(parsed, cases, device, about)
 
 
 def main(arguments: list[str] | None = None) -> None:

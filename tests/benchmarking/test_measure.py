@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_mixer.benchmarking import measure as measuring
-from hf_mixer.benchmarking.cases import DTYPES, EXECUTIONS, SUITES, Case, unsupported_reason
+from hf_mixer.benchmarking.cases import EXECUTIONS, IMPLEMENTATIONS, SUITES, Case, unsupported_reason
 from hf_mixer.benchmarking.measure import build_case_model, make_step, measure, measure_preprocessing
 from hf_mixer.benchmarking.plots import save_speed_bars
 from hf_mixer.benchmarking.timing import time_interleaved
@@ -74,10 +74,51 @@ def test_training_steps_train():
     case = Case("tiny", 4, "bfloat16", training=True)
     model = build_case_model(case, "hf_mixer", CPU)
     before = [parameter.clone() for parameter in model.parameters()]
-    make_step(case, model, "eager", CPU)()
+    make_step(case, model, "hf_mixer", "eager", CPU)()
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
     assert any(not torch.equal(old, new) for old, new in zip(before, model.parameters()))
+
+
+def test_freezing_makes_constants_of_the_weights_at_the_first_call(monkeypatch):
+    """Inductor does so only under `no_grad`, and only where its setting is on while it compiles."""
+    modes = []
+
+    def compile_model(model, **options):
+        def run(pixel_values):
+            frozen = torch._inductor.config.freezing
+            modes.append((frozen, torch.is_grad_enabled(), torch.is_inference_mode_enabled()))
+            return model(pixel_values)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compile_model)
+    case = Case("tiny", 1, "float32", executions=("freezing",))
+    make_step(case, build_case_model(case, "hf_mixer", CPU), "timm", "freezing", CPU)()
+    assert modes == [(True, False, False), (False, False, False)]
+
+
+def test_frozen_weights_are_not_trained():
+    with pytest.raises(ValueError, match="freezing .* training .*: choose from eager, default"):
+        Case("tiny", 1, "float32", training=True, executions=("eager", "freezing"))
+
+
+def test_exported_models_are_measured_once_and_beside_timm_eager(clock, monkeypatch):
+    def build(case, implementation, device):
+        return build_case_model(case, "hf_mixer", device)
+
+    clock.update(timm=[6.0] * 3, onnxruntime=[3.0] * 3)
+    monkeypatch.setattr(measuring, "build_case_model", build)
+    monkeypatch.setattr(measuring, "export_model", lambda model, *_: model)
+    monkeypatch.setattr(measuring, "unsupported_reason", lambda *_: None)
+    monkeypatch.setattr(torch, "compile", lambda model, **_: model)
+    case = Case("tiny", 1, "float32", executions=("eager", "default"))
+    rows = measure([case], ("timm", "onnxruntime"), 3, CPU)
+    assert [(row["implementation"], row["execution"], row["speedup_over_timm"]) for row in rows] == [
+        ("timm", "eager", 1.0),
+        ("timm", "default", 1.0),
+        ("onnxruntime", "exported", 2.0),
+    ]
 
 
 @pytest.mark.gpu
@@ -91,7 +132,9 @@ def test_what_cannot_take_part_has_a_reason():
     assert "CUDA" in unsupported_reason(Case("B/16", 8, "bfloat16"), "hf_mixer_kernels", CPU)
     assert "bfloat16" in unsupported_reason(Case("B/16", 8, "float32"), "hf_mixer_kernels", torch.device("cuda"))
     assert "inference" in unsupported_reason(Case("B/16", 8, "int8", training=True), "hf_mixer", CPU)
-    assert "hf_mixer only" in unsupported_reason(Case("B/16", 8, "int8"), "timm", CPU)
+    assert "not among its types, float32" in unsupported_reason(Case("B/16", 8, "int8"), "timm", CPU)
+    assert "inference" in unsupported_reason(Case("B/16", 8, "float32", training=True), "openvino", CPU)
+    assert "CPU" in unsupported_reason(Case("B/16", 8, "float32"), "onnxruntime", torch.device("cuda"))
 
 
 @pytest.mark.parametrize(("capability", "reason"), [((8, 0), "float8 needs a GPU of"), ((9, 0), None)])
@@ -143,5 +186,5 @@ def test_suites_name_known_variants():
     for cases in SUITES.values():
         for case in cases:
             assert case.config().num_hidden_layers > 0
-            assert case.dtype in DTYPES
+            assert any(case.dtype in dtypes for dtypes in IMPLEMENTATIONS.values())
             assert set(case.executions) <= set(EXECUTIONS)

@@ -1,20 +1,48 @@
+import csv
+import importlib.util
 import json
+import sys
 
 import pytest
 import torch
 
-from hf_mixer.commands.benchmark import choose_cases, main, parse_arguments
+from hf_mixer.benchmarking.cases import Case
+from hf_mixer.commands.benchmark import (
+    choose_cases,
+    hide_broken_torchvision,
+    main,
+    parse_arguments,
+    say_who_takes_part,
+)
 
 
 def test_prints_a_table_and_saves_the_figures(tmp_path, capsys):
     arguments = ["--variants", "cifar10", "--batch_sizes", "1", "2", "--implementations", "hf_mixer", "--rounds", "1"]
-    main([*arguments, "--device", "cpu", "--output_dir", str(tmp_path)])
+    main([*arguments, "--device", "cpu", "--output_dir", str(tmp_path), "--results_dir", str(tmp_path / "results")])
     saved = json.loads((tmp_path / "benchmark.json").read_text())
     assert [row["batch_size"] for row in saved["rows"]] == [1, 2]
     assert saved["versions"]["torch"] == torch.__version__
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert any(line[:5] == ["cifar10", "inference", "float32", "2", "hf_mixer"] for line in lines)
     assert (tmp_path / "benchmark.png").stat().st_size > 0
+    (kept,) = (tmp_path / "results").glob("benchmark-infer-*.csv")
+    assert kept.read_text() == (tmp_path / "benchmark.csv").read_text()
+    with kept.open(newline="") as file:
+        assert [(line["model"], line["infer_batch_size"]) for line in csv.DictReader(file)] == [
+            ("mixer_cifar10_32", "1"),
+            ("mixer_cifar10_32", "2"),
+        ]
+
+
+def test_says_what_is_left_out_and_what_timm_does_without(monkeypatch, capsys):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr("hf_mixer.benchmarking.timm_model.import_mlp_mixer", lambda: (torch.nn.Module, "no nms"))
+    monkeypatch.setattr("hf_mixer.benchmarking.cases.import_mlp_mixer", lambda: (torch.nn.Module, "no nms"))
+    say_who_takes_part([Case("B/16", 1, "float32")] * 2, ("hf_mixer_kernels", "timm", "timm_wrapper"), cpu)
+    kernels, wrapper, timm = capsys.readouterr().err.splitlines()
+    assert kernels.startswith("left out: hf_mixer_kernels: ")
+    assert wrapper.startswith("left out: timm_wrapper: ")
+    assert timm == "timm: imported without torchvision, which its Mixer does not use: no nms"
 
 
 @pytest.mark.parametrize(
@@ -25,6 +53,7 @@ def test_prints_a_table_and_saves_the_figures(tmp_path, capsys):
         (["--suite", "cpu", "--dtypes", "float32"], "leave out --dtypes"),
         (["--suite", "gpu-training", "--variants", "H/14"], "gpu-training has nothing for --variants H/14"),
         (["--batch_sizes", "0"], "--batch_sizes have to be at least 1"),
+        (["--mode", "training", "--executions", "freezing"], "training changes: choose from eager"),
         (["--rounds", "0"], "--rounds has to be at least 1"),
         (["--device", "nonsense"], "--device nonsense is no device of torch: expected for instance cpu"),
         (["--preprocessing", "--dtypes", "int8", "--device", "cpu"], "runs no model: leave out --dtypes, --device"),
@@ -44,3 +73,18 @@ def test_bad_arguments_give_one_line(arguments, message, tmp_path):
 def test_a_part_of_a_suite_can_be_chosen(variants, expected):
     parsed = parse_arguments(["--suite", "gpu-inference", "--variants", *variants])
     assert [case.variant for case in choose_cases(parsed)] == expected
+
+
+@pytest.mark.parametrize(
+    "fault", ["RuntimeError('operator torchvision::nms does not exist')", "OSError('no library')"]
+)
+def test_a_broken_torchvision_is_taken_for_a_missing_one(fault, tmp_path, monkeypatch, capsys):
+    (tmp_path / "torchvision.py").write_text(f"raise {fault}")
+    monkeypatch.syspath_prepend(tmp_path)
+    # monkeypatch puts back what is there now
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    del sys.modules["torchvision"]
+    hide_broken_torchvision()
+    assert importlib.util.find_spec("torchvision") is None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(fault.split("'")[1])
