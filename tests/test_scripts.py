@@ -1,6 +1,5 @@
 """The scripts that are no commands."""
 
-import json
 import re
 import runpy
 import sys
