@@ -10,9 +10,9 @@ from transformers import PreTrainedModel, TorchAoConfig
 
 
 QUANTIZED = ("int8", "float8")
-# What makes int8 faster than float32 on a processor: B/16 then runs at 2 times the speed, elsewhere at 0.6
+# B/16 compiled runs at 2 times the speed of float32 on processors with these instructions, at 0.6 times with AVX2 alone
 VNNI = ("avx512_vnni", "avx_vnni")
-# And the channels from which it is: S/16 (512) runs at 2.1 times the speed, models of 128 and 256 at 0.6 and less
+# At batch 1, both compiled with freezing, S/16 (512 channels) runs at 1.7 times the speed of float32, 256 channels at 0.4
 INT8_HIDDEN_SIZE = 512
 
 
