@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Make a folder of a trained model in half precision, such as those in model_cards.
+Make a folder of a trained model, such as those in model_cards.
 
     python scripts/make_model_folder.py outputs/cifar10-nano model_cards/mixer-nano-cifar10 --dataset_name uoft-cs/cifar10
 
-The folder holds the weights in `--dtype`, the configuration, the image processor, the record of the training, the pictures
-and the card, but no code, which `hf-mixer publish` adds. What follows `--dataset_name` (or `--eval_dir`) goes to
-`hf-mixer evaluate`, which measures the weights as they are in the folder. In a folder that exists, everything is written
-anew.
+The folder holds the weights in float32, which computes fast and exactly on every processor, the configuration, the image
+processor, the record of the training, the pictures and the card, but no code, which `hf-mixer publish` adds. What follows
+`--dataset_name` (or `--eval_dir`) goes to `hf-mixer evaluate`, which measures the weights as they are in the folder. In a
+folder that exists, everything is written anew.
 """
 
 import argparse
@@ -26,9 +26,6 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="a trained model: the output folder of hf-mixer train")
     parser.add_argument("folder", type=Path, help="the folder to make")
-    parser.add_argument(
-        "--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16", help="type of the weights"
-    )
     return parser.parse_known_args()
 
 
@@ -38,7 +35,7 @@ def main():
     # Before anything is written, because it may refuse them
     evaluation = evaluate.parse_arguments([str(folder), *evaluation_arguments])
     with one_line_errors():
-        model, image_processor = load_checkpoint(str(source), dtype=arguments.dtype)
+        model, image_processor = load_checkpoint(str(source), dtype="float32")
         model.save_pretrained(folder)
         image_processor.save_pretrained(folder)
         for path in folder.glob("*_mixer.py"):
@@ -51,7 +48,7 @@ def main():
     with one_line_errors():
         card = save_card(create_card(folder), folder)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    print(f"{folder}: {size / 1e6:.2f} MB of weights in {arguments.dtype}, card in {card.name}")
+    print(f"{folder}: {size / 1e6:.2f} MB of weights, card in {card.name}")
 
 
 if __name__ == "__main__":

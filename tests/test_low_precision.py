@@ -59,10 +59,40 @@ def test_autocast_trains(model):
     model.zero_grad()
 
 
+def quantize_anyway(model):
+    """Quantize a model for which int8 is no gain, on every processor."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hf_mixer.low_precision.int8_problem", lambda hidden_size, device: None)
+        return quantize(model, "int8")
+
+
 @pytest.fixture(scope="module")
 def quantized(folder):
     pytest.importorskip("torchao", reason="needs torchao")
-    return quantize(MixerForImageClassification.from_pretrained(folder), "int8")
+    return quantize_anyway(MixerForImageClassification.from_pretrained(folder))
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "hidden_size", "message"),
+    [
+        ({"avx2": True, "avx512_vnni": False, "avx_vnni": False}, 768, "no VNNI instructions: take .* ONNX Runtime"),
+        ({"architecture": "aarch64", "dot": True, "i8mm": True}, 768, "no VNNI instructions: take .* ONNX Runtime"),
+        ({"avx512_vnni": True}, 128, "hidden_size=128, it needs at least 512: take float32"),
+    ],
+)
+def test_int8_is_refused_where_it_is_slower_than_float32(capabilities, hidden_size, message, monkeypatch):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities)
+    model = MixerForImageClassification(MixerConfig(**{**CONFIG, "hidden_size": hidden_size}))
+    with pytest.raises(ValueError, match=message):
+        quantize(model, "int8")
+
+
+@needs_torchao
+@pytest.mark.parametrize("name", ["avx512_vnni", "avx_vnni"])
+def test_int8_is_offered_where_the_processor_multiplies_it(name, monkeypatch):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {name: True})
+    narrow = quantize(MixerForImageClassification(MixerConfig(**{**CONFIG, "hidden_size": 512})), "int8")
+    assert type(narrow.mixer.layers[0].channel_mixing.fc1.weight).__name__ == "Int8Tensor"
 
 
 def test_int8_keeps_the_answer(model, quantized):
@@ -136,7 +166,7 @@ def test_int8_on_a_gpu_leaves_out_what_its_matrix_units_do_not_take():
 @needs_torchao
 def test_settings_of_the_compiler_stay_as_they_are(folder):
     with inductor.patch(coordinate_descent_tuning=False, force_fuse_int_mm_with_mul=False):
-        quantize(MixerForImageClassification.from_pretrained(folder), "int8")
+        quantize_anyway(MixerForImageClassification.from_pretrained(folder))
         assert not inductor.coordinate_descent_tuning
         assert not inductor.force_fuse_int_mm_with_mul
 
@@ -149,7 +179,7 @@ def test_what_is_quantized_already_is_refused(quantized):
 @pytest.mark.parametrize(
     ("dtype", "message"),
     [
-        ("float8", "8.9 .* the model is on cpu: take int8 or bfloat16"),
+        ("float8", "8.9 .* the model is on cpu: take bfloat16"),
         ("int4", "has to be one of int8, float8, got 'int4'"),
     ],
 )

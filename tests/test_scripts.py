@@ -1,11 +1,11 @@
 """The scripts that are no commands."""
 
-import json
 import re
 import runpy
 import sys
 
 import pytest
+import torch
 from PIL import Image
 
 from hf_mixer.checkpoints import load_checkpoint
@@ -35,6 +35,7 @@ def test_plot_weights_draws_any_source(source, tmp_path, run_script):
 
 def test_a_model_folder_holds_weights_settings_card_and_pictures_but_no_code(tmp_path, run_script):
     source = save_classifier(tmp_path / "trained", ["cat", "dog"])
+    load_checkpoint(source, dtype="bfloat16")[0].save_pretrained(source)
     (source / "training_curves.png").write_bytes(b"picture")
     photos = make_folder(tmp_path / "photos")
     run_script("make_model_folder.py", source, tmp_path / "model", "--eval_dir", photos)
@@ -50,9 +51,10 @@ def test_a_model_folder_holds_weights_settings_card_and_pictures_but_no_code(tmp
         "preprocessor_config.json",
         "training_curves.png",
     ]
-    assert json.loads((tmp_path / "model" / "config.json").read_text())["dtype"] == "bfloat16"
-    model, _ = load_checkpoint(tmp_path / "model")
-    assert next(model.parameters()).element_size() == 2
+    narrow, exact = (load_checkpoint(folder)[0] for folder in (source, tmp_path / "model"))
+    assert (narrow.dtype, exact.dtype) == (torch.bfloat16, torch.float32)
+    for before, after in zip(narrow.parameters(), exact.parameters(), strict=True):
+        assert torch.equal(before.float(), after)
 
     with pytest.raises(SystemExit, match="error: nowhere does not exist"):
         run_script("make_model_folder.py", source, tmp_path / "unfinished", "--eval_dir", "nowhere")

@@ -251,6 +251,7 @@ def build_model(model_args: ModelArguments, labels: list[str], problem_type: str
             id2label=id2label,
             revision=model_args.model_revision,
             ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
+            dtype="float32",  # 16 bits would round small steps away
             **hub,
             **overrides,
         )
