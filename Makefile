@@ -7,11 +7,10 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test quality style clean
 
-# The model is so small that a second thread costs time
 demo: $(VENV)/installed
 	rm -rf outputs/digits
-	OMP_NUM_THREADS=1 $(BIN)/hf-mixer train --recipe digits --output_dir outputs/digits
-	OMP_NUM_THREADS=1 $(BIN)/python scripts/digits_demo.py outputs/digits
+	$(BIN)/hf-mixer train --recipe digits --output_dir outputs/digits
+	$(BIN)/python scripts/digits_demo.py outputs/digits
 
 test: $(VENV)/developed
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal

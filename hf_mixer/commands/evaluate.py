@@ -77,7 +77,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--dataloader_num_workers",
         type=int,
-        help="processes that decode images (default: with an accelerator up to 8)",
+        help="processes that decode images (default: one per CPU core, at most 8; on a CPU with two cores 0)",
     )
     parser.add_argument(
         "--dtype",
@@ -207,11 +207,14 @@ def measure(arguments: argparse.Namespace, accelerator, model, transform, datase
     from ..data.loaders import default_num_workers
     from ..evaluation.evaluate import evaluate_model
     from ..low_precision import QUANTIZED, quantize
+    from ..threads import limit_threads
 
+    limit_threads(model.config, arguments.per_device_eval_batch_size)
     num_workers = arguments.dataloader_num_workers
     if num_workers is None:
-        # On the CPU they would only take time from the model
-        num_workers = 0 if accelerator.device.type == "cpu" else default_num_workers()
+        num_workers = default_num_workers()
+        if accelerator.device.type == "cpu" and num_workers <= 2:
+            num_workers = 0  # they would only take time from the model
     thresholds = model.config.label_thresholds
     if arguments.label_threshold is not None:
         thresholds = [arguments.label_threshold] * model.config.num_labels

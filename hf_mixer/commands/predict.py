@@ -315,8 +315,10 @@ def write_predictions(arguments: argparse.Namespace, accelerator) -> bool:
 
 def run(arguments: argparse.Namespace) -> None:
     from ..progress import quiet_libraries
+    from ..threads import limit_threads
     from ..utils import end_together, one_line_errors
 
+    limit_threads()
     quiet_libraries(has_watcher=arguments.dataset_name is not None and sys.stderr.isatty())
     if arguments.output_dir is None:
         with one_line_errors():

@@ -267,6 +267,7 @@ def announce_outcome(trainer, train_metrics: dict, prepared, data_args) -> None:
 def run(parsed: tuple) -> None:
     import transformers
 
+    from ..threads import limit_threads
     from ..training.preparation import check_results, describe_dataset, prepare_run
     from ..training.record import describe_command
     from ..utils import end_together, one_line_errors
@@ -284,6 +285,9 @@ def run(parsed: tuple) -> None:
             transformers.set_seed(training_args.seed)
             prepared = prepare_run(model_args, data_args, training_args)
             description = describe_dataset(prepared, data_args)
+            is_training = training_args.do_train
+            batch_size = training_args.train_batch_size if is_training else training_args.eval_batch_size
+            limit_threads(prepared.model.config, batch_size)
             if training_args.do_eval and not training_args.do_train:
                 check_results(training_args.output_dir, description)
             trainer, splits, console = build_trainer(prepared, data_args, training_args)

@@ -2,7 +2,6 @@
 """How images reach the training loop fast: decoded once, or streamed."""
 
 import itertools
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,14 +11,14 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import Dataset, IterableDataset
 
 from ..progress import progress_bar
+from ..threads import available_cores
 from .images import ImageDataError, ImageTransform, collate_images, stack_labels
 from .labels import is_missing
 
 
 def default_num_workers() -> int:
     """Return the number of loader workers that a process gets: its share of the CPU cores, at most 8."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    return min(8, available_cores())
 
 
 class NamedRows(Dataset):

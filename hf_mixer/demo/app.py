@@ -7,10 +7,12 @@ A demo Space: drop an image, see its labels or values and what the model looked 
 
 import json
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import gradio as gr
+import joblib
 import torch
 from PIL import Image
 from saliency import draw_saliency, is_regression, occlusion_map, read_outputs
@@ -178,7 +180,14 @@ def build(demo: Demo, title: str, examples: list[str]) -> gr.Blocks:
     return page
 
 
+def limit_threads() -> None:
+    """Let torch use the cores of this container only, unless the user says how many: it does not look at quotas."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), joblib.cpu_count()))
+
+
 def main():
+    limit_threads()
     settings = json.loads((HERE / "space.json").read_text(encoding="utf-8"))
     examples = sorted(str(path) for path in (HERE / "examples").glob("*"))
     page = build(Demo(*load(settings), settings["conversion"]), settings["title"], examples)

@@ -50,7 +50,9 @@ def write_space(
     (directory / "space.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     requirements = importlib.metadata.requires("hf_mixer") or []
     needed = [line for line in requirements if "extra ==" not in line and ">=" in line]
-    (directory / "requirements.txt").write_text("\n".join([*needed, f"gradio>={GRADIO_VERSION}"]) + "\n")
+    (directory / "requirements.txt").write_text(
+        "\n".join([*needed, "joblib>=1.3", f"gradio>={GRADIO_VERSION}"]) + "\n"
+    )
     metadata = SpaceCardData(
         title=title,
         emoji="🧩",

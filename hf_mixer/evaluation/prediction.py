@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image
 
+from ..configuration_mixer import to_pair
 from ..data.images import ImageConversion, ImageDataError, has_many_bits, open_image
 from ..data.labels import problem_type_of
 from ..data.loaders import default_num_workers
@@ -28,8 +29,14 @@ Result = TypeVar("Result")
 AS_IT_IS = ImageConversion()
 # From this probability on, a label of several counts as present
 DEFAULT_THRESHOLD = 0.5
+# Batches that are read and computed at a time
+MAX_BATCHES = 8
 # Batches on an accelerator at a time: one computes while another is copied
 MAX_BATCHES_ON_DEVICE = 2
+# Up to this size, in pixels, one thread reads at a time: most of it is Python, and threads that wait for the interpreter cost
+# more than they help. On two cores, two threads read images of 32 pixels at 0.93 times the rate of one, and photographs
+# at 1.6 times.
+SMALL_IMAGE = 64
 
 
 @dataclass(frozen=True)
@@ -220,10 +227,10 @@ class Predictor:
             self.thresholds = [label_threshold] * len(self.labels)
         else:
             self.thresholds = model.config.label_thresholds or [DEFAULT_THRESHOLD] * len(self.labels)
-        on_cpu = model.device.type == "cpu"
-        self.num_threads = default_num_workers()
-        self.reading = threading.Lock()
-        self.turns = threading.Semaphore(self.num_threads if on_cpu else MAX_BATCHES_ON_DEVICE)
+        self.on_cpu = model.device.type == "cpu"
+        is_small = max(to_pair(model.config.image_size)) <= SMALL_IMAGE
+        self.reading = threading.Semaphore(1 if is_small else MAX_BATCHES)
+        self.turns = threading.Semaphore(MAX_BATCHES if self.on_cpu else MAX_BATCHES_ON_DEVICE)
 
     def __call__(self, sources: Sequence[dict]) -> list[Prediction]:
         """
@@ -232,7 +239,6 @@ class Predictor:
         Raises:
             `ValueError`: the output of the model for an image is not finite.
         """
-        # One thread at a time: most of it is Python, and threads that wait for the interpreter cost more than they help
         with self.reading:
             pixel_values, errors = self.reader(sources)
         if pixel_values is None:
@@ -268,8 +274,9 @@ class Predictor:
         self, batches: Iterable[Item], sources_of: Callable[[Item], Sequence[dict]], num_batches: int | None = None
     ) -> Iterator[tuple[Item, list[Prediction]]]:
         """
-        Run the model on many batches, in threads that each decode and predict whole batches. On the CPU every thread
-        computes on its share of the cores: that leaves none of them idle while images are decoded.
+        Run the model on many batches, in threads that each decode and predict whole batches. On the CPU they share out the
+        threads that torch has, `torch.get_num_threads()`: that leaves no core idle while images are decoded. A model on
+        an accelerator gets its batches from as many threads as this process has cores, at most 8.
 
         Args:
             batches (`Iterable`):
@@ -282,13 +289,23 @@ class Predictor:
         Yields:
             Each batch and its predictions, in order.
         """
-        num_threads = min(self.num_threads, num_batches or self.num_threads)
         before = torch.get_num_threads()
-        torch.set_num_threads(max(1, before // num_threads))
+        cores = before if self.on_cpu else default_num_workers()
+        num_threads, threads_each = share_threads(cores, min(MAX_BATCHES, num_batches or MAX_BATCHES))
+        torch.set_num_threads(min(before, threads_each))
         try:
             yield from map_ahead(lambda batch: self(sources_of(batch)), batches, num_threads)
         finally:
             torch.set_num_threads(before)
+
+
+def share_threads(cores: int, num_batches: int) -> tuple[int, int]:
+    """
+    Return how many of at most `num_batches` batches to compute at a time, and with how many threads each, such that together
+    they take no more than `cores`: rather many with one thread, which waits for no other.
+    """
+    threads_each = -(-cores // num_batches)
+    return cores // threads_each, threads_each
 
 
 def map_ahead(

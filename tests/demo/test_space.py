@@ -39,7 +39,9 @@ def test_space_metadata(space):
     assert "models" not in data
     requirements = (space / "requirements.txt").read_text().splitlines()
     assert all(re.match(r"[\w-]+\S*>=\d", line) for line in requirements)
-    assert {"torch", "transformers", "pillow", "gradio"} <= {re.match(r"[\w-]+", line)[0] for line in requirements}
+    assert {"torch", "transformers", "pillow", "joblib", "gradio"} <= {
+        re.match(r"[\w-]+", line)[0] for line in requirements
+    }
     minimum = re.search(r'"gradio>=([\d.]+)"', (ROOT / "pyproject.toml").read_text())[1]
     assert GRADIO_VERSION.startswith(minimum)
 

@@ -1,5 +1,6 @@
 import io
 import logging
+import threading
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from PIL import Image
 
 from hf_mixer import MixerForImageClassification, MixerImageProcessorPil
 from hf_mixer.data.images import ImageConversion
-from hf_mixer.evaluation.prediction import PixelReader, Predictor, map_ahead
+from hf_mixer.evaluation.prediction import PixelReader, Predictor, map_ahead, share_threads
 from tests.helpers import save_classifier
 
 
@@ -141,6 +142,40 @@ def test_batches_come_in_order_and_torch_keeps_its_threads(classifier):
         best = [prediction.scores[0]["score"] for prediction in predictor(batch)]
         assert [prediction.scores[0]["score"] for prediction in predictions] == pytest.approx(best, abs=1e-5)
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(
+    ("cores", "num_batches", "shares"),
+    [
+        (1, 8, (1, 1)),
+        (2, 8, (2, 1)),
+        (2, 1, (1, 2)),
+        (4, 8, (4, 1)),
+        (8, 3, (2, 3)),
+        (12, 8, (6, 2)),
+        (64, 8, (8, 8)),
+        (64, 1, (1, 64)),
+    ],
+)
+def test_batches_share_the_cores_and_leave_few_idle(cores, num_batches, shares):
+    assert share_threads(cores, num_batches) == shares
+
+
+def test_predictions_take_no_more_threads_than_torch_has(classifier, monkeypatch):
+    predictor = Predictor(*classifier)
+    computing, num_threads, lock = set(), [], threading.Lock()
+    forward = predictor.model.forward
+
+    def watch(*args, **kwargs):
+        with lock:
+            computing.add(threading.get_ident())
+            num_threads.append(torch.get_num_threads())
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(predictor.model, "forward", watch)
+    batches = [[encode(noise(16, 16, 3))]] * 6
+    list(predictor.predict_batches(batches, lambda batch: batch))
+    assert len(computing) * max(num_threads) <= torch.get_num_threads()
 
 
 def test_few_items_are_read_ahead():
