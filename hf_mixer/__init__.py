@@ -15,6 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 from transformers.utils import is_torchvision_available
 
 from .checkpoints import load_checkpoint
+from .compilation import compile_for_inference
 from .configuration_mixer import MixerConfig
 from .image_processing_mixer import MixerImageProcessor
 from .image_processing_pil_mixer import MixerImageProcessorPil
@@ -51,5 +52,6 @@ __all__ = [
     "MixerImageProcessorPil",
     "MixerModel",
     "MixerPreTrainedModel",
+    "compile_for_inference",
     "load_checkpoint",
 ]

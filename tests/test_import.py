@@ -13,6 +13,7 @@ from types import ModuleType
 PACKAGE = Path(__file__).parent.parent / "hf_mixer"
 LOADED = {
     PACKAGE / "__init__.py",
+    PACKAGE / "compilation.py",
     PACKAGE / "utils.py",
     *PACKAGE.glob("*_mixer.py"),
     *PACKAGE.glob("checkpoints/*.py"),

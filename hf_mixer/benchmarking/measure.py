@@ -19,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import is_torchvision_available
 
+from ..compilation import compile_for_inference
 from ..configuration_mixer import to_pair
 from ..flops import estimate_flops
 from ..image_processing_mixer import MixerImageProcessor
@@ -79,6 +80,8 @@ def prepare_model(
         return export_model(cast(PreTrainedModel, model), pixel_values, implementation, case.dtype)
     if execution == "eager":
         return model
+    if execution == "freezing" and implementation == "hf_mixer":
+        return compile_for_inference(cast(PreTrainedModel, model), case.batch_size)
     if execution == "freezing":
         # The option keeps Dynamo from taking what it compiled for another execution, see `make_step` for the rest
         return torch.compile(model, options={"freezing": True}, fullgraph=True)

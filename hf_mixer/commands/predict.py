@@ -51,6 +51,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub")
     parser.add_argument("--device", help="device to run on (default: an accelerator if there is one)")
+    parser.add_argument(
+        "--torch_compile", action="store_true", help="compile the model first: faster for thousands of images"
+    )
     parser.add_argument("--json", action="store_true", help="print one line of JSON per image instead of a table")
     parser.add_argument("--cache_dir", help="where to keep what comes from the Hub")
     parser.add_argument("--token", help="token for the Hub (default: the one you logged in with)")
@@ -144,6 +147,7 @@ def load_predictor(arguments: argparse.Namespace, device):
         find_training_conversion(arguments.model, hub),
         arguments.top_k or (5 if arguments.output_dir else 3),
         arguments.label_threshold,
+        arguments.batch_size if arguments.torch_compile else None,
     )
 
 

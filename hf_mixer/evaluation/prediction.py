@@ -16,6 +16,7 @@ import torch
 from PIL import ExifTags, Image
 
 from ..configuration_mixer import to_pair
+from ..compilation import compile_for_inference
 from ..data.images import ImageConversion, ImageDataError, has_many_bits, open_image
 from ..data.labels import problem_type_of
 from ..data.loaders import default_num_workers
@@ -202,6 +203,8 @@ class Predictor:
         label_threshold (`float`, *optional*):
             The probability from which one of several labels counts as present, in place of `config.label_thresholds`,
             or of 0.5 where the model has none.
+        compile_batch_size (`int`, *optional*):
+            Compile the model when the first batches come, see [`compile_for_inference`]: for so many images at a time.
 
     Raises:
         `ValueError`: the model has no classifier.
@@ -215,10 +218,11 @@ class Predictor:
         trained_with: ImageConversion = AS_IT_IS,
         top_k: int = 5,
         label_threshold: float | None = None,
+        compile_batch_size: int | None = None,
     ):
         if not model.config.num_labels:
             raise ValueError("the model has no classifier: give one that was trained on labels")
-        self.model = model.eval()
+        self.model, self.compile_batch_size = model.eval(), compile_batch_size
         self.reader = PixelReader(image_processor, conversion, trained_with)
         self.problem_type = problem_type_of(model.config)
         self.labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
@@ -294,6 +298,10 @@ class Predictor:
         num_threads, threads_each = share_threads(cores, min(MAX_BATCHES, num_batches or MAX_BATCHES))
         torch.set_num_threads(min(before, threads_each))
         try:
+            if self.compile_batch_size is not None:
+                # Here, because the code is for this number of threads
+                compile_for_inference(self.model, self.compile_batch_size)
+                self.compile_batch_size = None
             yield from map_ahead(lambda batch: self(sources_of(batch)), batches, num_threads)
         finally:
             torch.set_num_threads(before)

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+import copy
+import shutil
+
+import pytest
+import torch
+
+from hf_mixer import MixerConfig, MixerForImageClassification, compile_for_inference
+from hf_mixer.compilation import mix_tokens
+
+
+CONFIG = {
+    "image_size": 16,
+    "patch_size": 4,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "token_mlp_dim": 10,
+    "channel_mlp_dim": 48,
+    "num_labels": 5,
+}
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return MixerForImageClassification(MixerConfig(**CONFIG)).eval()
+
+
+@pytest.fixture(scope="module")
+def compiled(model):
+    torch._dynamo.reset()
+    return compile_for_inference(copy.deepcopy(model), batch_size=2)
+
+
+def images(batch_size: int) -> torch.Tensor:
+    return torch.randn(batch_size, 3, 16, 16, generator=torch.Generator().manual_seed(batch_size))
+
+
+@needs_compiler
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_a_compiled_model_answers_as_before_for_every_batch_size(model, compiled, batch_size):
+    with torch.inference_mode():
+        expected = model(images(batch_size)).logits
+        torch.testing.assert_close(compiled(images(batch_size)).logits, expected)
+    assert not compiled(pixel_values=images(batch_size)).logits.requires_grad
+
+
+@needs_compiler
+def test_the_answers_of_an_earlier_batch_stay_what_they_were(model, compiled):
+    first = compiled(images(2)).logits
+    compiled(images(1))
+    torch.testing.assert_close(first, model(images(2)).logits.detach())
+
+
+@needs_compiler
+def test_weights_are_constants_of_the_code(compiled):
+    before = compiled(images(2)).logits
+    with torch.no_grad():
+        compiled.classifier.weight.zero_()
+    assert torch.equal(compiled(images(2)).logits, before)
+
+
+@needs_compiler
+def test_a_compiled_model_refuses_labels(compiled):
+    with pytest.raises(ValueError, match="`pixel_values` alone, got labels"):
+        compiled(images(2), labels=torch.tensor([0, 1]))
+
+
+def test_a_batch_of_no_images_is_refused(model):
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        compile_for_inference(model, batch_size=0)
+
+
+@torch.no_grad()
+def test_compiled_token_mixing_is_that_of_the_layer(model):
+    layer, tokens = copy.deepcopy(model.mixer.layers[0]).double(), torch.randn(3, 16, 32).double()
+    torch.testing.assert_close(mix_tokens(layer, tokens), layer.mix_tokens(tokens))
+    layer.token_mixing.fc1 = torch.nn.Sequential(layer.token_mixing.fc1)
+    assert mix_tokens(layer, tokens) is None
