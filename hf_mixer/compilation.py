@@ -72,7 +72,9 @@ def compile_for_inference(model: PreTrainedModel, batch_size: int = 1) -> PreTra
     def forward(pixel_values: torch.Tensor, **kwargs) -> ModelOutput:
         tensors = [name for name, value in kwargs.items() if torch.is_tensor(value)]
         if tensors:
-            raise ValueError(f"a model that was compiled for inference takes `pixel_values` alone, got {', '.join(tensors)}")
+            raise ValueError(
+                f"a model that was compiled for inference takes `pixel_values` alone, got {', '.join(tensors)}"
+            )
         parts = []
         # Inductor makes no constants of weights in inference mode
         with torch.inference_mode(False), torch.no_grad():
@@ -86,7 +88,9 @@ def compile_for_inference(model: PreTrainedModel, batch_size: int = 1) -> PreTra
 
     # As of torch 2.13, Dynamo looks at this setting while it makes the graph, and the option of `torch.compile` comes later
     with inductor_config.patch(freezing=on_cpu):
-        forward(torch.zeros(1, config.num_channels, *to_pair(config.image_size), dtype=model.dtype, device=model.device))
+        forward(
+            torch.zeros(1, config.num_channels, *to_pair(config.image_size), dtype=model.dtype, device=model.device)
+        )
     model.forward = forward
     return model
 

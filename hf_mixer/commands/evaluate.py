@@ -211,9 +211,12 @@ def measure(arguments: argparse.Namespace, accelerator, model, transform, datase
     from ..data.loaders import default_num_workers
     from ..evaluation.evaluate import evaluate_model
     from ..low_precision import QUANTIZED, quantize
+    from ..memory import keep_freed_memory
     from ..threads import limit_threads
 
     limit_threads(model.config, arguments.per_device_eval_batch_size)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     num_workers = arguments.dataloader_num_workers
     if num_workers is None:
         num_workers = default_num_workers()

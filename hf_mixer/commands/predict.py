@@ -130,6 +130,7 @@ def load_predictor(arguments: argparse.Namespace, device):
     from ..checkpoints import load_checkpoint
     from ..data.images import ImageConversion
     from ..evaluation.prediction import Predictor
+    from ..memory import keep_freed_memory
 
     conversion = ImageConversion(arguments.flatten_transparency, arguments.scale_16_bit)
     if arguments.revision is not None and os.path.exists(arguments.model):
@@ -140,6 +141,8 @@ def load_predictor(arguments: argparse.Namespace, device):
     model, image_processor = load_checkpoint(arguments.model, **hub)
     if not model.config.num_labels:
         raise ValueError(f"{arguments.model} has no classifier")
+    if device.type == "cpu":
+        keep_freed_memory()
     return Predictor(
         model.to(device),
         image_processor,

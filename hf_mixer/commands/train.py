@@ -267,6 +267,7 @@ def announce_outcome(trainer, train_metrics: dict, prepared, data_args) -> None:
 def run(parsed: tuple) -> None:
     import transformers
 
+    from ..memory import keep_freed_memory
     from ..threads import limit_threads
     from ..training.preparation import check_results, describe_dataset, prepare_run
     from ..training.record import describe_command
@@ -288,6 +289,8 @@ def run(parsed: tuple) -> None:
             is_training = training_args.do_train
             batch_size = training_args.train_batch_size if is_training else training_args.eval_batch_size
             limit_threads(prepared.model.config, batch_size)
+            if training_args.device.type == "cpu":
+                keep_freed_memory()
             if training_args.do_eval and not training_args.do_train:
                 check_results(training_args.output_dir, description)
             trainer, splits, console = build_trainer(prepared, data_args, training_args)

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image
 
-from ..configuration_mixer import to_pair
 from ..compilation import compile_for_inference
+from ..configuration_mixer import to_pair
 from ..data.images import ImageConversion, ImageDataError, has_many_bits, open_image
 from ..data.labels import problem_type_of
 from ..data.loaders import default_num_workers

@@ -51,6 +51,8 @@ class EmaCallback(TrainerCallback):
         self.decay = decay
         self.checkpoint = checkpoint
         self.average: Any = None
+        self.averaged: list[torch.Tensor] = []
+        self.trained: list[torch.Tensor] = []
         self.is_swapped = False
         self.saved_step = 0
 
@@ -61,6 +63,8 @@ class EmaCallback(TrainerCallback):
             )
         self.model, self.is_swapped, self.saved_step = model, False, 0
         self.average = copy.deepcopy(model).requires_grad_(False)
+        # To walk through the modules in every step takes longer than the update of a small model
+        self.averaged, self.trained = (list(network.parameters()) for network in (self.average, model))
         if state.global_step > 0:
             checkpoint = self.checkpoint or checkpoint_folder(args, state)
             path = Path(checkpoint) / TRAINED_WEIGHTS_NAME
@@ -107,7 +111,7 @@ class EmaCallback(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         step = state.global_step
         update = get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))
-        update(list(self.average.parameters()), list(self.model.parameters()), step)
+        update(self.averaged, self.trained, step)
         self._swap_in_if_needed(control)
 
     def on_epoch_end(self, args, state, control, **kwargs):
