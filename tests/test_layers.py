@@ -3,6 +3,8 @@ The layers compute the formula on the tokens as they lie. Linears that are more 
 a hook may have kept stays as it was.
 """
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -237,3 +239,42 @@ def test_autocast_keeps_the_narrow_type_within_an_mlp(dtype):
         narrow = layer(tokens())
     assert seen == [dtype, dtype]
     torch.testing.assert_close(narrow.float(), layer(tokens()), atol=0.05, rtol=0.05)
+
+
+def set_processor(monkeypatch, *capabilities: str) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(capabilities, True))
+
+
+@pytest.mark.parametrize("capability", ["amx_bf16", "avx512_bf16", "bf16", "avx2"])
+def test_bfloat16_is_multiplied_as_suits_the_processor(monkeypatch, capability):
+    set_processor(monkeypatch, capability)
+    program = torch.export.export(make_layer().bfloat16(), (tokens().bfloat16(),))
+    operators = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert ("aten.baddbmm.default" in operators) == (capability != "avx2")
+
+
+@pytest.mark.parametrize("capability", ["amx_bf16", "avx2"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_bfloat16_and_its_gradients_are_right_on_every_processor(monkeypatch, model, capability, autocast):
+    def gradients(model, dtype):
+        pixel_values = images().to(dtype).requires_grad_()
+        loss = model(pixel_values, labels=torch.tensor([0, 1, 2])).loss
+        return [gradient.float() for gradient in torch.autograd.grad(loss, [pixel_values, *model.parameters()])]
+
+    expected = gradients(copy.deepcopy(model).double(), torch.float64)
+    set_processor(monkeypatch, capability)
+    dtype = torch.float32 if autocast else torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        actual = gradients(model.to(dtype), dtype)
+    for narrow, exact in zip(actual, expected):
+        torch.testing.assert_close(narrow, exact, rtol=0, atol=0.05 * exact.abs().max().item())
+
+
+@torch.no_grad()
+def test_patches_are_embedded_as_the_convolution_does_it(monkeypatch, model):
+    set_processor(monkeypatch, "amx_bf16")
+    embeddings, seen = model.bfloat16().mixer.embeddings.patch_embeddings, []
+    product = embeddings(images().bfloat16())
+    embeddings.projection.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    torch.testing.assert_close(product, embeddings(images().bfloat16()), atol=0.02, rtol=0.02)
+    assert len(seen) == 1
