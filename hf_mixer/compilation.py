@@ -44,7 +44,8 @@ def compile_for_inference(model: PreTrainedModel, batch_size: int = 1) -> PreTra
         no loss.
 
     Raises:
-        `ValueError`: `batch_size` is less than 1 or, when the model is called, there are other tensors than `pixel_values`.
+        `ValueError`: `batch_size` is less than 1 or, when the model is called, there is anything beside `pixel_values`, or
+            they do not fit the model.
 
     Example:
 
@@ -59,8 +60,9 @@ def compile_for_inference(model: PreTrainedModel, batch_size: int = 1) -> PreTra
     if batch_size < 1:
         raise ValueError(f"`batch_size` has to be at least 1, got {batch_size}")
     model.eval()
-    on_cpu, config = model.device.type == "cpu", model.config
-    if on_cpu and model.dtype in MULTIPLIERS and multiplies(model.dtype):
+    on_cpu, dtype, config = model.device.type == "cpu", model.dtype, model.config
+    image_shape = (config.num_channels, *to_pair(config.image_size))
+    if on_cpu and dtype in MULTIPLIERS and multiplies(dtype):
         for module in model.modules():
             if hasattr(module, "token_kernel"):
                 module.token_kernel = mix_tokens
@@ -68,21 +70,26 @@ def compile_for_inference(model: PreTrainedModel, batch_size: int = 1) -> PreTra
         largest = max(MIN_IMAGES, MAX_HIDDEN_UNITS // (config.num_patches * config.channel_mlp_dim))
         batch_size = math.ceil(batch_size / math.ceil(batch_size / largest))
     how: dict[str, Any] = {"options": {"freezing": True}} if on_cpu else {"mode": "max-autotune"}
-    compiled = torch.compile(model.forward, fullgraph=True, dynamic=False, **how)
+    plain = model.forward
+    compiled = torch.compile(plain, fullgraph=True, dynamic=False, **how)
 
-    @functools.wraps(model.forward)
-    def forward(pixel_values: torch.Tensor, **kwargs) -> ModelOutput:
-        tensors = [name for name, value in kwargs.items() if torch.is_tensor(value)]
-        if tensors:
+    @functools.wraps(plain)
+    def forward(pixel_values: torch.Tensor | None = None, **kwargs) -> ModelOutput:
+        others = [name for name, value in kwargs.items() if value is not None]
+        if others:
             raise ValueError(
-                f"a model that was compiled for inference takes `pixel_values` alone, got {', '.join(tensors)}"
+                f"a model that was compiled for inference takes `pixel_values` alone, got {', '.join(others)}"
             )
+        if pixel_values is None or pixel_values.shape[1:] != image_shape or not pixel_values.is_floating_point():
+            return plain(pixel_values)  # which says what is wrong
         parts = []
         # Inductor makes no constants of weights in inference mode
         with torch.inference_mode(False), torch.no_grad():
             for images in pixel_values.split(batch_size):
-                filled = nn.functional.pad(images, (0, 0, 0, 0, 0, 0, 0, batch_size - len(images)))
-                outputs = compiled(filled, **kwargs)
+                # Another type or layout would be compiled anew
+                filled = torch.zeros(batch_size, *image_shape, dtype=dtype, device=model.device)
+                filled[: len(images)] = images
+                outputs = compiled(filled)
                 parts.append({name: take(value, len(images)) for name, value in outputs.items()})
         return type(outputs)({name: join([part[name] for part in parts]) for name in parts[0]})
 
@@ -90,9 +97,7 @@ def compile_for_inference(model: PreTrainedModel, batch_size: int = 1) -> PreTra
 
     # As of torch 2.13, Dynamo looks at this setting while it makes the graph, and the option of `torch.compile` comes later
     with inductor_config.patch(freezing=on_cpu):
-        forward(
-            torch.zeros(1, config.num_channels, *to_pair(config.image_size), dtype=model.dtype, device=model.device)
-        )
+        forward(torch.zeros(1, *image_shape))
     model.forward = forward
     return model
 

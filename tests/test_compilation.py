@@ -67,6 +67,30 @@ def test_a_compiled_model_refuses_labels(compiled):
         compiled(images(2), labels=torch.tensor([0, 1]))
 
 
+@needs_compiler
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (torch.zeros(2, 3, 8, 16), r"Input image size \(8x16\)"),
+        (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), "floating-point numbers, got torch.uint8"),
+        (None, "specify `pixel_values`"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused_as_before(compiled, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        compiled(wrong)
+
+
+@needs_compiler
+def test_nothing_is_compiled_after_the_call(compiled):
+    counters = torch._dynamo.utils.counters["stats"]
+    before = counters["unique_graphs"]
+    for pixel_values in (images(1).double(), images(3).contiguous(memory_format=torch.channels_last)):
+        with torch.inference_mode():
+            compiled(pixel_values)
+    assert counters["unique_graphs"] == before
+
+
 def test_a_batch_of_no_images_is_refused(model):
     with pytest.raises(ValueError, match="at least 1, got 0"):
         compile_for_inference(model, batch_size=0)

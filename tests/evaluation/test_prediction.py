@@ -1,5 +1,7 @@
+import copy
 import io
 import logging
+import shutil
 import threading
 
 import numpy as np
@@ -142,6 +144,19 @@ def test_batches_come_in_order_and_torch_keeps_its_threads(classifier):
         best = [prediction.scores[0]["score"] for prediction in predictor(batch)]
         assert [prediction.scores[0]["score"] for prediction in predictions] == pytest.approx(best, abs=1e-5)
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_a_compiled_model_predicts_the_same(classifier):
+    model, image_processor = classifier
+    sources = [encode(noise(16 + index, 16, 3)) for index in range(3)]
+    batches = [sources[:2], sources[2:]]
+    expected = [Predictor(model, image_processor)(batch) for batch in batches]
+    compiled = Predictor(copy.deepcopy(model), image_processor, compile_batch_size=2)
+    for predictions, (_, actual) in zip(expected, compiled.predict_batches(batches, lambda batch: batch)):
+        for wanted, prediction in zip(predictions, actual):
+            scores = [entry["score"] for entry in prediction.scores]
+            assert scores == pytest.approx([entry["score"] for entry in wanted.scores], abs=1e-5)
 
 
 @pytest.mark.parametrize(
