@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .configuration_mixer import to_pair
-from .layers_mixer import MULTIPLIERS, is_plain, multiplies
+from .layers_mixer import is_plain, multiplies
 
 
 # The hidden units that caches hold beside the weights, and the images that share one reading of the weights. In bfloat16 on two
@@ -62,7 +62,7 @@ def compile_for_inference(model: PreTrainedModel, batch_size: int = 1) -> PreTra
     model.eval()
     on_cpu, dtype, config = model.device.type == "cpu", model.dtype, model.config
     image_shape = (config.num_channels, *to_pair(config.image_size))
-    if on_cpu and dtype in MULTIPLIERS and multiplies(dtype):
+    if on_cpu and multiplies(dtype):
         for module in model.modules():
             if hasattr(module, "token_kernel"):
                 module.token_kernel = mix_tokens

@@ -101,8 +101,8 @@ def operand_dtype(hidden_states: torch.Tensor) -> torch.dtype:
 
 @torch.compiler.assume_constant_result
 def multiplies(dtype: torch.dtype) -> bool:
-    """Whether this processor multiplies a narrow type itself. Others convert it to float32 first."""
-    return any(torch.cpu.get_capabilities().get(name, False) for name in MULTIPLIERS[dtype])
+    """Whether `dtype` is narrow and this processor multiplies it itself. Others convert it to float32 first."""
+    return any(torch.cpu.get_capabilities().get(name, False) for name in MULTIPLIERS.get(dtype, ()))
 
 
 def linear_over_tokens(linear: nn.Linear, hidden_states: torch.Tensor) -> torch.Tensor:

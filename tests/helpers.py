@@ -1,11 +1,13 @@
 """What the tests share: images, checkpoints of the original implementations, tiny training runs, and two processes."""
 
 import io
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from datasets import Image as ImageFeature
@@ -26,6 +28,8 @@ ENABLE_CHECKPOINTING = (
     if hasattr(MixerModel, "activation_checkpointing_enable")
     else "gradient_checkpointing_enable"
 )
+# Inductor makes C++ of a model for the CPU
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 GOOGLE_SQUARE = FIXTURES / "flax/a_sq16_p4_tok_gt"
 GOOGLE_RECTANGLE = FIXTURES / "flax/e_rect8x16_p4"
 TIMM_TINY = FIXTURES / "timm/b16_tiny_cls"

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
-import shutil
 
 import pytest
 import torch
 
 from hf_mixer import MixerConfig, MixerForImageClassification, compile_for_inference
 from hf_mixer.compilation import mix_tokens
+from tests.helpers import needs_compiler
 
 
 CONFIG = {
@@ -18,7 +18,6 @@ CONFIG = {
     "channel_mlp_dim": 48,
     "num_labels": 5,
 }
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ LIBRARIES = ("timm", "onnxruntime", "openvino")
 INSTRUCTIONS = {
     "amx_bf16": "AMX",
     "avx512_bf16": "AVX-512 BF16",
-    "arm_bf16": "bf16",
+    "bf16": "bf16",
     "avx512_f": "AVX-512",
     "avx2": "AVX2",
 }
@@ -60,8 +60,7 @@ def describe_run(device: torch.device, date: str) -> dict[str, Any]:
     """Return what the figures of a run depend on: the device, the number of threads and the versions. `date` as in ISO 8601."""
     hardware = describe_hardware(device)
     if device.type == "cpu":
-        # New in torch 2.11 or 2.12
-        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        capabilities = torch.cpu.get_capabilities()
         instructions = [name for key, name in INSTRUCTIONS.items() if capabilities.get(key)]
         hardware = ", ".join([hardware, *instructions[:1]])
     versions = library_versions()

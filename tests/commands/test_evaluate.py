@@ -65,6 +65,16 @@ def evaluate(*arguments):
     main([str(argument) for argument in arguments])
 
 
+def test_a_model_is_compiled_for_the_batches_of_the_evaluation(model_folder, photos, tmp_path, undrawn, monkeypatch):
+    compiled = []
+    monkeypatch.setattr("hf_mixer.compilation.compile_for_inference", lambda *arguments: compiled.append(arguments))
+    arguments = (model_folder, "--dataset_name", photos, "--per_device_eval_batch_size", 3)
+    evaluate(*arguments, "--output_dir", tmp_path / "eager")
+    assert not compiled
+    evaluate(*arguments, "--output_dir", tmp_path / "compiled", "--torch_compile")
+    assert [batch_size for _, batch_size in compiled] == [3]
+
+
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
 def test_evaluate_writes_what_it_promises(dtype, model_folder, photos, expected_matrix, tmp_path, capsys):
     evaluate(model_folder, "--dataset_name", photos, "--output_dir", tmp_path, *(["--dtype", dtype] if dtype else []))

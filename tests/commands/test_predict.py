@@ -62,6 +62,16 @@ def test_json_holds_what_the_pipeline_says(problem_type, model_folder, photos, t
             assert "labels" not in line
 
 
+def test_a_model_is_compiled_for_the_batches_of_the_prediction(model_folder, photos, monkeypatch):
+    compiled = []
+    name = "hf_mixer.evaluation.prediction.compile_for_inference"
+    monkeypatch.setattr(name, lambda *arguments: compiled.append(arguments))
+    assert predict(model_folder, photos, "--batch_size", 2) == 0
+    assert not compiled
+    assert predict(model_folder, photos, "--batch_size", 2, "--torch_compile") == 0
+    assert [batch_size for _, batch_size in compiled] == [2]
+
+
 def test_the_table_marks_labels_from_the_threshold_on_and_writes_numbers_of_a_regression(tmp_path, photos, capsys):
     image = photos / "cat" / "0.jpg"
     several = save_classifier(tmp_path / "several", LABELS, problem_type="multi_label_classification")

@@ -1,7 +1,6 @@
 import copy
 import io
 import logging
-import shutil
 import threading
 
 import numpy as np
@@ -12,7 +11,7 @@ from PIL import Image
 from hf_mixer import MixerForImageClassification, MixerImageProcessorPil
 from hf_mixer.data.images import ImageConversion
 from hf_mixer.evaluation.prediction import PixelReader, Predictor, map_ahead, share_threads
-from tests.helpers import save_classifier
+from tests.helpers import needs_compiler, save_classifier
 
 
 LABELS = ["ant", "bee", "cat", "dog"]
@@ -146,7 +145,7 @@ def test_batches_come_in_order_and_torch_keeps_its_threads(classifier):
     assert torch.get_num_threads() == threads
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@needs_compiler
 def test_a_compiled_model_predicts_the_same(classifier):
     model, image_processor = classifier
     sources = [encode(noise(16 + index, 16, 3)) for index in range(3)]
@@ -157,6 +156,8 @@ def test_a_compiled_model_predicts_the_same(classifier):
         for wanted, prediction in zip(predictions, actual):
             scores = [entry["score"] for entry in prediction.scores]
             assert scores == pytest.approx([entry["score"] for entry in wanted.scores], abs=1e-5)
+    with pytest.raises(ValueError, match="compiled for inference"):
+        compiled.model(torch.zeros(1, 3, 16, 16), labels=torch.tensor([0]))
 
 
 @pytest.mark.parametrize(
