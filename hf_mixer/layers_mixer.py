@@ -95,8 +95,10 @@ MULTIPLIERS = {
 
 
 def operand_dtype(hidden_states: torch.Tensor) -> torch.dtype:
-    """Return the type in which a linear layer multiplies `hidden_states` on the CPU."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden_states.dtype
+    """Return the type in which a linear layer multiplies `hidden_states`."""
+    device_type = hidden_states.device.type
+    is_cast = torch.is_autocast_enabled(device_type)
+    return torch.get_autocast_dtype(device_type) if is_cast else hidden_states.dtype
 
 
 @torch.compiler.assume_constant_result
@@ -105,26 +107,39 @@ def multiplies(dtype: torch.dtype) -> bool:
     return any(torch.cpu.get_capabilities().get(name, False) for name in MULTIPLIERS.get(dtype, ()))
 
 
+def has_matrix_units(hidden_states: torch.Tensor) -> bool:
+    """Whether a linear layer multiplies `hidden_states` in a narrow type that the device multiplies itself."""
+    dtype, device_type = operand_dtype(hidden_states), hidden_states.device.type
+    return dtype in MULTIPLIERS and (device_type == "cuda" or (device_type == "cpu" and multiplies(dtype)))
+
+
 def linear_over_tokens(linear: nn.Linear, hidden_states: torch.Tensor) -> torch.Tensor:
     """
     Apply `linear` to the second axis of `hidden_states`, `(batch_size, num_features, hidden_size)`.
 
     Multiplying from the left saves the two transposed copies that `nn.Linear` needs. Which function of torch is fastest at it
-    depends on the type. Milliseconds for the first product of B/16, 8 images, weights that require gradients, two cores of an
-    Intel Xeon with AMX, torch 2.13 (AVX2 is imitated: `ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2`):
+    depends on the type and the device. Milliseconds for the first product of B/16, weights that require gradients: 8 images on
+    two cores of an Intel Xeon with AMX, torch 2.13 (AVX2 is imitated: `ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2`), and
+    256 images on an H200, torch 2.11, where the rows of the weight are 196 numbers, which its matrix units do not read:
 
-    |                | `nn.Linear` | `matmul` | `baddbmm` |
-    |----------------|-------------|----------|-----------|
-    | bfloat16, AMX  | 1.3         | 4.9      | 0.6       |
-    | bfloat16, AVX2 | 55          | 43       | 403       |
+    |                | `nn.Linear` | `matmul` | `baddbmm` | `bmm` and `add_` |
+    |----------------|-------------|----------|-----------|------------------|
+    | bfloat16, AMX  | 1.3         | 4.9      | 0.6       |                  |
+    | bfloat16, AVX2 | 55          | 43       | 403       |                  |
+    | bfloat16, H200 | 0.43        |          | 0.46      | @@               |
     """
     if not is_plain(linear, nn.Linear):
         return linear(hidden_states.transpose(1, 2)).transpose(1, 2)
-    bias = linear.bias.unsqueeze(-1)
-    dtype = operand_dtype(hidden_states)
+    weight, bias = linear.weight, linear.bias.unsqueeze(-1)
+    batch_size, dtype = hidden_states.shape[0], operand_dtype(hidden_states)
+    if hidden_states.device.type == "cuda":
+        # `baddbmm` writes the bias into its output first. The columns of the weight one after the other start at multiples of
+        # 16 bytes, as the matrix units read them.
+        weight = weight.t().contiguous().t()
+        return torch.bmm(weight.expand(batch_size, -1, -1), hidden_states).add_(bias)
     if hidden_states.device.type == "cpu" and dtype in MULTIPLIERS and not multiplies(dtype):
-        return torch.matmul(linear.weight, hidden_states).add_(bias)
-    return torch.baddbmm(bias, linear.weight.expand(hidden_states.shape[0], -1, -1), hidden_states)
+        return torch.matmul(weight, hidden_states).add_(bias)
+    return torch.baddbmm(bias, weight.expand(batch_size, -1, -1), hidden_states)
 
 
 class MixerTokenMLP(MixerMLP):
@@ -163,8 +178,8 @@ class MixerLayer(GradientCheckpointingLayer):
     """Token mixing, then channel mixing, each with a LayerNorm before it and a residual connection around it."""
 
     # `hf_mixer.kernels.use_kernels` sets this, on the layers of one model: a function that takes a layer and its
-    # tokens and returns what `mix_tokens` does, or `None` where the layer has to do it itself
-    token_kernel: Callable[..., torch.Tensor | None] | None = None
+    # tokens and returns what the layer does, or `None` where it has to do it itself
+    kernel: Callable[..., torch.Tensor | None] | None = None
 
     def __init__(self, config: MixerConfig, layer_idx: int):
         super().__init__()
@@ -175,10 +190,6 @@ class MixerLayer(GradientCheckpointingLayer):
         self.drop_path = MixerDropPath(config.drop_path_rate * layer_idx / max(config.num_hidden_layers - 1, 1))
 
     def mix_tokens(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if self.token_kernel is not None:
-            mixed = self.token_kernel(self, hidden_states)
-            if mixed is not None:
-                return mixed
         residual = hidden_states
         hidden_states = self.token_norm(hidden_states)
         hidden_states = self.token_mixing(hidden_states)
@@ -191,4 +202,8 @@ class MixerLayer(GradientCheckpointingLayer):
         return self.drop_path(hidden_states) + residual
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        if self.kernel is not None:
+            output = self.kernel(self, hidden_states)
+            if output is not None:
+                return output
         return self.mix_channels(self.mix_tokens(hidden_states))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hf_mixer import MixerConfig, MixerForImageClassification, compile_for_inference
-from hf_mixer.compilation import mix_tokens
+from hf_mixer.compilation import compute_layer
 from tests.helpers import needs_compiler
 
 
@@ -96,8 +96,8 @@ def test_a_batch_of_no_images_is_refused(model):
 
 
 @torch.no_grad()
-def test_compiled_token_mixing_is_that_of_the_layer(model):
+def test_what_is_compiled_computes_what_the_layer_does(model):
     layer, tokens = copy.deepcopy(model.mixer.layers[0]).double(), torch.randn(3, 16, 32).double()
-    torch.testing.assert_close(mix_tokens(layer, tokens), layer.mix_tokens(tokens))
+    torch.testing.assert_close(compute_layer(layer, tokens), layer(tokens))
     layer.token_mixing.fc1 = torch.nn.Sequential(layer.token_mixing.fc1)
-    assert mix_tokens(layer, tokens) is None
+    assert compute_layer(layer, tokens) is None

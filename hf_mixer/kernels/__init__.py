@@ -14,34 +14,36 @@ from ..layers_mixer import GELU_APPROXIMATIONS, MixerLayer, is_plain, is_untouch
 
 HAS_TRITON = is_triton_available()
 if HAS_TRITON:
+    from . import normalization  # noqa: F401  which registers an operator
     from .launching import DTYPES, INTERPRETED
-    from .token_mixing import MAX_PATCHES
+    from .linear import ALIGNMENT
 
 logger = logging.get_logger(__name__)
+
+# The names of activations in `torch.ops.hf_mixer.linear`
+ACTIVATIONS = {"none": "gelu", "tanh": "gelu_tanh"}
 
 
 def use_kernels(model: nn.Module) -> nn.Module:
     """
-    Let the layers of a model mix their tokens with one fused operator, `torch.ops.hf_mixer.token_mixing`: LayerNorm,
-    both products, GELU and the residual connection, forward and backward.
+    Let the layers of a model compute with fused kernels in inference: a matrix product with its bias and GELU, another
+    with its bias and the residual connection, and LayerNorm.
 
-    The layers keep their weights, saved files do not change, and neither do other models. It works in inference and in
-    training, under autocast, with gradient checkpointing and under `torch.compile`. A batch that the operator does not
-    take is computed by the layer's own code, and a warning says why, once for each reason.
+    The layers keep their weights, saved files do not change, and neither do other models. What the kernels do not take, a
+    step of training for instance, is computed by the layer's own code, and a warning says why, once for each reason.
 
     Args:
         model (`nn.Module`):
-            A Mixer of any class, also from remote code, or a module that holds some, on a CUDA device. Its layers have
-            at most 256 patches, `hidden_act` `"gelu"` or `"gelu_pytorch_tanh"`, no dropout, no hooks, adapters or
-            quantized weights, and weights of type bfloat16, float16, or float32 for autocast. Shard it afterwards,
-            with FSDP for instance.
+            A Mixer of any class, also from remote code, or a module that holds some, on a CUDA device of compute capability
+            9.0 (Hopper) or higher. Its layers have `hidden_act` `"gelu"` or `"gelu_pytorch_tanh"`, `hidden_size`,
+            `token_mlp_dim` and `channel_mlp_dim` in multiples of 8, no hooks, adapters or quantized weights, and weights of
+            type bfloat16 or float16.
 
     Returns:
         `nn.Module`: `model`.
 
     Raises:
-        `ValueError`: there is no Mixer layer in `model`, or one that the operator cannot replace; then no layer has
-            changed.
+        `ValueError`: there is no Mixer layer in `model`, or one that the kernels do not suit; then no layer has changed.
         `ImportError`: Triton is not installed.
     """
     # By name: a model from remote code has a class of its own
@@ -59,25 +61,25 @@ def use_kernels(model: nn.Module) -> nn.Module:
         if reason is not None:
             raise ValueError(f"The kernels cannot be used: `{name or type(layer).__name__}` {reason}.")
     for layer in layers.values():
-        layer.token_kernel = mix_tokens
+        layer.kernel = compute_layer
     return model
 
 
-def mix_tokens(layer: Any, hidden_states: torch.Tensor) -> torch.Tensor | None:
-    """Return what the `mix_tokens` of a layer computes, or `None` where the layer has to do it, with a warning."""
+def compute_layer(layer: Any, hidden_states: torch.Tensor) -> torch.Tensor | None:
+    """Return what a layer computes, or `None` where it has to do it itself, with a warning."""
     reason = unsupported_layer_reason(layer) or unsupported_batch_reason(layer, hidden_states)
     if reason is not None:
-        warn_once(f"Tokens are mixed without the kernels: a layer {reason}.")
+        warn_once(f"A layer is computed without the kernels: it {reason}.")
         return None
+    hidden_states = mix(layer.token_norm, layer.token_mixing, hidden_states, over_tokens=True)
+    return mix(layer.channel_norm, layer.channel_mixing, hidden_states, over_tokens=False)
 
-    norm, mlp = layer.token_norm, layer.token_mixing
-    dtype = operand_dtype(mlp, hidden_states)
-    weights = [tensor.to(dtype) for tensor in (mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias)]
-    scale = None
-    if layer.drop_path.training and layer.drop_path.drop_prob > 0:
-        scale = layer.drop_path(torch.ones(hidden_states.shape[0], 1, 1, device=hidden_states.device)).flatten()
-    tanh = GELU_APPROXIMATIONS[type(mlp.activation_fn)] == "tanh"
-    return torch.ops.hf_mixer.token_mixing(hidden_states, norm.weight, norm.bias, *weights, scale, norm.eps, tanh)[0]
+
+def mix(norm: nn.LayerNorm, mlp: Any, hidden_states: torch.Tensor, over_tokens: bool) -> torch.Tensor:
+    activation = ACTIVATIONS[GELU_APPROXIMATIONS[type(mlp.activation_fn)]]
+    normalized = torch.ops.hf_mixer.layer_norm(hidden_states, norm.weight, norm.bias, norm.eps)
+    hidden = torch.ops.hf_mixer.linear(normalized, mlp.fc1.weight, mlp.fc1.bias, None, activation, over_tokens)
+    return torch.ops.hf_mixer.linear(hidden, mlp.fc2.weight, mlp.fc2.bias, hidden_states, "none", over_tokens)
 
 
 # Under `torch.compile` it warns while the graph is captured, which a plain call would break
@@ -86,66 +88,81 @@ def warn_once(message: str) -> None:
     logger.warning_once(message)
 
 
-def operand_dtype(mlp: Any, hidden_states: torch.Tensor) -> torch.dtype:
-    """Return the type that matrix products have here: that of the weights, or of autocast."""
-    device_type = hidden_states.device.type
-    if torch.is_autocast_enabled(device_type):
-        return torch.get_autocast_dtype(device_type)
-    return mlp.fc1.weight.dtype
+def parts_of(layer: Any) -> dict[str, tuple[nn.Module, type[nn.Module]]]:
+    """Return the modules whose weights the kernels read, by name, and what they have to be."""
+    token_mlp, channel_mlp = layer.token_mixing, layer.channel_mixing
+    return {
+        "token_norm": (layer.token_norm, nn.LayerNorm),
+        "token_mixing.fc1": (token_mlp.fc1, nn.Linear),
+        "token_mixing.fc2": (token_mlp.fc2, nn.Linear),
+        "channel_norm": (layer.channel_norm, nn.LayerNorm),
+        "channel_mixing.fc1": (channel_mlp.fc1, nn.Linear),
+        "channel_mixing.fc2": (channel_mlp.fc2, nn.Linear),
+    }
 
 
 def unsupported_layer_reason(layer: Any) -> str | None:
-    """Say why the operator cannot mix the tokens of a layer, whatever they are, or return `None` where it can."""
-    if not hasattr(layer, "token_kernel"):
+    """Say why the kernels do not suit a layer, whatever its tokens are, or return `None` where they do."""
+    if not hasattr(layer, "kernel"):
         return "comes from code without kernels: save the model again with this version of hf_mixer"
-    mlp, drop_path = layer.token_mixing, layer.drop_path
+    mlps = (layer.token_mixing, layer.channel_mixing)
     # By name: remote code has classes of its own
-    if type(mlp).__name__ != "MixerTokenMLP" or type(drop_path).__name__ != "MixerDropPath":
+    if [type(mlp).__name__ for mlp in mlps] != ["MixerTokenMLP", "MixerMLP"]:
         return "holds other modules than a `MixerLayer`"
-    if type(mlp.activation_fn) not in GELU_APPROXIMATIONS:
-        return f"has the activation {type(mlp.activation_fn).__name__}, expected `gelu` or `gelu_pytorch_tanh`"
-    if type(mlp.dropout) is not nn.Dropout or mlp.dropout.p > 0:
-        return "has dropout, the kernels have none: load the model with `hidden_dropout_prob=0.0`"
-    for name, module, expected in (
-        ("token_norm", layer.token_norm, nn.LayerNorm),
-        ("token_mixing.fc1", mlp.fc1, nn.Linear),
-        ("token_mixing.fc2", mlp.fc2, nn.Linear),
-    ):
+    parts = parts_of(layer)
+    for name, (module, expected) in parts.items():
         if not is_plain(module, expected):
             return (
                 f"has a `{name}` with hooks, an adapter, or quantized, sharded or replaced weights, expected a plain "
-                f"`nn.{expected.__name__}`: remove them, or shard the model afterwards"
+                f"`nn.{expected.__name__}`: remove them, or go without the kernels"
             )
-    if not all(is_untouched(module) for module in (mlp, mlp.dropout, mlp.activation_fn, drop_path)):
-        return "has hooks, or a `forward` set by another library, within its token mixing: remove them"
+    for mlp in mlps:
+        if type(mlp.activation_fn) not in GELU_APPROXIMATIONS:
+            return f"has the activation {type(mlp.activation_fn).__name__}, expected `gelu` or `gelu_pytorch_tanh`"
+        if type(mlp.dropout) is not nn.Dropout or not all(
+            is_untouched(module) for module in (mlp, mlp.dropout, mlp.activation_fn)
+        ):
+            return "has hooks, replaced modules, or a `forward` set by another library, within its mixing: remove them"
     if not HAS_TRITON:
         return "needs Triton for that"
-    weight = mlp.fc1.weight
-    if weight.shape[1] > MAX_PATCHES:
-        return f"mixes {weight.shape[1]} patches, the kernels at most {MAX_PATCHES}: take larger patches"
-    if not (weight.is_cuda or INTERPRETED):
+    weights = [module.weight for module, _ in parts.values()]
+    if not (weights[0].is_cuda or INTERPRETED):
         way_out = "call `model.to('cuda')` first" if torch.cuda.is_available() else "there is none here"
-        return f"is on {weight.device}, the kernels need a CUDA device: {way_out}"
-    # Autocast narrows float32
-    if weight.dtype not in (*DTYPES, torch.float32):
-        return f"has weights of type {weight.dtype}, expected {', '.join(map(str, DTYPES))}"
+        return f"is on {weights[0].device}, the kernels need a CUDA device: {way_out}"
+    if weights[0].is_cuda and torch.cuda.get_device_capability(weights[0].device) < (9, 0):
+        return (
+            "is on a GPU of a compute capability below 9.0 (Hopper), the kernels need the memory accelerator of those"
+        )
+    dtypes = {weight.dtype for weight in weights}
+    if len(dtypes) > 1 or weights[0].dtype not in DTYPES:
+        return f"has weights of type {', '.join(map(str, dtypes))}, expected one of {', '.join(map(str, DTYPES))}"
+    multiple = ALIGNMENT // weights[0].element_size()
+    hidden_size, token_mlp_dim = layer.token_norm.weight.shape[0], layer.token_mixing.fc1.out_features
+    sizes = (hidden_size, token_mlp_dim, layer.channel_mixing.fc1.out_features)
+    if any(size % multiple for size in sizes):
+        return (
+            f"has hidden_size, token_mlp_dim and channel_mlp_dim of {', '.join(map(str, sizes))}, expected multiples of "
+            f"{multiple}"
+        )
     return None
 
 
 def unsupported_batch_reason(layer: Any, hidden_states: torch.Tensor) -> str | None:
-    """Say why the operator cannot mix these tokens, or return `None` where it can."""
-    norm, mlp = layer.token_norm, layer.token_mixing
-    dtype = operand_dtype(mlp, hidden_states)
-    if dtype not in DTYPES:
-        return f"computes in {dtype}, expected {' or '.join(map(str, DTYPES))}: load it in that type, or use autocast"
+    """Say why the kernels cannot take these tokens, or return `None` where they can."""
+    tensors = [hidden_states, *layer.parameters()]
+    if layer.training or any(module.training for module in layer.modules()):
+        return "is in training mode, and the kernels are for inference: call `model.eval()`"
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return "computes gradients, and the kernels are for inference: use `torch.inference_mode()`"
+    if hidden_states.dtype not in DTYPES or torch.is_autocast_enabled(hidden_states.device.type):
+        return "computes under autocast, or in another type than the weights: load the model in bfloat16 or float16"
     if hidden_states.shape[0] == 0:
         return "has an empty batch"
     if torch.compiler.is_exporting():
         return "is exported, also for machines without the kernels"
     if torch.compiler.is_compiling():
         return None
-    # Neither the transforms of `torch.func` nor forward-mode differentiation have a rule for the operator
-    tensors = (hidden_states, norm.weight, norm.bias, mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias)
+    # Neither the transforms of `torch.func` nor forward-mode differentiation have a rule for the operators
     for tensor in tensors:
         if torch.func.debug_unwrap(tensor) is not tensor or forward_ad.unpack_dual(tensor).tangent is not None:
             return "is within a transform of `torch.func` or in forward-mode differentiation"

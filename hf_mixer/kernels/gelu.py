@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GELU as a gate that multiplies its argument, and the derivative of the gate, for kernels in Triton."""
+"""GELU as a gate that multiplies its argument, for kernels in Triton."""
 
 import triton
 import triton.language as tl
@@ -46,13 +46,3 @@ def gelu_gate(x, TANH: tl.constexpr, EXACT: tl.constexpr):
         # 0.5 (1 + tanh u) = sigmoid(2 u)
         return 1.0 / (1.0 + tl.exp(-1.5957691216057308 * (x + 0.044715 * x * x * x)))
     return 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
-
-
-@triton.jit
-def gelu_gate_slope(x, gate, TANH: tl.constexpr, EXACT: tl.constexpr):
-    """The derivative of the gate."""
-    if TANH:
-        slope = gate * (1.0 - gate) * (1.5957691216057308 * (1.0 + 0.134145 * x * x))
-        # Where the polynomial ends, the gate is 0 or 1 but for its rounding
-        return slope if EXACT else tl.where(tl.abs(x) < 4.25, slope, 0.0)
-    return 0.3989422804014327 * tl.exp2(-0.7213475204444817 * x * x)

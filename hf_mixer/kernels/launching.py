@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all kernels share: the types that they take, and how they are launched."""
+"""What all kernels share: the types that they take, and where they are launched."""
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import triton
@@ -13,12 +11,8 @@ import triton
 INTERPRETED = triton.knobs.runtime.interpret
 # The interpreter multiplies narrower types wrongly, and float32 on a GPU would go without its matrix units
 DTYPES = (torch.float32,) if INTERPRETED else (torch.bfloat16, torch.float16)
-# Triton's autotuner keeps the arguments of a launch in the kernel, and autograd has a thread for each GPU
-_LOCK = threading.RLock()
 
 
-@contextmanager
-def launching_on(x: torch.Tensor) -> Iterator[None]:
-    """Launch on the device of `x`, where Triton takes the current device, and one kernel at a time."""
-    with _LOCK, torch.cuda.device(x.device) if x.is_cuda else nullcontext():
-        yield
+def launching_on(x: torch.Tensor) -> AbstractContextManager:
+    """Launch on the device of `x`, where Triton takes the current device."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

@@ -124,7 +124,7 @@ def test_exported_models_are_measured_once_and_beside_timm_eager(clock, monkeypa
 @pytest.mark.gpu
 def test_kernels_are_measured_beside_the_layers_own_code():
     model = build_case_model(Case("tiny", 4, "bfloat16"), "hf_mixer_kernels", torch.device("cuda"))
-    assert all(layer.token_kernel is not None for layer in model.mixer.layers)
+    assert all(layer.kernel is not None for layer in model.mixer.layers)
 
 
 def test_what_cannot_take_part_has_a_reason():

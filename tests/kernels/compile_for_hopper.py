@@ -1,34 +1,39 @@
 """
 Compile the kernels for Hopper, which needs no GPU, and print a line for each: its name, whether it uses the matrix
-units, and the shared memory that it takes in bytes.
+units, the shared memory and the registers on the stack that it takes in bytes.
 """
+
+import itertools
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hf_mixer.kernels import token_mixing
+from hf_mixer.kernels import linear
 
 
 HOPPER = GPUTarget("cuda", 90, 32)
-SETTINGS = {"TANH": False, "HAS_SCALE": True, "BLOCK_S": 256}
-FLOAT32 = ("mean_pointer", "rstd_pointer", "scale_pointer")
 
 
-def type_of(name: str, constants: dict) -> str:
-    if name in constants:
-        return "constexpr"
-    if name.endswith("_pointer"):
-        return "*fp32" if name in FLOAT32 else "*bf16"
-    return "i32"
+def compile_kernel(kernel, types: dict, constants: dict, warps: int, stages: int):
+    types = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
+    aligned = [index for index, name in enumerate(types) if types[name].startswith("*")]
+    source = ASTSource(kernel, types, constants, {(index,): [["tt.divisibility", 16]] for index in aligned})
+    return triton.compile(source, target=HOPPER, options={"num_warps": warps, "num_stages": stages})
 
 
-for kernel in (token_mixing._token_mixing_forward, token_mixing._token_mixing_backward):
-    names, config = kernel.fn.arg_names, kernel.configs[-1]
-    constants = {name: value for name, value in {**SETTINGS, **config.kwargs}.items() if name in names}
-    types = {name: type_of(name, constants) for name in names}
-    aligned = {(index,): [["tt.divisibility", 16]] for index, name in enumerate(names) if types[name].startswith("*")}
-    source = ASTSource(kernel.fn, types, constants, aligned)
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-    compiled = triton.compile(source, target=HOPPER, options=options)
-    print(kernel.fn.__name__, "wgmma.mma_async" in compiled.asm["ptx"], compiled.metadata.shared)
+for tile, over_tokens in itertools.product(linear.TILES, (True, False)):
+    # Over tokens with GELU, over channels with the residual connection, which needs the most shared memory
+    has_residual = not over_tokens
+    x = (1, tile.inner, tile.columns) if over_tokens else (1, tile.rows, tile.inner)
+    blocks = {
+        "x": x,
+        "weight": (tile.rows if over_tokens else tile.columns, tile.inner),
+        "output": (1, tile.rows, tile.columns // 2),
+        "residual": (1, tile.rows, tile.columns // 2),
+    }
+    types = {name: f"tensordesc<bf16{list(block)}>" for name, block in blocks.items()} | {"bias_pointer": "*bf16"}
+    constants = {"OVER_TOKENS": over_tokens, "ACTIVATION": 1 - has_residual, "HAS_RESIDUAL": has_residual}
+    constants |= {"ROWS": tile.rows, "COLUMNS": tile.columns, "INNER": tile.inner, "GROUP": linear.GROUP}
+    compiled = compile_kernel(linear._linear, types, constants, tile.warps, tile.stages)
+    print(compiled.metadata.name, "wgmma.mma_async" in compiled.asm["ptx"], compiled.metadata.shared)

@@ -14,14 +14,14 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from hf_mixer import MixerConfig, MixerForImageClassification, kernels
 from hf_mixer.kernels import use_kernels
 from hf_mixer.layers_mixer import MixerLayer
-from tests.helpers import ENABLE_CHECKPOINTING, record_warnings
+from tests.helpers import record_warnings
 
 
 pytest.importorskip("triton", reason="needs triton")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
-CONFIG = dict(image_size=16, patch_size=4, hidden_size=24, num_hidden_layers=2, token_mlp_dim=12, channel_mlp_dim=8)
+CONFIG = dict(image_size=16, patch_size=4, hidden_size=24, num_hidden_layers=2, token_mlp_dim=16, channel_mlp_dim=8)
 
 
 def make_model(**overrides) -> MixerForImageClassification:
@@ -34,19 +34,25 @@ def images(batch_size: int = 2) -> torch.Tensor:
 
 
 class Calls(TorchDispatchMode):
-    """Count the calls of the fused operator."""
+    """Count the matrix products of the kernels."""
 
     count = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += str(function) == "hf_mixer.token_mixing.default"
+        self.count += str(function) == "hf_mixer.linear.default"
         return function(*args, **(kwargs or {}))
 
 
-def count_calls(model) -> int:
-    with Calls() as calls, torch.no_grad():
+def count_layers(model) -> int:
+    """How many layers the kernels compute, with four products each."""
+    with Calls() as calls, torch.inference_mode():
         model(images())
-    return calls.count
+    return calls.count / 4
+
+
+@torch.inference_mode()
+def logits_of(model) -> torch.Tensor:
+    return model(images()).logits
 
 
 def assert_near(actual: torch.Tensor, expected: torch.Tensor) -> None:
@@ -54,26 +60,21 @@ def assert_near(actual: torch.Tensor, expected: torch.Tensor) -> None:
     assert (actual - expected).abs().max() <= 64 * torch.finfo(DTYPE).eps * expected.abs().max()
 
 
-def gradients_of(model: nn.Module) -> torch.Tensor:
-    """All gradients in a row: some are nothing but rounding, beside the others."""
-    return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
-
-
 def test_only_the_model_that_asks_uses_the_kernels():
     model, other = make_model(), make_model()
     state, attributes = model.state_dict(), dict(vars(MixerLayer))
     assert use_kernels(model) is model
-    assert count_calls(model) == 2
-    assert count_calls(other) == 0
+    assert count_layers(model) == 2
+    assert count_layers(other) == 0
     assert vars(MixerLayer) == attributes
     assert model.state_dict().keys() == state.keys()
-    assert_near(model(images()).logits, other(images()).logits)
+    assert_near(logits_of(model), logits_of(other))
 
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "replica"])
 def test_copies_use_the_kernels_with_their_own_weights(how):
     model = use_kernels(make_model())
-    expected = model(images()).logits
+    expected = logits_of(model)
     if how == "deepcopy":
         other = copy.deepcopy(model)
     elif how == "pickle":
@@ -83,50 +84,33 @@ def test_copies_use_the_kernels_with_their_own_weights(how):
         for layer, original in zip(other.mixer.layers, model.mixer.layers):
             replica = original._replicate_for_data_parallel()
             layer.__dict__ = {**replica.__dict__, "_modules": layer._modules, "_parameters": layer._parameters}
-    assert count_calls(other) == 2
+    assert count_layers(other) == 2
     nn.init.zeros_(other.mixer.layers[0].token_mixing.fc2.weight)
-    assert not torch.equal(other(images()).logits, expected)
-    assert torch.equal(model(images()).logits, expected)
+    assert not torch.equal(logits_of(other), expected)
+    assert torch.equal(logits_of(model), expected)
 
 
 def test_models_from_remote_code_use_the_kernels(tmp_path):
     make_model().save_pretrained(tmp_path)
     remote_class = get_class_from_dynamic_module("modeling_mixer.MixerForImageClassification", str(tmp_path))
     assert remote_class is not MixerForImageClassification
-    model = use_kernels(remote_class.from_pretrained(tmp_path).to(DEVICE, DTYPE))
-    assert count_calls(model) == 2
-    assert_near(model(images()).logits, make_model()(images()).logits)
+    model = use_kernels(remote_class.from_pretrained(tmp_path).to(DEVICE, DTYPE).eval())
+    assert count_layers(model) == 2
+    assert_near(logits_of(model), logits_of(make_model()))
 
 
-def test_fully_sharded_models_use_the_kernels_if_they_asked_before(tmp_path):
-    distributed = pytest.importorskip("torch.distributed", reason="needs torch.distributed")
-    from torch.distributed.fsdp import fully_shard
-
-    model = use_kernels(make_model())
-    backend = "nccl" if DEVICE == "cuda" else "gloo"
-    distributed.init_process_group(backend, init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        mesh = distributed.device_mesh.init_device_mesh(DEVICE, (1,))
-        for module in (*model.mixer.layers, model):
-            fully_shard(module, mesh=mesh)
-        assert count_calls(model) == 2
-        with pytest.raises(ValueError, match="shard the model afterwards"):
-            use_kernels(model)
-    finally:
-        distributed.destroy_process_group()
-
-
-@pytest.mark.parametrize("drop_path_rate", [0.0, 0.5])
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_training_is_unchanged(drop_path_rate, checkpointing):
-    reference = make_model(drop_path_rate=drop_path_rate).train()
+def test_training_is_computed_by_the_layers_themselves(monkeypatch):
+    lines, reference = record_warnings(monkeypatch, kernels.logger), make_model(drop_path_rate=0.5)
     model = use_kernels(copy.deepcopy(reference))
-    if checkpointing:
-        getattr(model, ENABLE_CHECKPOINTING)()
     for each in (reference, model):
         torch.manual_seed(1)
-        each(images(4), labels=torch.tensor([0, 1, 2, 0], device=DEVICE)).loss.backward()
-    assert_near(gradients_of(model), gradients_of(reference))
+        each.train()(images(), labels=torch.tensor([0, 1], device=DEVICE)).loss.backward()
+        each.eval()(images(), labels=torch.tensor([0, 1], device=DEVICE)).loss.backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, reference.get_parameter(name).grad)
+    training, gradients = lines
+    assert "in training mode" in training
+    assert "computes gradients" in gradients
 
 
 def keep_graph(graphs: list):
@@ -134,25 +118,20 @@ def keep_graph(graphs: list):
     return lambda graph, inputs: graphs.append(graph.code) or graph
 
 
-@pytest.mark.parametrize("training", [False, True])
-def test_compiles_without_a_graph_break(training):
+def test_compiles_without_a_graph_break():
     torch._dynamo.reset()
-    graphs, reference = [], make_model().train(training)
-    model = use_kernels(copy.deepcopy(reference))
+    graphs, model = [], use_kernels(make_model())
     compiled = torch.compile(model, fullgraph=True, backend=keep_graph(graphs))
-    for each in (compiled, reference):
-        each(images(), labels=torch.tensor([0, 1], device=DEVICE)).loss.backward()
-    assert_near(gradients_of(model), gradients_of(reference))
-    assert graphs[0].count("torch.ops.hf_mixer.token_mixing") == 2
+    assert_near(logits_of(compiled), logits_of(make_model()))
+    assert graphs[0].count("torch.ops.hf_mixer.linear") == 8
 
 
-@pytest.mark.skipif(DEVICE == "cuda", reason="there, bfloat16 is a type that the kernels take")
 def test_what_is_compiled_warns_without_a_graph_break(monkeypatch):
     torch._dynamo.reset()
     lines, graphs, model = record_warnings(monkeypatch, kernels.logger), [], use_kernels(make_model())
     compiled = torch.compile(model, fullgraph=True, backend=keep_graph(graphs))
-    with torch.autocast("cpu", torch.bfloat16):
-        compiled(images())
+    with torch.autocast(DEVICE, torch.bfloat16):
+        logits_of(compiled)
     assert "hf_mixer" not in graphs[0]
     assert len(lines) == 1
 
@@ -170,8 +149,8 @@ CHANGES = {
         layer.token_mixing, "forward", layer.token_mixing.forward
     ),
     "other modules than a `MixerLayer`": lambda layer: setattr(layer, "token_mixing", nn.Identity()),
-    # As for Monte Carlo dropout: the network is not training, its dropout is
-    "dropout": lambda layer: setattr(layer.token_mixing, "dropout", nn.Dropout(0.5)),
+    "channel_norm` with hooks": lambda layer: layer.channel_norm.register_forward_hook(lambda *_: None),
+    "replaced modules": lambda layer: setattr(layer.channel_mixing, "dropout", nn.AlphaDropout(0.5).eval()),
 }
 
 
@@ -183,29 +162,24 @@ def test_changed_layers_are_refused_before_and_fall_back_after(monkeypatch, mess
     with pytest.raises(ValueError, match=f"`mixer.layers.0` .*{message}"):
         use_kernels(changed)
     for _ in range(2):
-        assert count_calls(model) == 1
+        assert count_layers(model) == 1
     (line,) = lines
     assert message in line
-    logits = []
-    for each in (model, changed):
-        torch.manual_seed(0)
-        logits.append(each(images()).logits)
-    assert_near(*logits)
+    assert_near(logits_of(model), logits_of(changed))
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (dict(hidden_act="relu"), "activation ReLU, expected `gelu` or `gelu_pytorch_tanh`"),
-        (dict(hidden_dropout_prob=0.1), "`hidden_dropout_prob=0.0`"),
-        (dict(image_size=68), "mixes 289 patches, the kernels at most 256"),
+        (dict(token_mlp_dim=18), "token_mlp_dim and channel_mlp_dim of 24, 18, 8, expected multiples of"),
     ],
 )
 def test_other_networks_are_refused(overrides, message):
     model = make_model(**overrides)
     with pytest.raises(ValueError, match=message):
         use_kernels(model)
-    assert all(layer.token_kernel is None for layer in model.mixer.layers)
+    assert all(layer.kernel is None for layer in model.mixer.layers)
 
 
 def test_what_cannot_run_here_is_refused(monkeypatch):
@@ -224,21 +198,37 @@ def test_what_cannot_run_here_is_refused(monkeypatch):
         use_kernels(make_model())
 
 
+def test_dropout_is_none_in_inference():
+    assert count_layers(use_kernels(make_model(hidden_dropout_prob=0.1, drop_path_rate=0.1))) == 2
+    monte_carlo = use_kernels(make_model(hidden_dropout_prob=0.1))
+    monte_carlo.mixer.layers[0].token_mixing.dropout.train()
+    assert count_layers(monte_carlo) == 1
+
+
+@torch.no_grad()
 def export_and_run(model):
     return torch.export.export(model, (), {"pixel_values": images()}).module()(pixel_values=images()).logits
 
 
+@torch.no_grad()
 def run_with_a_dual_number(model):
     with forward_ad.dual_level():
         logits = model(forward_ad.make_dual(images(), torch.ones_like(images()))).logits
         return forward_ad.unpack_dual(logits).tangent
 
 
-def run_in_another_type(model):
-    with torch.autocast(DEVICE, torch.bfloat16 if DEVICE == "cpu" else torch.float32):
+@torch.no_grad()
+def run_for_each_image(model):
+    return torch.func.vmap(lambda pixels: model(pixels[None]).logits)(images())
+
+
+@torch.inference_mode()
+def run_under_autocast(model):
+    with torch.autocast(DEVICE, torch.bfloat16):
         return model(images()).logits
 
 
+@torch.inference_mode()
 def run_with_a_global_hook(model):
     handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
     try:
@@ -250,23 +240,22 @@ def run_with_a_global_hook(model):
 @pytest.mark.parametrize(
     ("message", "run"),
     [
-        ("torch.func", lambda model: torch.func.grad(lambda pixels: model(pixels).logits.sum())(images())),
-        ("torch.func", lambda model: torch.func.jvp(lambda pixels: model(pixels).logits, (images(),), (images(),))[1]),
-        ("torch.func", lambda model: torch.func.vmap(lambda pixels: model(pixels[None]).logits)(images())),
+        ("computes gradients", lambda model: model(images()).logits),
+        ("torch.func", run_for_each_image),
         ("forward-mode differentiation", run_with_a_dual_number),
         ("is exported", export_and_run),
-        ("an empty batch", lambda model: model(images(0)).logits),
-        ("computes in torch.", run_in_another_type),
+        ("an empty batch", torch.no_grad()(lambda model: model(images(0)).logits)),
+        ("under autocast", run_under_autocast),
         ("hooks", run_with_a_global_hook),
     ],
 )
 def test_batches_that_do_not_suit_fall_back_with_one_warning(monkeypatch, message, run):
     lines, model = record_warnings(monkeypatch, kernels.logger), use_kernels(make_model())
     with monkeypatch.context() as context:
-        context.setattr(torch.ops.hf_mixer, "token_mixing", None)
+        context.setattr(torch.ops.hf_mixer, "linear", None)
         outputs = [run(model) for _ in range(2)]
     for output in outputs:
         torch.testing.assert_close(output, run(make_model()))
     (line,) = lines
     assert message in line
-    assert count_calls(model) == 2
+    assert count_layers(model) == 2
