@@ -8,7 +8,6 @@ without it, as a killed run leaves it, is never resumed from, and the next run s
 
 import json
 import logging
-import math
 import os
 import re
 import shutil
@@ -35,6 +34,8 @@ DAMAGED_PREFIX = "_damaged-"
 CHECKPOINT_NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+")
 # What writing raises: the libraries do not agree on `OSError`
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
+# Losses that stay on an accelerator before it is asked in any case
+MAX_UNSEEN_LOSSES = 1000
 
 
 class TrainingError(RuntimeError):
@@ -316,8 +317,8 @@ class FiniteLossCallback(TrainerCallback):
     """
     Stop a run whose loss is not finite.
 
-    Give every loss to `watch`. Nothing waits for the device: an accelerator is asked whenever the loss is logged and
-    before anything is evaluated or saved, a CPU at every step.
+    Give every loss to `watch`. Nothing waits for the device: an accelerator is asked whenever the loss is logged, before
+    anything is evaluated or saved, and after 1,000 losses, a CPU at every step.
 
     Raises:
         [`TrainingError`]: a loss was NaN or infinite; the message names the step.
@@ -325,12 +326,14 @@ class FiniteLossCallback(TrainerCallback):
 
     def __init__(self):
         self.step = 0
-        self.first_bad_step: torch.Tensor | None = None
+        # The losses that were not looked at yet, and their steps
+        self.losses: list[torch.Tensor] = []
+        self.steps: list[int] = []
 
     def watch(self, loss: torch.Tensor) -> torch.Tensor:
         """Take note of the loss of a batch, and return it."""
-        bad_step = torch.where(torch.isfinite(loss.detach()), math.inf, float(self.step + 1))
-        self.first_bad_step = bad_step if self.first_bad_step is None else torch.minimum(self.first_bad_step, bad_step)
+        self.losses.append(loss.detach())
+        self.steps.append(self.step + 1)
         return loss
 
     def on_step_begin(self, args, state, control, **kwargs):
@@ -340,11 +343,16 @@ class FiniteLossCallback(TrainerCallback):
         self.on_step_end(args, state, control)
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.first_bad_step is None:
+        if not self.losses:
             return
         asked = control.should_log or control.should_evaluate or control.should_save or control.should_training_stop
-        if (asked or self.first_bad_step.device.type == "cpu") and torch.isfinite(self.first_bad_step):
+        if not (asked or self.losses[0].device.type == "cpu" or len(self.losses) >= MAX_UNSEEN_LOSSES):
+            return
+        bad = (~torch.stack(self.losses).isfinite()).nonzero()
+        if len(bad):
             raise TrainingError(
-                f"the loss is not finite at step {int(self.first_bad_step)}: lower --learning_rate, clip gradients "
+                f"the loss is not finite at step {self.steps[int(bad[0])]}: lower --learning_rate, clip gradients "
                 f"(--max_grad_norm), or train in float32 or bfloat16. {describe_last_checkpoint(args.output_dir)}"
             )
+        self.losses.clear()
+        self.steps.clear()

@@ -19,6 +19,7 @@ from ..data.images import ImageDataError
 from ..data.labels import MULTI_LABEL, REGRESSION, problem_type_of
 from ..data.loaders import StreamedImages
 from ..evaluation.metrics import best_thresholds
+from ..flops import estimate_flops
 from ..utils import error_message
 from .arguments import BEST_F1, MixerTrainingArguments
 from .augmentation import BatchAugmentation, normalize_pixels
@@ -300,6 +301,10 @@ class MixerTrainer(SafeCheckpointTrainer):
         if model.training:
             self.finite_loss.watch(result[0] if return_outputs else result)
         return result
+
+    def floating_point_ops(self, inputs):
+        # `Trainer` counts tokens of text, and walks through all modules in every step to do so
+        return len(inputs["pixel_values"]) * estimate_flops(self.model.config, training=True)
 
     def next_batch(self) -> tuple[int, int, int]:
         """Return the process, the step and the number of the batch within the step, for one batch after the other."""

@@ -14,6 +14,7 @@ from hf_mixer.data import ImageDataError, collate_images
 from hf_mixer.data.images import open_image
 from hf_mixer.data.loaders import CachedImages, StreamedImages
 from hf_mixer.evaluation.metrics import METRICS, best_thresholds
+from hf_mixer.flops import estimate_flops
 from hf_mixer.training import (
     ClassificationLoss,
     EmaCallback,
@@ -298,3 +299,10 @@ def test_parts_work_with_a_plain_trainer(tmp_path):
     )
     with pytest.raises(TrainingError, match="not finite at step 3"):
         broken.train()
+
+
+def test_the_state_counts_the_operations_of_the_images(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=3)
+    trainer.train()
+    num_images = 3 * trainer.args.per_device_train_batch_size
+    assert trainer.state.total_flos == num_images * estimate_flops(trainer.model.config, training=True)
