@@ -125,7 +125,7 @@ def unsupported_layer_reason(layer: Any) -> str | None:
             return "has hooks, replaced modules, or a `forward` set by another library, within its mixing: remove them"
     if not HAS_TRITON:
         return "needs Triton for that"
-    weights = [module.weight for module, _ in parts.values()]
+    weights: list[Any] = [module.weight for module, _ in parts.values()]
     if not (weights[0].is_cuda or INTERPRETED):
         way_out = "call `model.to('cuda')` first" if torch.cuda.is_available() else "there is none here"
         return f"is on {weights[0].device}, the kernels need a CUDA device: {way_out}"
