@@ -120,26 +120,28 @@ def linear_over_tokens(linear: nn.Linear, hidden_states: torch.Tensor) -> torch.
     Multiplying from the left saves the two transposed copies that `nn.Linear` needs. Which function of torch is fastest at it
     depends on the type and the device. Milliseconds for the first product of B/16, weights that require gradients: 8 images on
     two cores of an Intel Xeon with AMX, torch 2.13 (AVX2 is imitated: `ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2`), and
-    256 images on an H200, torch 2.11, where the rows of the weight are 196 numbers, which its matrix units do not read:
+    256 images on an H200, torch 2.11:
 
-    |                | `nn.Linear` | `matmul` | `baddbmm` | `bmm` and `add_` |
-    |----------------|-------------|----------|-----------|------------------|
-    | bfloat16, AMX  | 1.3         | 4.9      | 0.6       |                  |
-    | bfloat16, AVX2 | 55          | 43       | 403       |                  |
-    | bfloat16, H200 | 0.43        |          | 0.46      | @@               |
+    |                | `nn.Linear` | `matmul` | `baddbmm` | `bmm` | `bmm`, aligned weight |
+    |----------------|-------------|----------|-----------|-------|-----------------------|
+    | bfloat16, AMX  | 1.3         | 4.9      | 0.6       |       |                       |
+    | bfloat16, AVX2 | 55          | 43       | 403       |       |                       |
+    | bfloat16, H200 | 0.43        | 0.22     | 0.46      | 0.22  | 0.08                  |
     """
     if not is_plain(linear, nn.Linear):
         return linear(hidden_states.transpose(1, 2)).transpose(1, 2)
-    weight, bias = linear.weight, linear.bias.unsqueeze(-1)
-    batch_size, dtype = hidden_states.shape[0], operand_dtype(hidden_states)
-    if hidden_states.device.type == "cuda":
-        # `baddbmm` writes the bias into its output first. The columns of the weight one after the other start at multiples of
-        # 16 bytes, as the matrix units read them.
-        weight = weight.t().contiguous().t()
-        return torch.bmm(weight.expand(batch_size, -1, -1), hidden_states).add_(bias)
-    if hidden_states.device.type == "cpu" and dtype in MULTIPLIERS and not multiplies(dtype):
+    weight, bias, dtype = linear.weight, linear.bias.unsqueeze(-1), operand_dtype(hidden_states)
+    device_type = hidden_states.device.type
+    if device_type == "cpu" and dtype in MULTIPLIERS and not multiplies(dtype):
         return torch.matmul(weight, hidden_states).add_(bias)
-    return torch.baddbmm(bias, weight.expand(batch_size, -1, -1), hidden_states)
+    if device_type == "cuda" and weight.shape[1] % 8:
+        # Matrix units read rows that start at multiples of 16 bytes, and those of 196 patches do not: columns may
+        weight = weight.t().contiguous().t()
+    weight = weight.expand(hidden_states.shape[0], -1, -1)
+    if device_type == "cuda" and torch.compiler.is_compiling():
+        # `baddbmm` writes the bias into its output first, compiled code adds it where it reads the output anyway
+        return torch.bmm(weight, hidden_states) + bias
+    return torch.baddbmm(bias, weight, hidden_states)
 
 
 class MixerTokenMLP(MixerMLP):

@@ -158,10 +158,10 @@ def unsupported_batch_reason(layer: Any, hidden_states: torch.Tensor) -> str | N
         return "computes under autocast, or in another type than the weights: load the model in bfloat16 or float16"
     if hidden_states.shape[0] == 0:
         return "has an empty batch"
+    if torch.compiler.is_dynamo_compiling():
+        return None  # Dynamo of torch 2.11 says of everything that it is exported
     if torch.compiler.is_exporting():
         return "is exported, also for machines without the kernels"
-    if torch.compiler.is_compiling():
-        return None
     # Neither the transforms of `torch.func` nor forward-mode differentiation have a rule for the operators
     for tensor in tensors:
         if torch.func.debug_unwrap(tensor) is not tensor or forward_ad.unpack_dual(tensor).tangent is not None:

@@ -8,31 +8,34 @@ import triton.language as tl
 from .launching import launching_on
 
 
-# A row of x, (rows, num_channels), for each program
+# A row of x, (num_rows, num_channels), for each program
 @triton.jit
-def _layer_norm(x_pointer, weight_pointer, bias_pointer, output_pointer, num_channels, epsilon, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    channels = tl.arange(0, BLOCK)
+def _layer_norm(
+    x_pointer, weight_pointer, bias_pointer, output_pointer, num_channels, epsilon, CHANNELS: tl.constexpr
+):
+    start = tl.program_id(0).to(tl.int64) * num_channels
+    channels = tl.arange(0, CHANNELS)
     inside = channels < num_channels
-    x = tl.load(x_pointer + row * num_channels + channels, mask=inside, other=0.0).to(tl.float32)
+    x = tl.load(x_pointer + start + channels, mask=inside, other=0.0).to(tl.float32)
     mean = tl.sum(x, axis=0) / num_channels
     centered = tl.where(inside, x - mean, 0.0)
-    variance = tl.sum(centered * centered, axis=0) / num_channels
+    scale = 1.0 / tl.sqrt(tl.sum(centered * centered, axis=0) / num_channels + epsilon)
     weight = tl.load(weight_pointer + channels, mask=inside, other=0.0).to(tl.float32)
     bias = tl.load(bias_pointer + channels, mask=inside, other=0.0).to(tl.float32)
-    output = centered * (1.0 / tl.sqrt(variance + epsilon)) * weight + bias
-    tl.store(output_pointer + row * num_channels + channels, output.to(output_pointer.dtype.element_ty), mask=inside)
+    output = centered * scale * weight + bias
+    tl.store(output_pointer + start + channels, output.to(output_pointer.dtype.element_ty), mask=inside)
 
 
 def _apply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
     x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
     output = torch.empty_like(x)
-    block = triton.next_power_of_2(x.shape[-1])
-    # Eight values for each thread, which is as much as it reads at once
-    num_warps = min(max(block // 256, 1), 16)
+    num_channels = x.shape[-1]
+    block = triton.next_power_of_2(num_channels)
+    # One warp adds up a row without waiting for others, as far as its registers go
+    num_warps = max(1, block // 1024)
     with launching_on(x):
-        _layer_norm[(x.numel() // x.shape[-1],)](
-            x, weight, bias, output, x.shape[-1], eps, BLOCK=block, num_warps=num_warps
+        _layer_norm[(x.numel() // num_channels,)](
+            x, weight, bias, output, num_channels, eps, CHANNELS=block, num_warps=num_warps
         )
     return output
 

@@ -35,5 +35,5 @@ for tile, over_tokens in itertools.product(linear.TILES, (True, False)):
     types = {name: f"tensordesc<bf16{list(block)}>" for name, block in blocks.items()} | {"bias_pointer": "*bf16"}
     constants = {"OVER_TOKENS": over_tokens, "ACTIVATION": 1 - has_residual, "HAS_RESIDUAL": has_residual}
     constants |= {"ROWS": tile.rows, "COLUMNS": tile.columns, "INNER": tile.inner, "GROUP": linear.GROUP}
-    compiled = compile_kernel(linear._linear, types, constants, tile.warps, tile.stages)
+    compiled = compile_kernel(linear._linear, types, constants, tile.warps, tile.stages + (not has_residual))
     print(compiled.metadata.name, "wgmma.mma_async" in compiled.asm["ptx"], compiled.metadata.shared)

@@ -242,7 +242,13 @@ def run_with_a_global_hook(model):
     [
         ("computes gradients", lambda model: model(images()).logits),
         ("torch.func", run_for_each_image),
-        ("forward-mode differentiation", run_with_a_dual_number),
+        pytest.param(
+            "forward-mode differentiation",
+            run_with_a_dual_number,
+            marks=pytest.mark.skipif(
+                DEVICE == "cuda", reason="torch has no tangents of LayerNorm in bfloat16 on a GPU"
+            ),
+        ),
         ("is exported", export_and_run),
         ("an empty batch", torch.no_grad()(lambda model: model(images(0)).logits)),
         ("under autocast", run_under_autocast),
