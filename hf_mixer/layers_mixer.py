@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from transformers.activations import ACT2FN, GELUActivation, GELUTanh
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -57,6 +58,19 @@ def is_plain(module: nn.Module, expected: type[nn.Module]) -> bool:
     )
 
 
+# The hidden units of one product that are computed anew for the backward pass, rather than kept, from this many bytes on: to
+# start that takes a GPU as long as to compute what is smaller
+MIN_RECOMPUTED_BYTES = 2**25
+
+
+def is_worth_recomputing(hidden_states: torch.Tensor) -> bool:
+    """Whether the backward pass computes what follows `hidden_states` anew. The transforms of `torch.func` cannot."""
+    is_large = hidden_states.is_cuda and hidden_states.nbytes >= MIN_RECOMPUTED_BYTES
+    if not (is_large and torch.is_grad_enabled()):
+        return False
+    return torch.compiler.is_compiling() or torch.func.debug_unwrap(hidden_states) is hidden_states
+
+
 class MixerMLP(nn.Module):
     """Two linear layers over the last axis, which holds the `num_features` values to mix."""
 
@@ -66,6 +80,9 @@ class MixerMLP(nn.Module):
         self.activation_fn = ACT2FN[config.hidden_act]
         self.fc2 = nn.Linear(mlp_dim, num_features)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def multiply(self, linear: nn.Linear, hidden_states: torch.Tensor) -> torch.Tensor:
+        return linear(hidden_states)
 
     def activate(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Apply the activation function to what `fc1` returned."""
@@ -79,12 +96,20 @@ class MixerMLP(nn.Module):
         # In place: the hidden units are the largest tensor, and a second one for them takes the CPU a tenth longer
         return torch.ops.aten.gelu_(hidden_states, approximate=approximation)
 
+    def finish(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Compute what follows `fc1`."""
+        hidden_states = self.dropout(self.activate(hidden_states))
+        return self.dropout(self.multiply(self.fc2, hidden_states))
+
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.fc1(hidden_states)
-        hidden_states = self.activate(hidden_states)
-        hidden_states = self.dropout(hidden_states)
-        hidden_states = self.fc2(hidden_states)
-        return self.dropout(hidden_states)
+        hidden_states = self.multiply(self.fc1, hidden_states)
+        is_bare = is_plain(self.fc2, nn.Linear) and is_untouched(self.activation_fn)
+        if is_bare and is_worth_recomputing(hidden_states):
+            # The values before the activation are kept, those after it are not: two thirds of the memory. The product is
+            # not computed again, since its backward pass needs its operands only.
+            has_dropout = self.dropout.training and self.dropout.p > 0
+            return checkpoint(self.finish, hidden_states, use_reentrant=False, preserve_rng_state=has_dropout)
+        return self.finish(hidden_states)
 
 
 # The narrow types, and what a processor has that multiplies them, as `torch.cpu.get_capabilities` calls it on x86 and on ARM
@@ -147,12 +172,8 @@ def linear_over_tokens(linear: nn.Linear, hidden_states: torch.Tensor) -> torch.
 class MixerTokenMLP(MixerMLP):
     """The same two linear layers over the second of three axes."""
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = linear_over_tokens(self.fc1, hidden_states)
-        hidden_states = self.activate(hidden_states)
-        hidden_states = self.dropout(hidden_states)
-        hidden_states = linear_over_tokens(self.fc2, hidden_states)
-        return self.dropout(hidden_states)
+    def multiply(self, linear: nn.Linear, hidden_states: torch.Tensor) -> torch.Tensor:
+        return linear_over_tokens(linear, hidden_states)
 
 
 class MixerDropPath(nn.Module):

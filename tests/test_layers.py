@@ -10,16 +10,16 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hf_mixer import MixerConfig, MixerForImageClassification
+from hf_mixer import MixerConfig, MixerForImageClassification, layers_mixer
 from hf_mixer.layers_mixer import MixerLayer
 
 
 CONFIG = dict(image_size=16, patch_size=4, hidden_size=24, num_hidden_layers=2, token_mlp_dim=10, channel_mlp_dim=32)
 
 
-def make_layer(hidden_act="gelu"):
+def make_layer(hidden_act="gelu", **overrides):
     torch.manual_seed(0)
-    return MixerLayer(MixerConfig(hidden_act=hidden_act, **CONFIG), layer_idx=0).eval()
+    return MixerLayer(MixerConfig(hidden_act=hidden_act, **CONFIG, **overrides), layer_idx=0).eval()
 
 
 def tokens():
@@ -278,3 +278,24 @@ def test_patches_are_embedded_as_the_convolution_does_it(monkeypatch, model):
     embeddings.projection.register_forward_hook(lambda module, inputs, output: seen.append(output))
     torch.testing.assert_close(product, embeddings(images().bfloat16()), atol=0.02, rtol=0.02)
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("hidden_dropout_prob", [0.0, 0.5])
+def test_what_is_computed_anew_leaves_gradients_as_they_are(monkeypatch, hidden_dropout_prob):
+    layer, hidden_states = make_layer(hidden_dropout_prob=hidden_dropout_prob).train(), tokens()
+    weights, results, kept = list(layer.parameters()), [], []
+    for recomputes in (False, True):
+        monkeypatch.setattr(layers_mixer, "is_worth_recomputing", lambda *_, recomputes=recomputes: recomputes)
+        storages: dict[int, int] = {}
+
+        def count(tensor, storages=storages):
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        torch.manual_seed(0)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            output = layer(hidden_states)
+        results.append(torch.autograd.grad(output.square().sum(), weights))
+        kept.append(sum(storages.values()))
+    torch.testing.assert_close(results[1], results[0])
+    assert kept[1] < kept[0]
