@@ -65,7 +65,7 @@ MIN_RECOMPUTED_BYTES = 2**25
 
 def is_worth_recomputing(hidden_states: torch.Tensor) -> bool:
     """Whether the backward pass computes what follows `hidden_states` anew. The transforms of `torch.func` cannot."""
-    is_large = hidden_states.is_cuda and hidden_states.nbytes >= MIN_RECOMPUTED_BYTES
+    is_large = hidden_states.is_cuda and hidden_states.numel() * hidden_states.element_size() >= MIN_RECOMPUTED_BYTES
     if not (is_large and torch.is_grad_enabled()):
         return False
     return torch.compiler.is_compiling() or torch.func.debug_unwrap(hidden_states) is hidden_states
