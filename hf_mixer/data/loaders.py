@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from ..progress import progress_bar
 from ..threads import available_cores
-from .images import ImageDataError, ImageTransform, collate_images, stack_labels
+from .images import ImageDataError, ImageTransform, collate_images, decoding_threads, stack_labels
 from .labels import is_missing
 
 
@@ -69,7 +69,7 @@ class CachedImages(Dataset):
         chunks = [range(len(rows))[start : start + self.CHUNK] for start in range(0, len(rows), self.CHUNK)]
         self.labels = stack_labels(dataset["label"][:]).to(device)
         self.pixel_values = torch.empty(0)
-        with ThreadPoolExecutor(default_num_workers()) as pool:
+        with ThreadPoolExecutor(decoding_threads(dataset)) as pool:
             decoded = pool.map(lambda chunk: collate_images(rows.__getitems__(chunk))["pixel_values"], chunks)
             for chunk, pixels in zip(
                 chunks, progress_bar(decoded, desc="Decoding images", total=len(chunks), leave=False)

@@ -14,6 +14,7 @@ from hf_mixer.data.images import (
     ImageTransform,
     collate_images,
     count_special_images,
+    decoding_threads,
     find_images,
     open_image,
 )
@@ -153,3 +154,11 @@ def test_an_image_that_cannot_be_prepared_is_named(tmp_path):
     batch = {"image": [{"path": path, "bytes": None} for path in paths], "label": [0, 1]}
     with pytest.raises(ValueError, match=r"cannot prepare the image .*negative\.tiff: Expected a floating-point"):
         ImageTransform(MixerImageProcessorPil(size=4), ImageConversion(scale_16_bit=True))(batch)
+
+
+def test_small_images_in_memory_are_read_by_one_thread(monkeypatch):
+    monkeypatch.setattr("hf_mixer.data.images.available_cores", lambda: 6)
+    small, large = ({"bytes": bytes(size), "path": None} for size in (1000, 100_000))
+    file = {"bytes": None, "path": "photo.jpg"}
+    counts = [decoding_threads(Dataset.from_dict({"image": [small, other]})) for other in (small, large, file)]
+    assert counts == [1, 6, 6]

@@ -1,3 +1,5 @@
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -316,6 +318,23 @@ EVERYTHING = dict(
     cutmix_alpha=1.0,
     num_labels=10,
 )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [EVERYTHING, {**EVERYTHING, "random_resized_crop": False, "auto_augment": "trivialaugment", "crop_padding": 4}],
+)
+def test_nothing_waits_for_the_device(settings, monkeypatch):
+    # Tensors without values, which nobody can look at, on a device of their own. It has no autocast.
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
+    images = torch.empty(64, 3, 16, 16, dtype=torch.uint8, device="meta")
+    batch = BatchAugmentation(16, 0.5, 0.5, **settings)(
+        {"pixel_values": images, "labels": torch.empty(64, dtype=torch.long, device="meta")}
+    )
+    assert {name: (tuple(value.shape), value.device.type) for name, value in batch.items()} == {
+        "pixel_values": ((64, 3, 16, 16), "meta"),
+        "labels": ((64, 10), "meta"),
+    }
 
 
 def test_a_seed_fixes_everything():

@@ -12,7 +12,7 @@ import torch
 import torch.distributed.fsdp
 from safetensors.torch import load_file
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from hf_mixer import MixerForImageClassification
 from hf_mixer.data.loaders import StreamedImages
@@ -267,6 +267,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(tmp_path):
     with pytest.raises(TrainingError, match=r"not finite at step 8.*checkpoint-4: go on .*--resume_from_checkpoint"):
         trainer.train()
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
+
+
+def test_an_accelerator_is_asked_for_its_losses_when_they_are_logged():
+    args, state, finite = None, TrainerState(), checkpointing.FiniteLossCallback()
+    for step in range(3):
+        state.global_step = step
+        finite.on_step_begin(args, state, TrainerControl())
+        # It has no value that anybody could look at
+        finite.watch(torch.empty((), device="meta"))
+        finite.on_step_end(args, state, TrainerControl())
+    with pytest.raises(NotImplementedError, match="meta"):
+        finite.on_step_end(args, state, TrainerControl(should_log=True))
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
