@@ -8,6 +8,7 @@ import torch
 from transformers.utils import is_torchao_available
 
 from ..configuration_mixer import MixerConfig
+from ..kernels import HOPPER
 from ..low_precision import QUANTIZED, has_float8, int8_problem
 from ..modeling_mixer import MixerForImageClassification
 from .exported import RUNTIMES, missing_reason
@@ -142,7 +143,7 @@ def unsupported_reason(case: Case, implementation: str, device: torch.device) ->
     if implementation.startswith("timm"):
         return _timm_reason(case, implementation)
     if implementation == "hf_mixer_kernels":
-        return None if device.type == "cuda" else "the kernels need a CUDA device"
+        return _kernels_reason(case, device)
     if case.dtype in QUANTIZED and not is_torchao_available():
         return "torchao is not installed"
     if case.dtype == "float8" and not has_float8(device):
@@ -158,6 +159,16 @@ def _exported_reason(case: Case, implementation: str, device: torch.device) -> s
     if device.type != "cpu":
         return f"exported models are measured on the CPU, not on {device}"
     return missing_reason(implementation)
+
+
+def _kernels_reason(case: Case, device: torch.device) -> str | None:
+    if case.training:
+        return "the kernels are for inference"
+    if device.type != "cuda":
+        return "the kernels need a CUDA device"
+    if torch.cuda.get_device_capability(device) < HOPPER:
+        return "the kernels need a GPU of compute capability 9.0 (Hopper) or higher"
+    return None
 
 
 def _timm_reason(case: Case, implementation: str) -> str | None:

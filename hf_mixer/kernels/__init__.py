@@ -20,6 +20,8 @@ if HAS_TRITON:
 
 logger = logging.get_logger(__name__)
 
+# The compute capability from which GPUs have the accelerator that the kernels read memory with
+HOPPER = (9, 0)
 # The names of activations in `torch.ops.hf_mixer.linear`
 ACTIVATIONS = {"none": "gelu", "tanh": "gelu_tanh"}
 
