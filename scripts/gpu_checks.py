@@ -28,7 +28,9 @@ ROOT = Path(__file__).resolve().parent.parent
 TESTS = "-m pytest -q -n 4"
 BENCHMARK = "scripts/benchmark.py --output_dir {folder}/{part} --dtypes bfloat16"
 SPEED = f"{BENCHMARK} --results_dir {{folder}} --implementations hf_mixer hf_mixer_kernels timm"
-TRAINING = "scripts/train.py --output_dir {folder}/{part} --dataset_name {dataset_name} --torch_compile true"
+TRAINING = (
+    "scripts/train.py --output_dir {folder}/{part} --dataset_name {dataset_name} --torch_compile true --report_to none"
+)
 B16 = "--variants B/16 --batch_sizes 256"
 # The seconds that a part may take, and what Python is to run. These parts run at the same time: what is compiled beside the
 # tests is in Inductor's cache when its speed is measured.
@@ -49,7 +51,7 @@ PARTS = {
     **TOGETHER,
     "inference": (120, f"{SPEED} {B16} --executions eager default"),
     "training": (180, f"{SPEED} {B16} --mode training --executions eager default"),
-    "cifar10-nano": (300, f"{TRAINING} --recipe cifar10-nano"),
+    "cifar10-nano": (360, f"{TRAINING} --recipe cifar10-nano"),
     "inference-tuned": (240, f"{SPEED} {B16} --executions eager default max-autotune"),
     "latency": (90, f"{SPEED} --variants B/16 --batch_sizes 1 --executions eager reduce-overhead"),
     "float8": (120, f"{SPEED} {B16} --dtypes float8 --executions default max-autotune"),
@@ -69,7 +71,7 @@ TINY = {
         "--implementations hf_mixer"
     ),
     TRAINING: (
-        "--torch_compile false --use_cpu true --cache_images memory --report_to none --max_train_samples 64 "
+        "--torch_compile false --use_cpu true --cache_images memory --max_train_samples 64 "
         "--max_eval_samples 16 --per_device_train_batch_size 32 --max_steps 2"
     ),
 }
