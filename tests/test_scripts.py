@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from hf_mixer.checkpoints import load_checkpoint
+from hf_mixer.commands import benchmark, train
 from tests.helpers import FIXTURES, ROOT, make_folder, save_classifier
 
 
@@ -94,3 +95,51 @@ def test_uv_finds_the_package_of_a_clone_and_that_of_a_job():
     assert job["env"]["UV_NO_SOURCES"] == "1"
     assert job["volumes"] == [f"dist:{job['env']['UV_FIND_LINKS']}"]
     assert job["secrets"] == ["HF_TOKEN"]
+
+
+@pytest.fixture
+def gpu_checks(monkeypatch, tmp_path):
+    """The names of scripts/gpu_checks.py, and a function that gives it arguments."""
+    names = runpy.run_path(str(ROOT / "scripts" / "gpu_checks.py"))
+    return names, lambda *arguments: monkeypatch.setattr(sys, "argv", ["gpu_checks.py", str(tmp_path), *arguments])
+
+
+@pytest.mark.parametrize("size", [(), ("--tiny",)])
+def test_gpu_checks_give_the_commands_what_they_take(gpu_checks, size):
+    names, give = gpu_checks
+    give(*size)
+    parsed = names["parse_arguments"]()
+    for part in names["PARTS"]:
+        script, *arguments = names["make_command"](part, parsed)
+        if script == "scripts/benchmark.py":
+            options = benchmark.parse_arguments(arguments)
+            benchmark.check_arguments(options)
+            assert benchmark.choose_cases(options)
+        elif script == "scripts/train.py":
+            train.parse_arguments(arguments)
+        else:
+            assert [script, *arguments[:1]] == ["-m", "pytest"]
+
+
+def test_gpu_checks_go_on_after_a_part_that_fails_or_takes_too_long(gpu_checks, tmp_path, monkeypatch, capsys):
+    names, give = gpu_checks
+    parts = {
+        "broken": (60, "-c 'exit(3)'"),
+        "slow": (0.1, "-c 'while True: pass'"),
+        "sound": (60, "-c 'print(6 * 7)'"),
+    }
+    # Those of the functions, of which `run_path` returns a copy
+    monkeypatch.setitem(names["main"].__globals__, "PARTS", parts)
+    give("--parts", *parts)
+    with pytest.raises(SystemExit) as stop:
+        names["main"]()
+    assert stop.value.code
+    table = capsys.readouterr().out.splitlines()[-3:]
+    assert [line.split("  ")[0] for line in table] == list(parts)
+    for line, status in zip(table, ["failed (3)", "out of time", "passed"]):
+        assert status in line
+    assert (tmp_path / "sound.log").read_text() == "42\n"
+    give("--parts", "sound")
+    with pytest.raises(SystemExit) as stop:
+        names["main"]()
+    assert not stop.value.code

@@ -26,7 +26,9 @@ IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "openvino": ("float32", "bfloat16"),
 }
 # "eager", compiled with the weights as constants, or a mode of `torch.compile`
-EXECUTIONS = ("eager", "freezing", "default", "reduce-overhead", "max-autotune")
+EXECUTIONS = ("eager", "freezing", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+# Those that run as a graph on CUDA
+GRAPHS = ("reduce-overhead", "max-autotune")
 # The one execution of a model that runs elsewhere than in torch
 EXPORTED = "exported"
 
