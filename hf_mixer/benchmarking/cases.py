@@ -26,9 +26,7 @@ IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "openvino": ("float32", "bfloat16"),
 }
 # "eager", compiled with the weights as constants, or a mode of `torch.compile`
-EXECUTIONS = ("eager", "freezing", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-# Those that run as a graph on CUDA
-GRAPHS = ("reduce-overhead", "max-autotune")
+EXECUTIONS = ("eager", "freezing", "default", "reduce-overhead", "max-autotune")
 # The one execution of a model that runs elsewhere than in torch
 EXPORTED = "exported"
 
@@ -104,7 +102,6 @@ class Case:
         return self.num_parameters() * bytes_per_weight * (10 if self.training else 1)
 
 
-EAGER_AND_DEFAULT, EAGER_AND_AUTOTUNED = ("eager", "default"), ("eager", "max-autotune")
 EAGER_AND_FROZEN = ("eager", "freezing")
 SUITES = {
     "cpu": [
@@ -118,19 +115,7 @@ SUITES = {
         ),
         *(Case("B/16", 8, dtype, training=True) for dtype in ("float32", "bfloat16")),
     ],
-    "gpu-inference": [
-        Case("B/16", 256, "bfloat16", executions=EAGER_AND_AUTOTUNED),
-        Case("B/16", 256, "float8", executions=("max-autotune",)),
-        Case("B/16", 1, "bfloat16", executions=("eager", "reduce-overhead", "max-autotune")),
-        *(Case(variant, 256, "bfloat16", executions=EAGER_AND_AUTOTUNED) for variant in ("S/16", "L/16", "H/14")),
-        Case("cifar10", 1024, "bfloat16", executions=EAGER_AND_AUTOTUNED),
-    ],
-    "gpu-training": [
-        *(Case(variant, 256, "bfloat16", True, EAGER_AND_DEFAULT) for variant in ("B/16", "S/16", "L/16")),
-        Case("cifar10", 1024, "bfloat16", True, EAGER_AND_DEFAULT),
-    ],
 }
-SUITES["gpu"] = SUITES["gpu-inference"] + SUITES["gpu-training"]
 
 
 def unsupported_reason(case: Case, implementation: str, device: torch.device) -> str | None:

@@ -27,7 +27,7 @@ from ..image_processing_pil_mixer import MixerImageProcessorPil
 from ..kernels import use_kernels
 from ..low_precision import QUANTIZED, quantize
 from ..modeling_mixer import MixerForImageClassification
-from .cases import EXPORTED, GRAPHS, Case, unsupported_reason
+from .cases import EXPORTED, Case, unsupported_reason
 from .exported import RUNTIMES, export_model
 from .timing import spread, time_interleaved
 from .timm_model import import_mlp_mixer
@@ -158,7 +158,7 @@ def device_limits(case: Case, device: torch.device) -> dict[LimitKey, tuple[Step
 def warm_up(case: Case, implementation: str, execution: str, device: torch.device) -> tuple[Step, int | None]:
     """Build a step and run it. Return it with its peak memory in bytes, or `None` where that is unknown."""
     # A CUDA graph takes its memory before the step runs
-    has_peak = device.type == "cuda" and execution not in GRAPHS
+    has_peak = device.type == "cuda" and execution in ("eager", "default")
     before = torch.cuda.memory_allocated(device) if has_peak else 0
     step = make_step(case, build_case_model(case, implementation, device), implementation, execution, device)
     for _ in range(3):

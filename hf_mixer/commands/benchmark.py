@@ -5,9 +5,8 @@ Measure how fast Mixers run here, beside timm's and beside what the device can d
     hf-mixer benchmark                                                   # B/16, inference, batch 8
     hf-mixer benchmark --variants S/16 B/16 --dtypes float32 bfloat16 --batch_sizes 1 8
     hf-mixer benchmark --mode training --executions eager default
-    hf-mixer benchmark --suite gpu                                       # a fixed set for a GPU, another for a CPU
-    hf-mixer benchmark --suite gpu-inference --variants B/16             # a part of it
-    hf-mixer benchmark --suite cpu --results_dir scripts/benchmarks      # and keep the figures of this machine
+    hf-mixer benchmark --suite cpu --variants B/16                       # of a fixed set, what there is for B/16
+    hf-mixer benchmark --suite cpu --results_dir scripts/benchmarks      # all of it, and keep the figures of this machine
     hf-mixer benchmark --preprocessing                                   # images per second before the model
 
 Everything in a table was timed in one run, in rounds in which each takes its turn. `% of limit` is the time that the
@@ -54,7 +53,7 @@ MODEL_ARGUMENTS = ("suite", "batch_sizes", "dtypes", "mode", "executions", "impl
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", help="a fixed set of cases: cpu, gpu, gpu-inference or gpu-training")
+    parser.add_argument("--suite", help="a fixed set of cases: cpu")
     parser.add_argument("--variants", nargs="+", help="sizes of the network (default: B/16, or all of a suite)")
     parser.add_argument("--batch_sizes", nargs="+", type=int, help="images per step (default: 8)")
     parser.add_argument(
