@@ -38,8 +38,10 @@ class Tile(NamedTuple):
     stages: int
 
 
-# The larger a tile, the less is read for it; the smaller, the more of a GPU have something to do
-TILES = [Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 3), Tile(64, 64, 64, 4, 4)]
+# The larger a tile, the less is read for it; the smaller, the more of a GPU have something to do, and the less of it is padding
+TILES = [Tile(128, 256, 64, 8, 3), Tile(64, 256, 64, 4, 3), Tile(64, 64, 128, 4, 4)]
+# Values computed for each one that is wanted
+MAX_PADDING = 1.5
 # Row blocks that share what is read of the columns
 GROUP = 8
 
@@ -130,9 +132,11 @@ def _linear(
 
 
 def _choose_tile(num_images: int, num_rows: int, num_columns: int, num_programs: int) -> Tile:
-    """Return the largest tile of which there is one for each program."""
+    """Return the first tile of which there is one for each program, and that is not filled up with padding."""
     for tile in TILES:
-        if num_images * triton.cdiv(num_rows, tile.rows) * triton.cdiv(num_columns, tile.columns) >= num_programs:
+        num_tiles = triton.cdiv(num_rows, tile.rows) * triton.cdiv(num_columns, tile.columns)
+        is_full = num_tiles * tile.rows * tile.columns <= MAX_PADDING * num_rows * num_columns
+        if is_full and num_images * num_tiles >= num_programs:
             break
     return tile
 

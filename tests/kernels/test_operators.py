@@ -164,3 +164,13 @@ def test_kernels_compile_for_hopper(tmp_path):
         assert uses_matrix_units == "True"
         # A program can have 227 KiB of a multiprocessor's shared memory
         assert int(shared) <= 227 * 1024
+
+
+def test_tiles_fill_a_gpu_and_not_with_padding():
+    def choose(*sizes):
+        return linear._choose_tile(*sizes, 132)[:2]
+
+    large, flat, small = (tile[:2] for tile in linear.TILES)
+    assert choose(256, 196, 768) == large  # B/16, 256 images
+    assert choose(256, 49, 768) == flat  # B/32: half of the large tile would be padding
+    assert choose(1, 196, 3072) == small  # B/16, one image
