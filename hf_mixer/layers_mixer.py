@@ -157,6 +157,8 @@ def linear_over_tokens(linear: nn.Linear, hidden_states: torch.Tensor) -> torch.
         return linear(hidden_states.transpose(1, 2)).transpose(1, 2)
     weight, bias, dtype = linear.weight, linear.bias.unsqueeze(-1), operand_dtype(hidden_states)
     device_type = hidden_states.device.type
+    if torch.is_autocast_enabled(device_type):
+        weight = weight.to(dtype)  # autocast would do it after the expansion, for every image
     if device_type == "cpu" and dtype in MULTIPLIERS and not multiplies(dtype):
         return torch.matmul(weight, hidden_states).add_(bias)
     if device_type == "cuda" and weight.shape[1] % 8:
@@ -165,7 +167,7 @@ def linear_over_tokens(linear: nn.Linear, hidden_states: torch.Tensor) -> torch.
     weight = weight.expand(hidden_states.shape[0], -1, -1)
     if device_type == "cuda" and torch.compiler.is_compiling():
         # `baddbmm` writes the bias into its output first, compiled code adds it where it reads the output anyway
-        return torch.bmm(weight, hidden_states) + bias
+        return torch.bmm(weight, hidden_states) + bias.to(weight.dtype)
     return torch.baddbmm(bias, weight, hidden_states)
 
 

@@ -299,3 +299,23 @@ def test_what_is_computed_anew_leaves_gradients_as_they_are(monkeypatch, hidden_
         kept.append(sum(storages.values()))
     torch.testing.assert_close(results[1], results[0])
     assert kept[1] < kept[0]
+
+
+@pytest.mark.parametrize("capability", [None, "amx_bf16"])
+def test_autocast_converts_a_weight_once_and_not_for_every_image(monkeypatch, capability):
+    set_processor(monkeypatch, *filter(None, [capability]))
+    mlp, hidden_states = make_layer().token_mixing, tokens()
+
+    class Conversions(TorchDispatchMode):
+        sizes = []
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            output = function(*args, **(kwargs or {}))
+            if function is torch.ops.aten._to_copy.default:
+                self.sizes.append(output.numel())
+            return output
+
+    with torch.autocast("cpu", torch.bfloat16), Conversions() as conversions:
+        mlp(hidden_states)
+    assert conversions.sizes.count(mlp.fc1.weight.numel()) == 2  # as large as that of fc2
+    assert set(conversions.sizes) <= {hidden_states.numel(), *(parameter.numel() for parameter in mlp.parameters())}
