@@ -299,3 +299,14 @@ def test_what_is_computed_anew_leaves_gradients_as_they_are(monkeypatch, hidden_
         kept.append(sum(storages.values()))
     torch.testing.assert_close(results[1], results[0])
     assert kept[1] < kept[0]
+
+
+@pytest.mark.parametrize("name", ["fc1", "activation_fn", "fc2", "dropout"])
+def test_what_has_hooks_is_not_computed_anew(monkeypatch, name):
+    mlp, seen = make_layer().channel_mixing, []
+    getattr(mlp, name).register_forward_hook(lambda *_: seen.append(name))
+    mlp(tokens())
+    calls = len(seen)
+    monkeypatch.setattr(layers_mixer, "is_worth_recomputing", lambda hidden_states: True)
+    mlp(tokens()).sum().backward()
+    assert len(seen) == 2 * calls

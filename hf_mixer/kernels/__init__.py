@@ -131,7 +131,7 @@ def unsupported_layer_reason(layer: Any) -> str | None:
     if not (weights[0].is_cuda or INTERPRETED):
         way_out = "call `model.to('cuda')` first" if torch.cuda.is_available() else "there is none here"
         return f"is on {weights[0].device}, the kernels need a CUDA device: {way_out}"
-    if weights[0].is_cuda and torch.cuda.get_device_capability(weights[0].device) < (9, 0):
+    if weights[0].is_cuda and torch.cuda.get_device_capability(weights[0].device) < HOPPER:
         return (
             "is on a GPU of a compute capability below 9.0 (Hopper), the kernels need the memory accelerator of those"
         )
