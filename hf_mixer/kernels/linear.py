@@ -142,7 +142,8 @@ def _aligned(tensor: torch.Tensor) -> torch.Tensor:
     missing = -tensor.shape[-1] % (ALIGNMENT // tensor.element_size())
     if missing:
         return nn.functional.pad(tensor, (0, missing))[..., : tensor.shape[-1]]
-    tensor = tensor.contiguous()
+    # An axis of size 1 may have any stride, which the hardware would not take: a view from one axis has the usual ones
+    tensor = tensor.reshape(-1).view(tensor.shape)
     return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
 
 

@@ -111,6 +111,14 @@ def test_weights_may_lie_anywhere(stride):
         assert torch.equal(compute_layer(layer, hidden_states), expected)
 
 
+@torch.no_grad()
+def test_one_image_may_have_any_stride():
+    layer = make_layer(MixerConfig(image_size=4, patch_size=1, hidden_size=24, token_mlp_dim=16, channel_mlp_dim=8))
+    hidden_states = random(1, 16, 24)
+    view = hidden_states.as_strided(hidden_states.shape, (1, 24, 1))
+    assert torch.equal(compute_layer(layer, view), compute_layer(layer, hidden_states))
+
+
 @pytest.mark.parametrize("over_tokens", [False, True])
 def test_operators_keep_to_the_rules_of_torch(over_tokens):
     x, weight, bias = random(2, 16, 16), random(24, 16), random(24)
