@@ -156,7 +156,7 @@ def unsupported_batch_reason(layer: Any, hidden_states: torch.Tensor) -> str | N
         return "is in training mode, and the kernels are for inference: call `model.eval()`"
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return "computes gradients, and the kernels are for inference: use `torch.inference_mode()`"
-    if hidden_states.dtype not in DTYPES or torch.is_autocast_enabled(hidden_states.device.type):
+    if hidden_states.dtype != layer.token_norm.weight.dtype or torch.is_autocast_enabled(hidden_states.device.type):
         return "computes under autocast, or in another type than the weights: load the model in bfloat16 or float16"
     if hidden_states.shape[0] == 0:
         return "has an empty batch"
