@@ -103,7 +103,8 @@ class MixerMLP(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         hidden_states = self.multiply(self.fc1, hidden_states)
-        is_bare = is_plain(self.fc2, nn.Linear) and is_untouched(self.activation_fn)
+        # What has hooks is called once
+        is_bare = is_plain(self.fc2, nn.Linear) and is_untouched(self.activation_fn) and is_untouched(self.dropout)
         if is_bare and is_worth_recomputing(hidden_states):
             # The values before the activation are kept, those after it are not: two thirds of the memory. The product is
             # not computed again, since its backward pass needs its operands only.

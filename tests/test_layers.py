@@ -319,3 +319,14 @@ def test_autocast_converts_a_weight_once_and_not_for_every_image(monkeypatch, ca
         mlp(hidden_states)
     assert conversions.sizes.count(mlp.fc1.weight.numel()) == 2  # as large as that of fc2
     assert set(conversions.sizes) <= {hidden_states.numel(), *(parameter.numel() for parameter in mlp.parameters())}
+
+
+@pytest.mark.parametrize("name", ["fc1", "activation_fn", "fc2", "dropout"])
+def test_what_has_hooks_is_not_computed_anew(monkeypatch, name):
+    mlp, seen = make_layer().channel_mixing, []
+    getattr(mlp, name).register_forward_hook(lambda *_: seen.append(name))
+    mlp(tokens())
+    calls = len(seen)
+    monkeypatch.setattr(layers_mixer, "is_worth_recomputing", lambda hidden_states: True)
+    mlp(tokens()).sum().backward()
+    assert len(seen) == 2 * calls

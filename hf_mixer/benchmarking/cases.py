@@ -153,8 +153,8 @@ def _kernels_reason(case: Case, device: torch.device) -> str | None:
         return "the kernels are for inference"
     if device.type != "cuda":
         return "the kernels need a CUDA device"
-    if torch.cuda.get_device_capability(device) < HOPPER:
-        return "the kernels need a GPU of compute capability 9.0 (Hopper) or higher"
+    if torch.cuda.get_device_capability(device)[0] != HOPPER:
+        return "the kernels are for GPUs of compute capability 9.0 (Hopper)"
     return None
 
 

@@ -20,10 +20,8 @@ if HAS_TRITON:
 
 logger = logging.get_logger(__name__)
 
-# The compute capability from which GPUs have the accelerator that the kernels read memory with
-HOPPER = (9, 0)
-# The names of activations in `torch.ops.hf_mixer.linear`
-ACTIVATIONS = {"none": "gelu", "tanh": "gelu_tanh"}
+# The compute capability (major version) of the GPUs that the kernels are made for, and for whose shared memory
+HOPPER = 9
 
 
 def use_kernels(model: nn.Module) -> nn.Module:
@@ -37,7 +35,7 @@ def use_kernels(model: nn.Module) -> nn.Module:
     Args:
         model (`nn.Module`):
             A Mixer of any class, also from remote code, or a module that holds some, on a CUDA device of compute capability
-            9.0 (Hopper) or higher. Its layers have `hidden_act` `"gelu"` or `"gelu_pytorch_tanh"`, `hidden_size`,
+            9.0 (Hopper, such as H100 and H200). Its layers have `hidden_act` `"gelu"` or `"gelu_pytorch_tanh"`, `hidden_size`,
             `token_mlp_dim` and `channel_mlp_dim` in multiples of 8, no hooks, adapters or quantized weights, and weights of
             type bfloat16 or float16.
 
@@ -78,10 +76,10 @@ def compute_layer(layer: Any, hidden_states: torch.Tensor) -> torch.Tensor | Non
 
 
 def mix(norm: nn.LayerNorm, mlp: Any, hidden_states: torch.Tensor, over_tokens: bool) -> torch.Tensor:
-    activation = ACTIVATIONS[GELU_APPROXIMATIONS[type(mlp.activation_fn)]]
+    approximation = GELU_APPROXIMATIONS[type(mlp.activation_fn)]
     normalized = torch.ops.hf_mixer.layer_norm(hidden_states, norm.weight, norm.bias, norm.eps)
-    hidden = torch.ops.hf_mixer.linear(normalized, mlp.fc1.weight, mlp.fc1.bias, None, activation, over_tokens)
-    return torch.ops.hf_mixer.linear(hidden, mlp.fc2.weight, mlp.fc2.bias, hidden_states, "none", over_tokens)
+    hidden = torch.ops.hf_mixer.linear(normalized, mlp.fc1.weight, mlp.fc1.bias, None, approximation, over_tokens)
+    return torch.ops.hf_mixer.linear(hidden, mlp.fc2.weight, mlp.fc2.bias, hidden_states, None, over_tokens)
 
 
 # Under `torch.compile` it warns while the graph is captured, which a plain call would break
@@ -131,10 +129,8 @@ def unsupported_layer_reason(layer: Any) -> str | None:
     if not (weights[0].is_cuda or INTERPRETED):
         way_out = "call `model.to('cuda')` first" if torch.cuda.is_available() else "there is none here"
         return f"is on {weights[0].device}, the kernels need a CUDA device: {way_out}"
-    if weights[0].is_cuda and torch.cuda.get_device_capability(weights[0].device) < (9, 0):
-        return (
-            "is on a GPU of a compute capability below 9.0 (Hopper), the kernels need the memory accelerator of those"
-        )
+    if weights[0].is_cuda and torch.cuda.get_device_capability(weights[0].device)[0] != HOPPER:
+        return "is on a GPU of another compute capability than 9.0, the kernels are for Hopper (H100, H200)"
     dtypes = {weight.dtype for weight in weights}
     if len(dtypes) > 1 or weights[0].dtype not in DTYPES:
         return f"has weights of type {', '.join(map(str, dtypes))}, expected one of {', '.join(map(str, DTYPES))}"
@@ -156,7 +152,7 @@ def unsupported_batch_reason(layer: Any, hidden_states: torch.Tensor) -> str | N
         return "is in training mode, and the kernels are for inference: call `model.eval()`"
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return "computes gradients, and the kernels are for inference: use `torch.inference_mode()`"
-    if hidden_states.dtype not in DTYPES or torch.is_autocast_enabled(hidden_states.device.type):
+    if hidden_states.dtype != layer.token_norm.weight.dtype or torch.is_autocast_enabled(hidden_states.device.type):
         return "computes under autocast, or in another type than the weights: load the model in bfloat16 or float16"
     if hidden_states.shape[0] == 0:
         return "has an empty batch"

@@ -20,7 +20,8 @@ from .gelu import gelu_gate
 from .launching import INTERPRETED, launching_on
 
 
-ACTIVATIONS = ("none", "gelu", "gelu_tanh")
+# No activation, and GELU with the `approximate` of `torch.nn.functional.gelu`
+ACTIVATIONS = (None, "none", "tanh")
 # Rows start at multiples of 16 bytes
 ALIGNMENT = 16
 
@@ -146,7 +147,8 @@ def _aligned(tensor: torch.Tensor) -> torch.Tensor:
     missing = -tensor.shape[-1] % (ALIGNMENT // tensor.element_size())
     if missing:
         return nn.functional.pad(tensor, (0, missing))[..., : tensor.shape[-1]]
-    tensor = tensor.contiguous()
+    # An axis of size 1 may have any stride, which the hardware would not take: a view from one axis has the usual ones
+    tensor = tensor.reshape(-1).view(tensor.shape)
     return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
 
 
@@ -160,7 +162,7 @@ def _apply(
     weight: torch.Tensor,
     bias: torch.Tensor,
     residual: torch.Tensor | None,
-    activation: str,
+    gelu: str | None,
     over_tokens: bool,
 ) -> torch.Tensor:
     num_inner = x.shape[1] if over_tokens else x.shape[2]
@@ -195,7 +197,7 @@ def _apply(
             *(x, TensorDescriptor.from_tensor(weight, weight_block), bias.contiguous(), written, added),
             *(num_images, num_rows, num_columns, num_inner, len(bias)),
             OVER_TOKENS=over_tokens,
-            ACTIVATION=ACTIVATIONS.index(activation),
+            ACTIVATION=ACTIVATIONS.index(gelu),
             HAS_RESIDUAL=residual is not None,
             ROWS=tile.rows,
             COLUMNS=tile.columns,
@@ -207,7 +209,7 @@ def _apply(
     return output
 
 
-def _fake(x, weight, bias, residual, activation, over_tokens):
+def _fake(x, weight, bias, residual, gelu, over_tokens):
     return x.new_empty(_output_shape(x, weight, over_tokens))
 
 

@@ -136,6 +136,16 @@ def test_what_is_compiled_warns_without_a_graph_break(monkeypatch):
     assert len(lines) == 1
 
 
+def test_tokens_of_another_type_than_the_weights_are_not_for_the_kernels(monkeypatch):
+    dtypes = (torch.bfloat16, torch.float16, torch.float32)
+    monkeypatch.setattr(kernels, "DTYPES", dtypes)
+    (layer, *_), tokens = use_kernels(make_model()).mixer.layers, torch.zeros(1, 16, 24, device=DEVICE)
+    with torch.no_grad():
+        for dtype in dtypes:
+            reason = kernels.unsupported_batch_reason(layer, tokens.to(dtype))
+            assert (reason is None) == (dtype == DTYPE)
+
+
 def add_adapter(layer):
     peft = pytest.importorskip("peft", reason="needs peft")
     peft.inject_adapter_in_model(peft.LoraConfig(target_modules=r".*token_mixing\.fc1"), layer)
