@@ -120,11 +120,16 @@ MULTIPLIERS = {
 }
 
 
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """Return the type that autocast gives the operands of linear layers, `None` where it is off."""
+    # torch raises for devices without autocast, such as meta, and Dynamo of torch 2.11 cannot ask which these are
+    is_on = device_type in ("cpu", "cuda") and torch.is_autocast_enabled(device_type)
+    return torch.get_autocast_dtype(device_type) if is_on else None
+
+
 def operand_dtype(hidden_states: torch.Tensor) -> torch.dtype:
     """Return the type in which a linear layer multiplies `hidden_states`."""
-    device_type = hidden_states.device.type
-    is_cast = torch.is_autocast_enabled(device_type)
-    return torch.get_autocast_dtype(device_type) if is_cast else hidden_states.dtype
+    return autocast_dtype(hidden_states.device.type) or hidden_states.dtype
 
 
 @torch.compiler.assume_constant_result
@@ -158,7 +163,7 @@ def linear_over_tokens(linear: nn.Linear, hidden_states: torch.Tensor) -> torch.
         return linear(hidden_states.transpose(1, 2)).transpose(1, 2)
     weight, bias, dtype = linear.weight, linear.bias.unsqueeze(-1), operand_dtype(hidden_states)
     device_type = hidden_states.device.type
-    if torch.is_autocast_enabled(device_type):
+    if autocast_dtype(device_type) is not None:
         weight = weight.to(dtype)  # autocast would do it after the expansion, for every image
     if device_type == "cpu" and dtype in MULTIPLIERS and not multiplies(dtype):
         return torch.matmul(weight, hidden_states).add_(bias)
