@@ -81,7 +81,8 @@ class MixerMLP(nn.Module):
         self.fc2 = nn.Linear(mlp_dim, num_features)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def multiply(self, linear: nn.Linear, hidden_states: torch.Tensor) -> torch.Tensor:
+    def apply_linear(self, linear: nn.Linear, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Apply `fc1` or `fc2` to the axis to mix."""
         return linear(hidden_states)
 
     def activate(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -99,10 +100,10 @@ class MixerMLP(nn.Module):
     def finish(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Compute what follows `fc1`."""
         hidden_states = self.dropout(self.activate(hidden_states))
-        return self.dropout(self.multiply(self.fc2, hidden_states))
+        return self.dropout(self.apply_linear(self.fc2, hidden_states))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.multiply(self.fc1, hidden_states)
+        hidden_states = self.apply_linear(self.fc1, hidden_states)
         # What has hooks is called once
         is_bare = is_plain(self.fc2, nn.Linear) and is_untouched(self.activation_fn) and is_untouched(self.dropout)
         if is_bare and is_worth_recomputing(hidden_states):
@@ -180,7 +181,7 @@ def linear_over_tokens(linear: nn.Linear, hidden_states: torch.Tensor) -> torch.
 class MixerTokenMLP(MixerMLP):
     """The same two linear layers over the second of three axes."""
 
-    def multiply(self, linear: nn.Linear, hidden_states: torch.Tensor) -> torch.Tensor:
+    def apply_linear(self, linear: nn.Linear, hidden_states: torch.Tensor) -> torch.Tensor:
         return linear_over_tokens(linear, hidden_states)
 
 

@@ -301,6 +301,19 @@ def test_what_is_computed_anew_leaves_gradients_as_they_are(monkeypatch, hidden_
     assert kept[1] < kept[0]
 
 
+def test_a_gpu_computes_large_hidden_units_anew_where_they_need_gradients():
+    class OnGpu(torch.Tensor):
+        is_cuda = True
+
+    large = torch.empty(2**24, dtype=torch.bfloat16)
+    assert not layers_mixer.is_worth_recomputing(large)
+    large = large.as_subclass(OnGpu)
+    assert layers_mixer.is_worth_recomputing(large)
+    assert not layers_mixer.is_worth_recomputing(large[1:])
+    with torch.no_grad():
+        assert not layers_mixer.is_worth_recomputing(large)
+
+
 @pytest.mark.parametrize("capability", [None, "amx_bf16"])
 def test_autocast_converts_a_weight_once_and_not_for_every_image(monkeypatch, capability):
     set_processor(monkeypatch, *filter(None, [capability]))

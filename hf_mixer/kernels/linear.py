@@ -38,6 +38,10 @@ class Tile(NamedTuple):
     warps: int
     stages: int
 
+    def num_tiles(self, num_rows: int, num_columns: int) -> int:
+        """How many cover the output for one image."""
+        return triton.cdiv(num_rows, self.rows) * triton.cdiv(num_columns, self.columns)
+
 
 # The larger a tile, the less is read for it; the smaller, the more of a GPU have something to do, and the less of it is padding
 TILES = [Tile(128, 256, 64, 8, 3), Tile(64, 256, 64, 4, 3), Tile(64, 64, 128, 4, 4)]
@@ -135,7 +139,7 @@ def _linear(
 def _choose_tile(num_images: int, num_rows: int, num_columns: int, num_programs: int) -> Tile:
     """Return the first tile of which there is one for each program, and that is not filled up with padding."""
     for tile in TILES:
-        num_tiles = triton.cdiv(num_rows, tile.rows) * triton.cdiv(num_columns, tile.columns)
+        num_tiles = tile.num_tiles(num_rows, num_columns)
         is_full = num_tiles * tile.rows * tile.columns <= MAX_PADDING * num_rows * num_columns
         if is_full and num_images * num_tiles >= num_programs:
             break
@@ -191,9 +195,8 @@ def _apply(
     x, written, added = (
         TensorDescriptor.from_tensor(part, block) for part, block in zip(parts, (x_block, half, half))
     )
-    num_tiles = num_images * triton.cdiv(num_rows, tile.rows) * triton.cdiv(num_columns, tile.columns)
     with launching_on(output):
-        _linear[(min(num_tiles, num_programs),)](
+        _linear[(min(num_images * tile.num_tiles(num_rows, num_columns), num_programs),)](
             *(x, TensorDescriptor.from_tensor(weight, weight_block), bias.contiguous(), written, added),
             *(num_images, num_rows, num_columns, num_inner, len(bias)),
             OVER_TOKENS=over_tokens,

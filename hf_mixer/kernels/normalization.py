@@ -42,5 +42,6 @@ def _apply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
 
 # A second copy of this module finds the operator of the first; to register it again would take it away from it
 if not hasattr(torch.ops.hf_mixer, "layer_norm"):
-    _operator = torch.library.custom_op("hf_mixer::layer_norm", _apply, mutates_args=())
-    _operator.register_fake(lambda x, weight, bias, eps: torch.empty_like(x, memory_format=torch.contiguous_format))
+    torch.library.custom_op("hf_mixer::layer_norm", _apply, mutates_args=()).register_fake(
+        lambda x, weight, bias, eps: torch.empty_like(x, memory_format=torch.contiguous_format)
+    )

@@ -145,6 +145,13 @@ def test_older_gpus_leave_float8_out(monkeypatch, capability, reason):
     assert said is None if reason is None else reason in said
 
 
+@pytest.mark.parametrize(("capability", "reason"), [((8, 9), "(Hopper)"), ((9, 0), None), ((12, 0), "(Hopper)")])
+def test_gpus_that_the_kernels_are_not_made_for_leave_them_out(monkeypatch, capability, reason):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    said = unsupported_reason(Case("B/16", 8, "bfloat16"), "hf_mixer_kernels", torch.device("cuda"))
+    assert said is None if reason is None else reason in said
+
+
 def test_what_fails_is_left_out_with_a_warning(clock, monkeypatch):
     def build(case, implementation, device):
         if implementation == "timm":

@@ -1,6 +1,6 @@
 """
 Compile the kernels for Hopper, which needs no GPU, and print a line for each: its name, whether it uses the matrix
-units, the shared memory and the registers on the stack that it takes in bytes.
+units, and the shared memory that it takes in bytes.
 """
 
 import itertools
