@@ -178,11 +178,25 @@ def linear_over_tokens(linear: nn.Linear, hidden_states: torch.Tensor) -> torch.
     return torch.baddbmm(bias, weight, hidden_states)
 
 
+def is_exported() -> bool:
+    """
+    Whether `torch.export` traces the model, which is then for another runtime. Dynamo is left out: with torch 2.11 it says
+    in every compilation that it exports.
+    """
+    return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+
+
 class MixerTokenMLP(MixerMLP):
     """The same two linear layers over the second of three axes."""
 
     def apply_linear(self, linear: nn.Linear, hidden_states: torch.Tensor) -> torch.Tensor:
-        return linear_over_tokens(linear, hidden_states)
+        return linear(hidden_states) if is_exported() else linear_over_tokens(linear, hidden_states)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if is_exported():
+            # Other runtimes and their quantizers know products with weights on the right
+            return super().forward(hidden_states.transpose(1, 2)).transpose(1, 2)
+        return super().forward(hidden_states)
 
 
 class MixerDropPath(nn.Module):
