@@ -11,20 +11,14 @@ from transformers import pipeline
 
 from hf_mixer import load_checkpoint
 from hf_mixer.deployment import export_model, load_exported
-from hf_mixer.deployment.formats import missing_reason
 from hf_mixer.deployment.runtime import MANIFEST_NAME, RECORD_KEY, names_export
-from tests.helpers import save_classifier
+from tests.helpers import needs_export, save_classifier
 
 
 LABELS = ["ant", "bee", "cat", "dog"]
 
 
-def needs(format, dtype="float32"):
-    reason = missing_reason(format, dtype)
-    return pytest.mark.skipif(reason is not None, reason=str(reason))
-
-
-needs_onnx = needs("onnx")
+needs_onnx = needs_export("onnx")
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +43,10 @@ def photographs(count):
 @pytest.mark.parametrize(
     ("format", "dynamic"),
     [
-        pytest.param("onnx", False, marks=needs("onnx")),
-        pytest.param("openvino", False, marks=needs("openvino")),
-        pytest.param("executorch", True, marks=needs("executorch")),
-        pytest.param("torch", False, marks=needs("torch")),
+        pytest.param("onnx", False, marks=needs_export("onnx")),
+        pytest.param("openvino", False, marks=needs_export("openvino")),
+        pytest.param("executorch", True, marks=needs_export("executorch")),
+        pytest.param("torch", False, marks=needs_export("torch")),
     ],
 )
 def test_batches_of_every_size_get_the_answers_of_the_model(format, dynamic, model_folder, tmp_path):
@@ -183,7 +177,7 @@ def test_a_missing_runtime_is_named_with_its_installation(onnx_folder, monkeypat
         load_exported(onnx_folder)
 
 
-@needs("torch")
+@needs_export("torch")
 def test_pickled_programs_need_trust(model_folder, tmp_path):
     export_model(str(model_folder), tmp_path / "export", "torch")
     with pytest.raises(ValueError, match="--trust_remote_code") as error:
