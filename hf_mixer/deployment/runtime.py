@@ -208,7 +208,7 @@ def load_exported(
     if manifest["export_format"] in COMPUTE_SEVERAL_BATCHES:
         num_threads = -(-num_threads // num_callers)
     with quiet_exporters():
-        exported = load_program(path, manifest, num_threads)
+        exported = load_program(path, manifest, num_threads, dtype)
     model = ExportedMixerForImageClassification(
         config,
         exported,
@@ -241,15 +241,15 @@ def find_export(
     return folder
 
 
-def load_program(path: Path, manifest: dict[str, Any], num_threads: int) -> Any:
-    """Return the `ExportedModel` of transformers for the program in a file, loaded into its runtime."""
+def load_program(path: Path, manifest: dict[str, Any], num_threads: int, dtype: str) -> Any:
+    """Return the `ExportedModel` of transformers for the program of a type in a file, loaded into its runtime."""
     from transformers.exporters import AutoHfExporter, ExportedComponent, ExportedModel, ExportMetadata
 
     kind = manifest["export_format"]
     program = AutoHfExporter.from_config({"export_format": kind}).load_program(path)
     metadata = ExportMetadata.from_dict(manifest["components"]["model"]["metadata"])
     exported = ExportedModel({"model": ExportedComponent(program, metadata)}, kind)
-    return exported.to("cpu", **runtime_options(kind, num_threads, metadata.export_dtype))
+    return exported.to("cpu", **runtime_options(kind, num_threads, dtype))
 
 
 def runtime_options(kind: str, num_threads: int, dtype: str) -> dict[str, Any]:
@@ -263,6 +263,10 @@ def runtime_options(kind: str, num_threads: int, dtype: str) -> dict[str, Any]:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         return {"session_options": options}
     if kind == "openvino":
-        # Its default on a processor with bfloat16 instructions is bfloat16
-        return {"config": {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": num_threads}}
+        config = {"INFERENCE_NUM_THREADS": num_threads}
+        if dtype != "int8":
+            # Its default on a processor with bfloat16 instructions is bfloat16, for the rest of an int8 program as well: B/16
+            # is 4 % faster so, and nano as exact
+            config["INFERENCE_PRECISION_HINT"] = "f32"
+        return {"config": config}
     return {}
