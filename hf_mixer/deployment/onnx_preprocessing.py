@@ -77,7 +77,7 @@ def add_preprocessing(network: onnx.ModelProto, image_processor) -> onnx.ModelPr
     if steps.size or steps.crop_size:
         network = _prepend(_resize_and_crop(steps, [height, width]), channels, network)
     if channels == 1:
-        network = _prepend(_luminance(steps), 3, network)
+        network = _prepend(_luminance(steps), "channels", network)
     return network
 
 
@@ -218,21 +218,29 @@ def _resized_size(size: list[int] | int | None) -> OnnxFunction:
 
 
 def _luminance(steps: Steps) -> OnnxFunction:
-    """Return a graph from three channels to one, as Pillow converts RGB to L."""
+    """Return a graph from three channels to one, as Pillow converts RGB to L. One channel stays as it is."""
     scale, shift = from_array(np.float32(steps.scale)), from_array(np.float32(steps.shift))
     weights = from_array(np.float32([19595, 38470, 7471]).reshape(1, 3, 1, 1))
 
     @script(domain, default_opset=op)
     def luminance(pixel_values):
-        pixels = op.Floor((pixel_values - op.Constant(value=shift)) / op.Constant(value=scale) + 0.5)
-        total = op.ReduceSum(pixels * op.Constant(value=weights), [1], keepdims=1)
-        return op.Floor((total + 32768.0) / 65536.0) * op.Constant(value=scale) + op.Constant(value=shift)
+        if op.Squeeze(op.Shape(pixel_values, start=1, end=2)) == 1:
+            result = op.Identity(pixel_values)
+        else:
+            pixels = op.Floor((pixel_values - op.Constant(value=shift)) / op.Constant(value=scale) + 0.5)
+            total = op.ReduceSum(pixels * op.Constant(value=weights), [1], keepdims=1)
+            rounded = op.Floor((total + 32768.0) / 65536.0)
+            result = rounded * op.Constant(value=scale) + op.Constant(value=shift)
+        return result
 
     return luminance
 
 
-def _prepend(function: OnnxFunction, channels: int, network: onnx.ModelProto) -> onnx.ModelProto:
-    """Let images of `channels` channels and any height and width go through a function before they enter a network."""
+def _prepend(function: OnnxFunction, channels: int | str, network: onnx.ModelProto) -> onnx.ModelProto:
+    """
+    Let images of any height and width go through a function before they enter a network. `channels` is their number, or its
+    name where it varies.
+    """
     model = onnx.ModelProto()
     model.CopyFrom(network)
     graph = model.graph
