@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
+import onnx_ir
 from onnx.helper import make_node, make_opsetid, make_tensor_value_info
 from onnx.numpy_helper import from_array
 from onnxscript import OnnxFunction, script
@@ -15,7 +16,9 @@ from PIL.Image import Resampling
 from ..image_processing_pil_mixer import MixerImageConversion
 
 
-FLOAT, DOUBLE = onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE
+FLOAT, INT64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
+# Of the functions that are put in front of networks
+DOMAIN = Opset("hf_mixer", 1)
 
 
 @dataclass
@@ -58,9 +61,10 @@ def add_preprocessing(network: onnx.ModelProto, image_processor) -> onnx.ModelPr
 
     Returns:
         `onnx.ModelProto`: The network with an input of the same name and shape `(batch_size, 3, any height, any width)`:
-        pixels that are rescaled and normalized by the processor, but neither resized nor cropped. Those of an image of 8
-        bits become the pixels of [`MixerImageProcessorPil`], a few of them one level off. An image that needs neither
-        resizing nor cropping reaches the network as it is.
+        pixels that are rescaled and normalized as the processor does it, but neither resized nor cropped. Those of an image
+        of 8 bits become exactly the pixels of [`MixerImageProcessorPil`] (some are one level off where an image is more than
+        100 times as high as wide). Pixels that need neither resizing nor cropping reach the network as they are, and so do
+        those that have one channel already, where the network takes one.
 
     Raises:
         `ValueError`: The processor has a setting that is not possible here, or does not fit the network.
@@ -79,6 +83,13 @@ def add_preprocessing(network: onnx.ModelProto, image_processor) -> onnx.ModelPr
     if channels == 1:
         network = _prepend(_luminance(steps), "channels", network)
     return network
+
+
+def remove_preprocessing(model: onnx_ir.Model) -> None:
+    """Take what [`add_preprocessing`] added out of a model, for pixels as the image processor itself returns them."""
+    for node in [node for node in model.graph if node.domain == DOMAIN.domain]:
+        node.outputs[0].replace_all_uses_with(node.inputs[0])
+        model.graph.remove(node, safe=True)
 
 
 def read_steps(image_processor) -> Steps:
@@ -125,24 +136,24 @@ def _read_size(size: dict[str, int]) -> list[int] | int:
     )
 
 
-# The functions that are marked as scripts become graphs. Sizes, positions and weights are in float64, as in Pillow; they
-# are few, and a browser computes them on its CPU.
-domain = Opset("hf_mixer", 1)
+# What is marked as a script is no Python: onnxscript makes a graph of it. Sizes and weights are whole numbers, in int64, which
+# are the same on every device. float64 is missing in browsers.
 
 
-@script(domain, default_opset=op)
-def triangle(x):
-    return op.Max(1.0 - op.Abs(x), 0.0)
+@script(DOMAIN, default_opset=op)
+def triangle(distance, unit):
+    return unit - op.Min(distance, unit)
 
 
-@script(domain, default_opset=op)
-def cubic(x):
-    x = op.Abs(x)
-    near = (1.5 * x - 2.5) * x * x + 1.0
-    far = ((2.5 - 0.5 * x) * x - 4.0) * x + 2.0
-    return op.Where(x < 1.0, near, op.Where(x < 2.0, far, 0.0 * x))
+@script(DOMAIN, default_opset=op)
+def cubic(distance, unit):
+    x = op.Min(distance, 2 * unit)
+    near = (3 * x - 5 * unit) * x * x + 2 * unit * unit * unit
+    far = ((5 * unit - x) * x - 8 * unit * unit) * x + 4 * unit * unit * unit
+    return op.Where(x < unit, near, far)
 
 
+# Pillow's kernels, of a distance from the center in fractions of a unit. The values are whole numbers, of any scale.
 KERNELS = {Resampling.BILINEAR: triangle, Resampling.BICUBIC: cubic}
 
 
@@ -151,45 +162,53 @@ def _resize_and_crop(steps: Steps, target: list[int]) -> OnnxFunction:
     kernel = KERNELS[Resampling(steps.resample)]
     resized_size = _resized_size(steps.size)
     scale, shift = from_array(np.float32(steps.scale)), from_array(np.float32(steps.shift))
-    target_size = from_array(np.float64(target))
 
-    @script(domain, default_opset=op)
+    @script(DOMAIN, default_opset=op)
     def resample(pixels, original, resized, first, count):
         """
-        Resample the columns of images from `original` to `resized` ones, and keep `count` of them from `first` on. Rows and
-        columns change places.
+        Resize images of `original` columns to `resized` ones, and keep `count` of them from `first` on. Rows and columns
+        change places.
         """
-        column = op.Range(0.0, original, 1.0)
-        position = op.Unsqueeze(first + op.Range(0.0, count, 1.0), [1])
-        distance = (2.0 * column + 1.0) * resized - (2.0 * position + 1.0) * original
-        weights = kernel(distance / (2.0 * op.Max(original, resized)))
-        inside = op.Cast(op.And(position >= 0.0, position < resized), to=DOUBLE)
-        weights = weights * inside / op.Max(op.ReduceSum(weights, [1], keepdims=1), 0.25)
+        column = op.Range(0, original, 1)
+        position = op.Unsqueeze(first + op.Range(0, count, 1), [1])
+        larger = op.Max(original, resized)
+        # 1 up to 8192 pixels. Above, powers of the distance would be too large for int64.
+        divisor = (larger + 8191) / 8192
+        distance = op.Abs((2 * column + 1) * resized - (2 * position + 1) * original) / divisor
+        weight = kernel(distance, 2 * larger / divisor)
+        total = op.ReduceSum(weight, [1], keepdims=1)
+        excess = total / 1125899906842624 + 1
+        # There is nothing to see beside the image, in a crop that is larger
+        inside = op.Cast(op.And(position >= 0, position < resized), to=INT64)
+        weight = weight * inside / excess
+        total = op.Max(total / excess, 1)
 
-        # Pillow counts in units of 2**-22. Products of that many bits are exact in float32 in two parts.
-        units = op.Transpose(op.Floor(weights * 4194304.0 + 0.5))
-        high = op.Floor(units / 2048.0 + 0.5)
-        low = units - 2048.0 * high
-        high_sum = op.MatMul(pixels, op.Cast(high, to=FLOAT))
-        low_sum = op.MatMul(pixels, op.Cast(low, to=FLOAT))
+        # Pillow rounds weights to multiples of 2**-22. Products with the pixels are exact in float32 in two parts of 11 bits.
+        sign = op.Sign(weight)
+        dividend = op.Abs(weight) * 2048
+        high = dividend / total
+        low = ((dividend - high * total) * 4096 + total) / (2 * total)
+        high_sum = op.MatMul(pixels, op.Transpose(op.Cast(sign * high, to=FLOAT)))
+        low_sum = op.MatMul(pixels, op.Transpose(op.Cast(sign * low, to=FLOAT)))
         rounded = op.Floor((high_sum + op.Floor(low_sum / 2048.0) + 1024.0) / 2048.0)
         return op.Transpose(op.Clip(rounded, 0.0, 255.0), perm=[0, 1, 3, 2])
 
-    @script(domain, default_opset=op)
+    @script(DOMAIN, default_opset=op)
     def resize_and_crop(pixel_values):
-        original = op.Cast(op.Shape(pixel_values, start=2, end=4), to=DOUBLE)
-        target = op.Constant(value=target_size)
+        original = op.Shape(pixel_values, start=2, end=4)
+        cropped = op.Constant(value_ints=target)
         resized = resized_size(original)
-        changes = op.Abs(resized - original) + op.Abs(target - original)
-        if op.ReduceMax(changes, keepdims=0) == 0.0:
+        changes = op.Abs(resized - original) + op.Abs(cropped - original)
+        if op.ReduceMax(changes, keepdims=0) == 0:
             result = op.Identity(pixel_values)
         else:
             # Rounded as `center_crop` of the processor does it, and transformers where an image is smaller than the crop
-            margin = (resized - target) / 2.0
-            first = op.Where(op.ReduceMin(margin, keepdims=0) < 0.0, op.Floor(margin), op.Round(margin))
+            margin = op.Cast(resized - cropped, to=FLOAT) / 2.0
+            rounded = op.Where(op.ReduceMin(margin, keepdims=0) < 0.0, op.Floor(margin), op.Round(margin))
+            first = op.Cast(rounded, to=INT64)
             pixels = op.Floor((pixel_values - op.Constant(value=shift)) / op.Constant(value=scale) + 0.5)
-            pixels = resample(pixels, original[1], resized[1], first[1], target[1])
-            pixels = resample(pixels, original[0], resized[0], first[0], target[0])
+            pixels = resample(pixels, original[1], resized[1], first[1], cropped[1])
+            pixels = resample(pixels, original[0], resized[0], first[0], cropped[0])
             result = pixels * op.Constant(value=scale) + op.Constant(value=shift)
         return result
 
@@ -198,17 +217,17 @@ def _resize_and_crop(steps: Steps, target: list[int]) -> OnnxFunction:
 
 def _resized_size(size: list[int] | int | None) -> OnnxFunction:
     """Return a graph from the height and width of an image to those after the resize."""
-    length = from_array(np.float64(size or 0))
+    length = from_array(np.int64(size or 0))
 
-    @script(domain, default_opset=op)
+    @script(DOMAIN, default_opset=op)
     def fixed_size(original):
         return op.Constant(value=length)
 
-    @script(domain, default_opset=op)
+    @script(DOMAIN, default_opset=op)
     def shorter_side(original):
-        return op.Floor(op.Constant(value=length) * original / op.ReduceMin(original))
+        return op.Constant(value=length) * original / op.ReduceMin(original)
 
-    @script(domain, default_opset=op)
+    @script(DOMAIN, default_opset=op)
     def same_size(original):
         return op.Identity(original)
 
@@ -222,7 +241,7 @@ def _luminance(steps: Steps) -> OnnxFunction:
     scale, shift = from_array(np.float32(steps.scale)), from_array(np.float32(steps.shift))
     weights = from_array(np.float32([19595, 38470, 7471]).reshape(1, 3, 1, 1))
 
-    @script(domain, default_opset=op)
+    @script(DOMAIN, default_opset=op)
     def luminance(pixel_values):
         if op.Squeeze(op.Shape(pixel_values, start=1, end=2)) == 1:
             result = op.Identity(pixel_values)
@@ -248,15 +267,17 @@ def _prepend(function: OnnxFunction, channels: int | str, network: onnx.ModelPro
     processed = f"{function.name}/{name}"
     for node in graph.node:
         node.input[:] = [processed if used == name else used for used in node.input]
-    graph.node.insert(0, make_node(function.name, [name], [processed], domain=function.opset.domain))
+    graph.node.insert(0, make_node(function.name, [name], [processed], domain=DOMAIN.domain))
     batch_size = graph.input[0].type.tensor_type.shape.dim[0]
     shape = [batch_size.dim_param or batch_size.dim_value, channels, "height", "width"]
     graph.input[0].CopyFrom(make_tensor_value_info(name, FLOAT, shape))
-    versions = {opset.domain: opset.version for opset in model.opset_import}
+
+    versions = {opset.domain: opset.version for opset in network.opset_import}
     for part in [*function.to_model_proto().functions, function.to_function_proto()]:
-        # Its operators mean the same in the network's version
         for opset in part.opset_import:
+            # The operators mean the same in the version of the network, and a model has one version
             opset.version = versions.get(opset.domain, opset.version)
         model.functions.append(part)
-    model.opset_import.append(make_opsetid(function.opset.domain, function.opset.version))
+    if DOMAIN.domain not in versions:
+        model.opset_import.append(make_opsetid(DOMAIN.domain, DOMAIN.version))
     return model
