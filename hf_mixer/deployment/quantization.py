@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Narrow types for exported programs: how they are quantized, and how much of the model is kept."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -235,3 +236,29 @@ def to_float16(program: Any) -> Any:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     return onnx_ir.from_proto(convert_float_to_float16(onnx_ir.to_proto(program), keep_io_types=True))
+
+
+class HalfLinear(nn.Module):
+    """A linear layer in float16 between others in float32."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.linear = linear.half()
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.linear(hidden_states.half()).float()
+
+
+def halve(model: MixerForImageClassification, format: str) -> MixerForImageClassification:
+    """
+    Return a copy of a model in float16, with its inputs and outputs. For ExecuTorch the linear layers alone are: XNNPACK sums up
+    in float16, which LayerNorm overflows.
+    """
+    model = copy.deepcopy(model)
+    if format != "executorch":
+        return model.half()
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(module, name, HalfLinear(child))
+    return model

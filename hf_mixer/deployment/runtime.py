@@ -197,9 +197,6 @@ def load_exported(
             "(--trust_remote_code) if you trust whoever wrote it"
         )
     config, image_processor = read_settings(folder)
-    if "image_processor" in record:
-        # The program resizes, so that its own settings leave it out
-        image_processor = MixerImageProcessorPil.from_dict(record["image_processor"])
     dtype = dtype or next(iter(programs))
     path = folder / programs[dtype]
     if not path.is_file():
