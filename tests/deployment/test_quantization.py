@@ -100,7 +100,7 @@ def test_later_recipes_leave_the_most_sensitive_layers_in_float_in_onnx(model, i
 
 
 @needs_export("openvino", "int8")
-@pytest.mark.parametrize("has_images", (False, True))
+@pytest.mark.parametrize("has_images", [False, True])
 def test_openvino_in_int8_stays_close_to_the_model(model, images, has_images):
     exported = export(model, "openvino", first_recipe("openvino", model, images if has_images else None))
     assert deviation(logits(model, images), logits(exported.to("cpu"), images)) < MAX_DEVIATION
@@ -123,7 +123,7 @@ def test_the_last_recipe_leaves_half_of_the_products_in_float_in_openvino(model,
     assert len(in_int8) == 5
 
 
-@pytest.mark.parametrize("factor", (1, 1000))
+@pytest.mark.parametrize("factor", [1, 1000])
 def test_a_layer_with_an_outlier_among_its_inputs_is_the_most_sensitive(model, images, factor):
     changed = MixerForImageClassification(model.config).eval()
     changed.load_state_dict(model.state_dict())

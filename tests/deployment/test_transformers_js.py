@@ -38,20 +38,7 @@ SETTINGS = [
     ({"do_resize": False, "do_center_crop": True, "crop_size": 24, "do_normalize": False}, (3, 24, 24)),
     ({"size": {"height": 24, "width": 40}, "do_rescale": False, "do_normalize": False}, (3, 24, 40)),
 ]
-SIZES = [
-    (1, 1),
-    (1, 40),
-    (50, 1),
-    (2, 3),
-    (24, 24),
-    (40, 24),
-    (80, 48),
-    (37, 38),
-    (31, 33),
-    (100, 75),
-    (640, 480),
-    (15, 900),
-]
+SIZES = [(1, 1), (1, 40), (50, 1), (2, 3), (24, 24), (40, 24), (80, 48), (37, 38), (31, 33), (100, 75), (640, 480), (15, 900)]
 # Prints the scores of an image for every label
 CLASSIFY = """
 const { pipeline, env } = await import(process.argv[1]);
@@ -93,9 +80,7 @@ def make_identity(channels, height, width):
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch_size", channels, height, width])
         for name in ("pixel_values", "logits")
     )
-    graph = helper.make_graph(
-        [helper.make_node("Identity", ["pixel_values"], ["logits"])], "network", [inputs], [outputs]
-    )
+    graph = helper.make_graph([helper.make_node("Identity", ["pixel_values"], ["logits"])], "network", [inputs], [outputs])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
@@ -116,9 +101,7 @@ def test_images_of_all_sizes_become_the_pixels_of_the_image_processor(settings, 
     image_processor = MixerImageProcessorPil(**settings)
     browser = describe_browser_processor(image_processor)
     images = [photograph(*size) for size in SIZES]
-    actual = run(
-        add_preprocessing(make_identity(*shape), image_processor), [as_in_javascript(i, browser) for i in images]
-    )
+    actual = run(add_preprocessing(make_identity(*shape), image_processor), [as_in_javascript(i, browser) for i in images])
     expected = [image_processor(image, return_tensors="np")["pixel_values"] for image in images]
     level = 1.0 if not image_processor.do_rescale else 1 / 255
     for result, wanted in zip(actual, expected):
@@ -152,9 +135,7 @@ def test_pixels_that_are_resized_and_cropped_already_need_a_model_without_prepro
 
     from hf_mixer.deployment.onnx_preprocessing import add_preprocessing, remove_preprocessing
 
-    image_processor = MixerImageProcessorPil(
-        size={"shortest_edge": 28}, do_center_crop=True, crop_size=24, num_channels=1
-    )
+    image_processor = MixerImageProcessorPil(size={"shortest_edge": 28}, do_center_crop=True, crop_size=24, num_channels=1)
     model = onnx_ir.from_proto(add_preprocessing(make_identity(1, 24, 24), image_processor))
     remove_preprocessing(model)
     pixels = image_processor(photograph(50, 40), return_tensors="np")["pixel_values"]
