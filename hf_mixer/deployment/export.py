@@ -101,7 +101,7 @@ class Tracing:
             `ValueError`: none keeps them.
         """
         expected, deviations = answer(self.model, images), []
-        for recipe in find_recipes(self.format, self.model, calibration, 1 if self.dynamic else self.batch_size or 1):
+        for recipe in find_recipes(self.format, self.model, calibration, None if self.dynamic else self.batch_size):
             exported = self.trace(self.model, quantizer=recipe.quantizer)
             exported.to("cpu", **runtime_options(str(exported.export_format), torch.get_num_threads(), "int8"))
             program = ExportedMixerForImageClassification(self.model.config, exported, self.batch_size, self.dynamic)
