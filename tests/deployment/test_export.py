@@ -86,10 +86,12 @@ def test_models_of_all_kinds_can_be_exported(tmp_path, overrides):
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
 
 
-def test_a_checkpoint_of_timm_can_be_exported_and_keeps_its_preprocessing(tmp_path):
-    need("onnx")
+@pytest.mark.parametrize("format", ["onnx", "transformers.js"])
+def test_a_checkpoint_of_timm_can_be_exported_and_keeps_its_preprocessing(tmp_path, format):
+    """It is resized to a shorter side, and cropped."""
+    need(format)
     (tmp_path / "model").symlink_to(TIMM_TINY)
-    export_model(str(tmp_path / "model"), tmp_path / "model-export", "onnx")
+    export_model(str(tmp_path / "model"), tmp_path / "model-export", format, "float32")
     expected, actual = answers(tmp_path / "model", pictures(2))
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
 
