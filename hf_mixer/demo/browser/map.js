@@ -8,14 +8,16 @@ const PICTURE_SIZE = 448;
 // A change of the logarithm of a probability, or of a value in proportion, that may be rounding
 const WEAKEST = 1e-4;
 
-/** Draw an image as the model sees it, in gray, and `values`, one for each of the `windows`, over it. */
+/** Draw an image as the model sees it, in pale gray, and `values`, one for each of the `windows`, over it. */
 export function drawMap(canvas, { pixels, height, width, channels }, windows, values) {
   const small = new OffscreenCanvas(width, height);
   const image = new ImageData(width, height);
   for (let i = 0; i < width * height; i++) {
     const color = pixels.subarray(i * channels, (i + 1) * channels);
     const gray = channels === 3 ? 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] : color[0];
-    image.data.set([gray, gray, gray, 255], 4 * i);
+    // Colors would drown in a dark picture
+    const pale = 90 + 0.6 * gray;
+    image.data.set([pale, pale, pale, 255], 4 * i);
   }
   small.getContext("2d").putImageData(image, 0, 0);
 
@@ -61,7 +63,7 @@ function describeFactor(logarithm) {
   const factor = Math.exp(logarithm);
   if (factor >= 1000) return "over 1,000 times";
   if (factor >= 2) return `${factor.toLocaleString("en", { maximumSignificantDigits: 2 })} times`;
-  return `${(100 * (1 - 1 / factor)).toLocaleString("en", { maximumSignificantDigits: 2 })} %`;
+  return `${(100 * (1 - 1 / factor)).toLocaleString("en", { maximumSignificantDigits: 2 })}%`;
 }
 
 function describePlace(down, across) {

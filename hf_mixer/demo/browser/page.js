@@ -161,11 +161,11 @@ function showNotes(isTransparent, isExact) {
 function explain(index) {
   image.index = index;
   markLabel(element("answer"), index);
-  if (!image.falls) return;
-  const values = findFalls(image.falls, index, image.outputs[index], settings.problem_type);
-  const caption = describeMap(settings.labels[index], image.windows, values, image.picture, settings.problem_type);
-  drawMap(element("map"), image.picture, image.windows, values);
-  element("map").setAttribute("aria-label", `Map of your image. ${caption}`);
+  const { picture, windows, falls, outputs } = image;
+  const values = falls ? findFalls(falls, index, outputs[index], settings.problem_type) : [];
+  const caption = falls ? describeMap(settings.labels[index], windows, values, picture, settings.problem_type) : "";
+  drawMap(element("map"), picture, falls ? windows : [], values);
+  element("map").setAttribute("aria-label", `Your image as the model sees it. ${caption}`);
   element("map-caption").textContent = caption;
   element("map-figure").hidden = false;
   element("map-placeholder").hidden = true;
@@ -192,7 +192,6 @@ const RECEIVERS = {
   },
   answer(message) {
     showAnswer(message);
-    element("map-figure").hidden = true;
     showMapProgress(0);
   },
   mapping({ done, total }) {
