@@ -51,7 +51,7 @@ export function showLabels(list, entries, choose) {
       const button = document.createElement("button");
       button.type = "button";
       button.dataset.index = entry.index;
-      button.append(createText("name", entry.name), createText("value", entry.text));
+      button.append(createText("name", entry.name), " ", createText("value", entry.text));
       for (const part of button.children) part.classList.toggle("strong", entry.isStrong);
       if (entry.share !== undefined) button.append(createBar(entry));
       button.addEventListener("click", () => choose(entry.index));

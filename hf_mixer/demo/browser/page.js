@@ -81,6 +81,7 @@ function takeImages() {
     });
   }
   element("photograph").addEventListener("click", async () => {
+    showError(null);
     try {
       await takePhoto(element("camera"), element("capture"), (photo) => useImage(photo, "Your photo"));
     } catch (error) {
