@@ -14,7 +14,12 @@ const CHOICES = [
   { dtype: "fp16", device: "webgpu", feature: "shader-f16", text: "16 bits, on the graphics card" },
   { dtype: "fp32", device: "webgpu", text: "32 bits, on the graphics card" },
 ];
-const HEADINGS = { multi_label_classification: "Labels that it sees", regression: "Estimate" };
+// What the page calls the answer, the two ends of the map's scale, and what can be chosen
+const WORDS = {
+  single_label_classification: ["Labels", "speaks against", "speaks for", "label"],
+  multi_label_classification: ["Labels that it sees", "speaks against", "speaks for", "label"],
+  regression: ["Estimate", "lowers the value", "raises the value", "value"],
+};
 
 const element = (id) => document.getElementById(id);
 const megabytes = (bytes) => `${(bytes / 1e6).toLocaleString("en", { maximumSignificantDigits: 3 })} MB`;
@@ -180,9 +185,9 @@ function showMapProgress(share) {
 const RECEIVERS = {
   loading({ loaded, total }) {
     if (total) element("loading").value = loaded / total;
-    const share = total ? ` (${Math.round((100 * loaded) / total)} %)` : "";
+    const share = total ? ` (${Math.round((100 * loaded) / total)}%)` : "";
     // Every tenth is enough for who listens
-    if (share.endsWith("0 %)")) say(`Loading the model${share}`);
+    if (share.endsWith("0%)")) say(`Loading the model${share}`);
   },
   ready() {
     isReady = true;
@@ -263,7 +268,12 @@ function describeModel() {
   document.title = `${settings.title}: an MLP-Mixer in your browser`;
   element("title").textContent = settings.title;
   element("purpose").textContent = describePurpose(settings);
-  element("answer-heading").textContent = HEADINGS[settings.problem_type] ?? "Labels";
+  const [heading, opposing, supporting, choosable] = WORDS[settings.problem_type];
+  element("answer-heading").textContent = heading;
+  element("opposing").textContent = opposing;
+  element("supporting").textContent = supporting;
+  element("choosable").textContent = choosable;
+  element("map-hint").hidden = settings.labels.length === 1;
   element("model-parameters").textContent = settings.parameters.toLocaleString("en");
   const [height, width] = settings.image_size;
   element("model-input").textContent = `${width} × ${height} pixels`;
