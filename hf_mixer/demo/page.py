@@ -3,6 +3,7 @@
 
 import json
 import shutil
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 import torch
 from huggingface_hub import SpaceCardData
 from PIL.Image import Resampling
+
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..configuration_mixer import MixerConfig, to_pair
 from ..data.labels import problem_type_of
@@ -59,6 +62,7 @@ A page on which the model runs in the visitor's own browser: drop an image, see 
 mattered. Images stay on the visitor's device. `python -m http.server` in this folder shows it at http://localhost:8000;
 any static web server will do, with HTTPS for the camera and for use without a network.
 
+`model` holds the network as ONNX models in the layout of transformers.js; the page itself resizes images for it.
 `library` holds files of two packages from npm: {packages}.
 """
 
@@ -133,6 +137,21 @@ def describe_model(folder: Path, files: Path, repo_id: str | None, examples: lis
     }
 
 
+def export_network(folder: Path, destination: Path) -> None:
+    """Export the network alone, without the resize that exports to transformers.js contain: the page makes its input."""
+    weights = list(folder.glob("model*.safetensors*"))
+    if not weights:
+        raise ValueError(f"{folder} holds no weights: expected {SAFE_WEIGHTS_NAME} or {SAFE_WEIGHTS_INDEX_NAME}")
+    with tempfile.TemporaryDirectory() as source:
+        for path in (folder / CONFIG_NAME, *weights):
+            shutil.copyfile(path, Path(source) / path.name)
+        settings = {"do_resize": False, "do_center_crop": False}
+        MixerImageProcessorPil.from_pretrained(folder, **settings).save_pretrained(source)
+        export_model(source, destination, "transformers.js")
+    # It is written for who takes images of any size
+    (destination / "README.md").unlink()
+
+
 def name_page(folder: Path, repo_id: str | None) -> str:
     return repo_id.split("/")[-1] if repo_id else folder.resolve().name
 
@@ -192,7 +211,7 @@ def export_page(directory: Path, folder: Path, repo_id: str | None = None, examp
         (page / "library").mkdir()
         for package in PACKAGES:
             package.copy_files(page / "library")
-        export_model(str(folder), page / "model", "transformers.js")
+        export_network(folder, page / "model")
         settings = describe_model(folder, page / "model", repo_id, copy_examples(page, examples))
         (page / "page.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         write_readme(page, name_page(folder, repo_id), repo_id)

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tarfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,12 +41,17 @@ def pack(package) -> bytes:
 
 
 def export_in_no_time(source, destination, format):
-    """Write the files of an export to transformers.js, without a model in them."""
+    """Write the files of an export to transformers.js, without a model in them, of a network without a resize."""
     assert format == "transformers.js"
+    processor = MixerImageProcessorPil.from_pretrained(source)
+    assert not processor.do_resize
+    assert not processor.do_center_crop
+    assert Path(source, "model.safetensors").is_file()
     (destination / "onnx").mkdir(parents=True)
     for name, size in (("model.onnx", 40), ("model_fp16.onnx", 20), ("model_quantized.onnx", 10)):
         (destination / "onnx" / name).write_bytes(bytes(size))
-    (destination / "config.json").write_text("{}")
+    for name in ("config.json", "README.md"):
+        (destination / name).write_text("{}")
 
 
 def make_folder(path):
@@ -190,6 +196,12 @@ def test_failed_export_leaves_nothing(registry, folder, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="onnx is not installed"):
         main([str(folder), "--export-page", str(tmp_path / "page")])
     assert sorted({path.name for path in tmp_path.iterdir()} - {"assets"}) == before
+
+
+def test_folder_without_weights_is_refused(registry, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(SystemExit, match="bare holds no weights: expected model.safetensors"):
+        main([str(tmp_path / "bare"), "--export-page", str(tmp_path / "page")])
 
 
 def test_refusals(registry, folder, tmp_path, capsys):
