@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from huggingface_hub import SpaceCardData
 from PIL.Image import Resampling
@@ -110,8 +109,8 @@ def describe_processing(config: MixerConfig, processor: MixerImageProcessorPil) 
 
 def spread(values: float | Iterable[float], num_channels: int) -> list[float]:
     """Return one value per channel; one that is the same for all channels fits any number of them."""
-    distinct = np.atleast_1d(values).tolist()
-    return distinct[:1] * num_channels if len(set(distinct)) == 1 else distinct
+    given = list(values) if isinstance(values, Iterable) else [values]
+    return given[:1] * num_channels if len(set(given)) == 1 else given
 
 
 def describe_model(folder: Path, files: Path, repo_id: str | None, examples: list[dict[str, str]]) -> dict[str, Any]:
