@@ -74,7 +74,6 @@ class NpmPackage:
         if path.is_file():
             self.check(path, path)
             return path
-        way_out = f"connect to the network, set {REGISTRY_VARIABLE} to a mirror, or put the file there as {path}"
         if is_offline_mode():
             raise ValueError(f"{url} is needed, and HF_HUB_OFFLINE is set: unset it, or put the file there as {path}")
         with written_whole(path) as unfinished:
@@ -82,7 +81,10 @@ class NpmPackage:
                 with urllib.request.urlopen(url, timeout=TIMEOUT) as response, unfinished.open("wb") as file:
                     shutil.copyfileobj(response, file)
             except OSError as error:
-                raise ValueError(f"cannot download {url} ({error}): {way_out}") from error
+                raise ValueError(
+                    f"cannot download {url} ({error}): connect to the network, set {REGISTRY_VARIABLE} to a mirror, or put "
+                    f"the file there as {path}"
+                ) from error
             self.check(unfinished, url)
         return path
 

@@ -79,21 +79,20 @@ def describe_processing(config: MixerConfig, processor: MixerImageProcessorPil) 
     resized = {"height": shortest_edge, "width": shortest_edge} if shortest_edge else size
     height, width = to_pair(config.image_size)
     expected = {"height": height, "width": width}
-    for problem, is_there in (
-        ("do_resize false", not processor.do_resize),
-        ("do_pad", processor.do_pad),
-        (
-            f"the filter {processor.resample}, which is neither 2 (bilinear) nor 3 (bicubic)",
-            processor.resample not in FILTERS,
-        ),
-        (f"the size {size}", set(size) not in ({"height", "width"}, {"shortest_edge"})),
-        (f"images of {crop or size}, and not of {expected}", (crop or size) != expected),
-        (f"a crop larger than {size}", crop and any(crop[side] > resized.get(side, 0) for side in crop)),
-    ):
+    obstacles = {
+        f"{config.num_channels} channels": config.num_channels not in (1, 3),
+        "do_resize false": not processor.do_resize,
+        "do_pad true": processor.do_pad,
+        f"the filter {processor.resample}, not 2 or 3": processor.resample not in FILTERS,
+        f"the size {size}": set(size) not in ({"height", "width"}, {"shortest_edge"}),
+        f"images of {crop or size}": (crop or size) != expected,
+        f"a crop that is larger than {size}": crop and any(crop[side] > resized.get(side, 0) for side in crop),
+    }
+    for obstacle, is_there in obstacles.items():
         if is_there:
             raise ValueError(
-                f"the page cannot do what the image processor does, which has {problem}: expected a resize to "
-                f"{expected}, or of the shortest edge and a center crop"
+                f"the page cannot follow an image processor with {obstacle}: expected a bilinear or bicubic resize of RGB "
+                f"or luminance to {expected}, or of the shortest edge with a center crop to it"
             )
     channels = config.num_channels
     return {

@@ -227,7 +227,7 @@ def test_refusals(registry, folder, tmp_path, capsys):
         ({"size": {"shortest_edge": 32, "longest_edge": 48}}, "longest_edge"),
         ({"size": {"shortest_edge": 32}}, "images of"),
         ({"size": {"height": 16, "width": 32}}, "images of"),
-        ({"size": {"shortest_edge": 24}, "do_center_crop": True, "crop_size": 32}, "a crop larger"),
+        ({"size": {"shortest_edge": 24}, "do_center_crop": True, "crop_size": 32}, "a crop that is larger"),
     ],
 )
 def test_image_processors_that_the_page_cannot_follow_are_refused(settings, message):
