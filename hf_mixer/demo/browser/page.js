@@ -238,6 +238,7 @@ function startModel() {
   worker?.terminate();
   isReady = false;
   times = [];
+  showError(null);
   say("Loading the model");
   showMapProgress(null);
   element("loading").value = 0;
