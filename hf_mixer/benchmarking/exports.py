@@ -25,6 +25,7 @@ from ..data.images import ImageTransform
 from ..deployment import export_model, load_exported
 from ..deployment.formats import DTYPES, FORMATS, missing_reason
 from ..evaluation.evaluate import predict_dataset
+from ..threads import useful_threads
 from .timing import spread, time_interleaved
 
 
@@ -79,12 +80,17 @@ def measure_exports(
 
     Returns:
         `list[dict]`: one row for each: `runtime`, `dtype`, `bytes` of the weights or of the program, `top1` and `num_images`
-        (`None` without a data set), and for each of `BATCH_SIZES` `step_time_N` in milliseconds and `spread_N`
-        (interquartile range over median). What fails is left out with a warning.
+        (`None` without a data set), and for each of `BATCH_SIZES` `step_time_N` in milliseconds, `spread_N` (interquartile
+        range over median) and `threads_N`: as many as torch has, and have enough to do. ExecuTorch takes all cores. What
+        fails is left out with a warning.
     """
     model, image_processor = load_checkpoint(source, dtype="float32")
-    config = model.config
-    contenders = [*pytorch_contenders(source, progress), *exported_contenders(source, calibration_images, progress)]
+    config, before = model.config, torch.get_num_threads()
+    threads = {size: min(before, useful_threads(config, size)) for size in BATCH_SIZES}
+    contenders = [
+        *pytorch_contenders(source, threads, progress),
+        *exported_contenders(source, threads, calibration_images, progress),
+    ]
     top1s: list[float | None] = [None] * len(contenders)
     if dataset is not None:
         images = dataset.with_transform(ImageTransform(image_processor))
@@ -92,15 +98,16 @@ def measure_exports(
             progress(f"top-1 of {contender.runtime}, {contender.dtype}")
             scores = predict_dataset(contender.models[BATCH_SIZES[-1]], images, Accelerator(cpu=True))
             top1s[index] = float((scores["predictions"] == scores["labels"]).mean())
-    steps = {}
+    steps: dict[Any, Callable[[], Any]] = {}
     for index, contender in enumerate(contenders):
         for batch_size, model in contender.models.items():
             images = torch.randn(batch_size, config.num_channels, *to_pair(config.image_size)).to(model.dtype)
-            step = torch.inference_mode()(partial(model, images))
+            step = partial(run_on_threads, threads[batch_size], model, images)
             for _ in range(3):
                 step()
             steps[index, batch_size] = step
     times = time_interleaved(steps, rounds, torch.device("cpu"), progress)
+    torch.set_num_threads(before)
     return [
         {
             "runtime": contender.runtime,
@@ -110,29 +117,42 @@ def measure_exports(
             "num_images": None if dataset is None else len(dataset),
             **{f"step_time_{size}": 1000 * statistics.median(times[index, size]) for size in BATCH_SIZES},
             **{f"spread_{size}": spread(times[index, size]) for size in BATCH_SIZES},
+            **{f"threads_{size}": threads[size] for size in BATCH_SIZES},
         }
         for index, contender in enumerate(contenders)
     ]
 
 
-def pytorch_contenders(source: str, progress: Callable[[str], Any]) -> Iterator[Contender]:
+@torch.inference_mode()
+def run_on_threads(num_threads: int, model: PreTrainedModel, pixel_values: torch.Tensor) -> None:
+    torch.set_num_threads(num_threads)
+    model(pixel_values)
+
+
+def pytorch_contenders(source: str, threads: dict[int, int], progress: Callable[[str], Any]) -> Iterator[Contender]:
     """Load the model in each type of PyTorch, and compile it."""
     for dtype in PYTORCH_DTYPES:
         model, *copies = (load_checkpoint(source, dtype=dtype)[0].eval() for _ in (None, *BATCH_SIZES))
         num_bytes = sum(parameter.nbytes for parameter in model.parameters())
         yield Contender("PyTorch, eager", dtype, num_bytes, dict.fromkeys(BATCH_SIZES, model))
         progress(f"compiling in {dtype}")
-        compiled = {size: compile_for_inference(copy, size) for size, copy in zip(BATCH_SIZES, copies)}
+        compiled = {}
+        for size, copy in zip(BATCH_SIZES, copies):
+            torch.set_num_threads(threads[size])
+            compiled[size] = compile_for_inference(copy, size)
         yield Contender("PyTorch, compiled", dtype, num_bytes, compiled)
 
 
 def exported_contenders(
-    source: str, calibration_images: Sequence[Image.Image] | None, progress: Callable[[str], Any]
+    source: str,
+    threads: dict[int, int],
+    calibration_images: Sequence[Image.Image] | None,
+    progress: Callable[[str], Any],
 ) -> Iterator[Contender]:
     """Export the model to every format and type, and load what was exported."""
     with tempfile.TemporaryDirectory() as folder:
         for format, dtype in itertools.product(RUN_HERE, DTYPES):
-            runtime = FORMATS[format].runtime
+            runtime = "PyTorch, exported" if format == "torch" else FORMATS[format].runtime
             progress(f"exporting for {runtime} in {dtype}")
             destination = Path(folder, format, dtype)
             try:
@@ -140,10 +160,13 @@ def exported_contenders(
                     raise ImportError(reason)
                 images = calibration_images if dtype == "int8" else None
                 export_model(source, destination, format, dtype, calibration_images=images)
-                model, _ = load_exported(destination, trust_remote_code=True)
+                models = {
+                    size: load_exported(destination, num_threads=threads[size], trust_remote_code=True)[0]
+                    for size in BATCH_SIZES
+                }
             # An exporter or a quantizer may raise anything; the others are still measured
             except Exception as error:
                 warnings.warn(f"{runtime} in {dtype} is left out: {error}", stacklevel=3)
                 continue
-            num_bytes = sum(path.stat().st_size for path in model.files)
-            yield Contender(runtime, dtype, num_bytes, dict.fromkeys(BATCH_SIZES, model))
+            num_bytes = sum(path.stat().st_size for path in models[BATCH_SIZES[0]].files)
+            yield Contender(runtime, dtype, num_bytes, models)

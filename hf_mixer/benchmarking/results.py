@@ -47,7 +47,7 @@ NAMES = ("model", "implementation", "execution", "dtype")
 MACHINE = ("device", "threads", "torch", "transformers", "hf_mixer")
 VERSIONS = (*MACHINE[2:], *LIBRARIES, "python")
 EXPORTS = ("runtime", "bytes", "dataset", "num_images", "top1")
-EXPORT_TIMES = tuple(f"{name}_{size}" for name in ("step_time", "spread") for size in BATCH_SIZES)
+EXPORT_TIMES = tuple(f"{name}_{size}" for name in ("step_time", "spread", "threads") for size in BATCH_SIZES)
 COLUMNS = (
     *NAMES,
     *EXPORTS,
@@ -167,7 +167,7 @@ def keep_exports(folder: Path, rows: Iterable[dict[str, Any]], model: str, datas
     lines = []
     for row in rows:
         line = {"model": model, "dataset": dataset, **row, **flat}
-        line |= {name: f"{row[name]:.4f}" for name in EXPORT_TIMES}
+        line |= {name: f"{row[name]:.4g}" for name in EXPORT_TIMES}
         lines.append({key: "" if value is None else str(value) for key, value in line.items()})
     path = folder / f"exports-{re.sub('[^a-z0-9]+', '_', model.lower())}-{_machine(lines[0])}.csv"
     write_csv(path, lines)

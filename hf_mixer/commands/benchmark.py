@@ -266,7 +266,9 @@ def run_exports(parsed: argparse.Namespace, about: dict) -> None:
 
     from ..benchmarking.exports import measure_exports
     from ..benchmarking.results import keep_exports
+    from ..progress import quiet_libraries
 
+    quiet_libraries()
     dataset, calibration_images = (None, None) if parsed.dataset_name is None else load_data(parsed)
     with tqdm(desc="Measuring", bar_format="{desc}: {elapsed} {postfix}", disable=None) as progress:
         rows = measure_exports(parsed.model, parsed.rounds, dataset, calibration_images, progress.set_postfix_str)

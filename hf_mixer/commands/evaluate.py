@@ -167,6 +167,7 @@ def load_model(arguments: argparse.Namespace, image_size: int | None = None):
         dtype=arguments.dtype,
         subfolder=arguments.subfolder,
         trust_remote_code=arguments.trust_remote_code,
+        batch_size=arguments.per_device_eval_batch_size,
         torch_options={"image_size": arguments.image_size, "torch_compile": arguments.torch_compile},
         image_size=image_size,
         resize_method=arguments.resize_method,

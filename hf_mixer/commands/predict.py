@@ -154,6 +154,7 @@ def load_predictor(arguments: argparse.Namespace, device):
         hub,
         subfolder=arguments.subfolder,
         trust_remote_code=arguments.trust_remote_code,
+        batch_size=arguments.batch_size,
         num_callers=min(MAX_BATCHES, torch.get_num_threads()),
         torch_options={
             "torch_compile": arguments.torch_compile,

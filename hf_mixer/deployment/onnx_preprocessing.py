@@ -184,7 +184,8 @@ def _resize_and_crop(steps: Steps, target: list[int]) -> OnnxFunction:
         total = op.Max(total / excess, 1)
 
         # Pillow rounds weights to multiples of 2**-22. Products with the pixels are exact in float32 in two parts of 11 bits.
-        sign = op.Sign(weight)
+        # (`Sign` of int64 is wrong in ONNX Runtime 1.30 above 32 bits.)
+        sign = op.Where(weight < 0, op.Constant(value_int=-1), op.Constant(value_int=1))
         dividend = op.Abs(weight) * 2048
         high = dividend / total
         low = ((dividend - high * total) * 4096 + total) / (2 * total)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Narrow types for exported programs: how they are quantized, and how much of the model is kept."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ ONNX_PRODUCTS = ["MatMul", "Gemm"]
 # The shares of the products that are left in float, one after the other
 FLOAT_SHARES = (1 / 8, 1 / 4, 1 / 2)
 NUM_SENSITIVITY_IMAGES = 32
+CALIBRATION_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,10 @@ class Recipe:
 
 
 def find_recipes(
-    format: str, model: MixerForImageClassification, calibration: torch.Tensor | None = None, batch_size: int = 1
+    format: str,
+    model: MixerForImageClassification,
+    calibration: torch.Tensor | None = None,
+    batch_size: int | None = None,
 ) -> Iterator[Recipe]:
     """
     Yield the ways to quantize a model to int8, the fastest first. The first one is to be taken whose program deviates by no
@@ -57,8 +62,8 @@ def find_recipes(
         calibration (`torch.Tensor` of shape `(num_images, num_channels, height, width)`, *optional*):
             Images as the image processor returns them, by which activations are scaled once. Without them they are scaled in
             every batch, or left in float.
-        batch_size (`int`, *optional*, defaults to 1):
-            How many of them the program takes at a time.
+        batch_size (`int`, *optional*):
+            How many of them the program takes at a time, by default any number.
 
     Raises:
         `ValueError`: int8 is not for this format, or the calibration images are fewer than a batch.
@@ -67,9 +72,9 @@ def find_recipes(
         raise ValueError(
             f"int8 is slower than float32 in the format {format!r}: take float32, or one of {', '.join(RECIPES)}"
         )
-    if calibration is not None and len(calibration) < batch_size:
+    if calibration is not None and len(calibration) < (batch_size or 1):
         raise ValueError(
-            f"int8 is scaled by whole batches of {batch_size}, got {len(calibration)} calibration images: give more"
+            f"int8 is scaled by whole batches of {batch_size or 1}, got {len(calibration)} calibration images: give more"
         )
     return RECIPES[format](model, calibration, batch_size)
 
@@ -129,25 +134,29 @@ def leave_more_and_more_out(
 
 
 def onnx_recipes(
-    model: MixerForImageClassification, calibration: torch.Tensor | None, batch_size: int
+    model: MixerForImageClassification, calibration: torch.Tensor | None, batch_size: int | None
 ) -> Iterator[Recipe]:
     """Yield recipes by ONNX Runtime."""
     from transformers.exporters import OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer, OnnxRuntimeStaticConfig
 
     # Weights of 7 bits: processors without VNNI instructions saturate sums of two products with 8. It costs no accuracy.
     weights = {"per_channel": True, "reduce_range": True, "op_types_to_quantize": ONNX_PRODUCTS}
+    in_every_batch = Recipe(
+        "weights per channel, activations scaled in every batch",
+        OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(**weights)),
+    )
     if calibration is None:
-        config = OnnxRuntimeDynamicConfig(**weights)
-        yield Recipe("weights per channel, activations scaled in every batch", OnnxRuntimeQuantizer(config))
+        yield in_every_batch
         return
 
     class StaticQuantizer(OnnxRuntimeQuantizer):
         """Leaves products in float by their place in the graph, whose names are not known before."""
 
         def __init__(self, left_out: list[int]):
-            # The mean of the extremes of every batch deviates less than the extremes of all
-            config = OnnxRuntimeStaticConfig(**weights, extra_options={"CalibMovingAverage": True})
-            super().__init__(config, to_samples(calibration, batch_size))
+            # The mean of the extremes of large batches deviates less than the extremes of all, that of single images more
+            options = {"CalibMovingAverage": batch_size is None}
+            config = OnnxRuntimeStaticConfig(**weights, extra_options=options)
+            super().__init__(config, to_samples(calibration, batch_size or min(CALIBRATION_BATCH, len(calibration))))
             self.left_out = left_out
 
         def quantize(self, model, sample_inputs, export_format):
@@ -159,20 +168,24 @@ def onnx_recipes(
     yield Recipe(name, StaticQuantizer([]))
     for words, left_out in leave_more_and_more_out(model, calibration):
         yield Recipe(f"{name}, {words}", StaticQuantizer(left_out))
+    yield in_every_batch
 
 
 def openvino_recipes(
-    model: MixerForImageClassification, calibration: torch.Tensor | None, batch_size: int
+    model: MixerForImageClassification, calibration: torch.Tensor | None, batch_size: int | None
 ) -> Iterator[Recipe]:
     """Yield recipes by NNCF."""
     import nncf
 
     from transformers.exporters import NNCFOpenVINOQuantizer, NNCFQuantizationConfig, NNCFWeightCompressionConfig
 
+    weights_alone = Recipe(
+        "weights per channel, activations in float", NNCFOpenVINOQuantizer(NNCFWeightCompressionConfig())
+    )
     if calibration is None:
-        yield Recipe("weights per channel, activations in float", NNCFOpenVINOQuantizer(NNCFWeightCompressionConfig()))
+        yield weights_alone
         return
-    samples = to_samples(calibration, batch_size)
+    samples = to_samples(calibration, batch_size or 1)
 
     class StaticQuantizer(NNCFOpenVINOQuantizer):
         """Leaves products in float by their place in the graph, whose names are not known before."""
@@ -199,10 +212,11 @@ def openvino_recipes(
     yield Recipe(name, StaticQuantizer(asymmetric, []))
     for words, left_out in leave_more_and_more_out(model, calibration):
         yield Recipe(f"{name}, {words}", StaticQuantizer(asymmetric, left_out))
+    yield weights_alone
 
 
 def executorch_recipes(
-    model: MixerForImageClassification, calibration: torch.Tensor | None, batch_size: int
+    model: MixerForImageClassification, calibration: torch.Tensor | None, batch_size: int | None
 ) -> Iterator[Recipe]:
     """Yield recipes by torchao, for XNNPACK."""
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
@@ -235,3 +249,29 @@ def to_float16(program: Any) -> Any:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     return onnx_ir.from_proto(convert_float_to_float16(onnx_ir.to_proto(program), keep_io_types=True))
+
+
+class HalfLinear(nn.Module):
+    """A linear layer in float16 between others in float32."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.linear = linear.half()
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.linear(hidden_states.half()).float()
+
+
+def halve(model: MixerForImageClassification, format: str) -> MixerForImageClassification:
+    """
+    Return a copy of a model in float16, with its inputs and outputs. For ExecuTorch the linear layers alone are: XNNPACK sums up
+    in float16, which LayerNorm overflows.
+    """
+    model = copy.deepcopy(model)
+    if format != "executorch":
+        return model.half()
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(module, name, HalfLinear(child))
+    return model

@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 from ..checkpoints.sources import download
 from ..configuration_mixer import MixerConfig, to_pair
 from ..image_processing_pil_mixer import MixerImageProcessorPil
+from ..threads import useful_threads
 from ..utils import is_hub_id, read_json
 from .formats import FORMATS, check_format, quiet_exporters
 from .settings import read_settings
@@ -104,7 +105,7 @@ class ExportedMixerForImageClassification(PreTrainedModel):
     def compute(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return the logits of one batch that the program takes."""
         count = len(pixel_values)
-        if not self.is_dynamic and count < self.batch_size:
+        if not self.is_dynamic and self.batch_size is not None and count < self.batch_size:
             pixel_values = torch.cat(
                 [pixel_values, pixel_values.new_zeros(self.batch_size - count, *pixel_values.shape[1:])]
             )
@@ -136,6 +137,7 @@ def load_exported(
     source: str | Path,
     dtype: str | None = None,
     num_threads: int | None = None,
+    batch_size: int = 1,
     num_callers: int = 1,
     subfolder: str = "",
     revision: str | None = None,
@@ -153,7 +155,9 @@ def load_exported(
             `"float32"`, `"float16"` or `"int8"`, where there are several programs, as in the layout of transformers.js. By
             default the first of them.
         num_threads (`int`, *optional*):
-            CPU threads of ONNX Runtime and OpenVINO. By default as many as torch has.
+            CPU threads of ONNX Runtime and OpenVINO. By default as many as torch has, and have enough to do.
+        batch_size (`int`, *optional*, defaults to 1):
+            The size of the batches that will come, from which it follows how many threads have enough to do.
         num_callers (`int`, *optional*, defaults to 1):
             Threads of Python that will call the model at a time. ONNX Runtime computes for all of them together, and each
             gets its share of `num_threads`. In other runtimes they take turns.
@@ -196,15 +200,14 @@ def load_exported(
             f"{source} is pickled by torch, and what is pickled can run code: pass `trust_remote_code=True` "
             "(--trust_remote_code) if you trust whoever wrote it"
         )
-    config, image_processor = read_settings(folder)
-    if "image_processor" in record:
-        # The program resizes, so that its own settings leave it out
-        image_processor = MixerImageProcessorPil.from_dict(record["image_processor"])
+    # A program that prepares images itself has other settings beside it
+    config, image_processor = read_settings(folder, record.get("image_processor"))
     dtype = dtype or next(iter(programs))
     path = folder / programs[dtype]
     if not path.is_file():
         raise ValueError(f"{folder} lacks {path.relative_to(folder)}, which its {MANIFEST_NAME} names: export again")
-    num_threads = num_threads or torch.get_num_threads()
+    if num_threads is None:
+        num_threads = min(torch.get_num_threads(), useful_threads(config, batch_size))
     if manifest["export_format"] in COMPUTE_SEVERAL_BATCHES:
         num_threads = -(-num_threads // num_callers)
     with quiet_exporters():
@@ -247,6 +250,12 @@ def load_program(path: Path, manifest: dict[str, Any], num_threads: int, dtype: 
 
     kind = manifest["export_format"]
     program = AutoHfExporter.from_config({"export_format": kind}).load_program(path)
+    if manifest[RECORD_KEY]["format"] == "transformers.js":
+        from .onnx_preprocessing import remove_preprocessing
+
+        # The image processor prepares images here
+        remove_preprocessing(program)
+        del program.meta["path"]  # of the file that still has it
     metadata = ExportMetadata.from_dict(manifest["components"]["model"]["metadata"])
     exported = ExportedModel({"model": ExportedComponent(program, metadata)}, kind)
     return exported.to("cpu", **runtime_options(kind, num_threads, dtype))
@@ -263,7 +272,7 @@ def runtime_options(kind: str, num_threads: int, dtype: str) -> dict[str, Any]:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         return {"session_options": options}
     if kind == "openvino":
-        config = {"INFERENCE_NUM_THREADS": num_threads}
+        config: dict[str, Any] = {"INFERENCE_NUM_THREADS": num_threads}
         if dtype != "int8":
             # Its default on a processor with bfloat16 instructions is bfloat16, for the rest of an int8 program as well: B/16
             # is 4 % faster so, and nano as exact

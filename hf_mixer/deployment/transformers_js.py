@@ -9,7 +9,7 @@ import numpy as np
 
 from transformers.utils import IMAGE_PROCESSOR_NAME
 
-from .settings import describe_image_processor
+from .settings import PORTABLE_IMAGE_PROCESSOR
 
 
 if TYPE_CHECKING:
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 # transformers.js calls them fp32, fp16 and q8
-FILES = {"float32": "onnx/model.onnx", "float16": "onnx/model_fp16.onnx", "int8": "onnx/model_quantized.onnx"}
+FILE_NAMES = {"float32": "model.onnx", "float16": "model_fp16.onnx", "int8": "model_quantized.onnx"}
 # Of one file, in bytes
 LARGEST_FILE = 2**31 - 1
 
 
-def write_transformers_js(folder: Path, networks: dict[str, "onnx.ModelProto"], image_processor) -> dict[str, str]:
+def write_transformers_js(folder: Path, networks: dict[str, "onnx.ModelProto"], image_processor) -> None:
     """
-    Write what `pipeline("image-classification", ...)` of transformers.js 4 loads apart from `config.json`: the models, and
-    `preprocessor_config.json`.
+    Write what `pipeline("image-classification", ...)` of transformers.js 4 loads apart from `config.json`: a file of
+    `FILE_NAMES` in the folder `onnx` for each model, and `preprocessor_config.json`.
 
     transformers.js resizes as the canvas of the browser does it, and the scores would differ from those in Python. It is told
     not to resize: the models do it.
@@ -38,9 +38,6 @@ def write_transformers_js(folder: Path, networks: dict[str, "onnx.ModelProto"], 
             `"float32"`, `"float16"` or `"int8"`.
         image_processor ([`MixerImageProcessor`] or [`MixerImageProcessorPil`]):
             The image processor of the model.
-
-    Returns:
-        `dict[str, str]`: The files of the models, relative to `folder`, by type.
 
     Raises:
         `ValueError`: A setting of the image processor is not possible, or a file would be larger than 2 GB.
@@ -57,22 +54,19 @@ def write_transformers_js(folder: Path, networks: dict[str, "onnx.ModelProto"], 
                 f"Expected a model of at most 2 GB in one file, got {model.ByteSize() / 1e9:.1f} GB in {dtype}. Choose a "
                 "smaller type."
             )
-        onnx.save(model, folder / FILES[dtype])
+        onnx.save(model, folder / "onnx" / FILE_NAMES[dtype])
     settings = json.dumps(describe_browser_processor(image_processor), indent=2)
     (folder / IMAGE_PROCESSOR_NAME).write_text(settings + "\n", encoding="utf-8")
-    return {dtype: FILES[dtype] for dtype in networks}
 
 
 def describe_browser_processor(image_processor) -> dict[str, Any]:
     """
-    Return the `preprocessor_config.json` for transformers.js, which converts images to RGB, rescales and normalizes them. The
-    settings of the model's own image processor are under `computed_by_model`.
+    Return the `preprocessor_config.json` for transformers.js, which converts images to RGB, rescales and normalizes them, and
+    leaves the rest to the model.
     """
-    settings = describe_image_processor(image_processor)
-    shared = {
-        name: settings[name] for name in ("image_processor_type", "do_rescale", "rescale_factor", "do_normalize")
-    }
+    settings = image_processor.to_dict()
+    kept = {name: settings[name] for name in ("do_rescale", "rescale_factor", "do_normalize")}
     for name in ("image_mean", "image_std"):
         # Of three channels, also where the model takes one
-        shared[name] = np.broadcast_to(settings[name], 3).tolist()
-    return {**shared, "do_convert_rgb": True, "do_resize": False, "computed_by_model": settings}
+        kept[name] = np.broadcast_to(settings[name], 3).tolist()
+    return {"image_processor_type": PORTABLE_IMAGE_PROCESSOR, "do_convert_rgb": True, "do_resize": False, **kept}

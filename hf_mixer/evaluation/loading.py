@@ -24,6 +24,7 @@ def load_model(
     dtype: str | None = None,
     subfolder: str = "",
     trust_remote_code: bool = False,
+    batch_size: int = 1,
     num_callers: int = 1,
     torch_options: dict[str, Any] | None = None,
     **checkpoint_kwargs,
@@ -38,7 +39,8 @@ def load_model(
             `revision`, `cache_dir` and `token`.
         dtype (`str`, *optional*):
             The type of the weights, or of the exported program. A model in PyTorch that is to be quantized is in float32.
-        subfolder (`str`, *optional*), trust_remote_code (`bool`, *optional*), num_callers (`int`, *optional*):
+        subfolder (`str`, *optional*), trust_remote_code (`bool`, *optional*), batch_size (`int`, *optional*),
+        num_callers (`int`, *optional*):
             For exports, see [`~deployment.load_exported`].
         torch_options (`dict`, *optional*):
             Options of a command that are for models in PyTorch, and their values.
@@ -60,5 +62,11 @@ def load_model(
             f"{source} is an export, and {', '.join(given)} is for models in PyTorch: leave it out, or give such a model"
         )
     return load_exported(
-        source, dtype, num_callers=num_callers, subfolder=subfolder, trust_remote_code=trust_remote_code, **hub
+        source,
+        dtype,
+        batch_size=batch_size,
+        num_callers=num_callers,
+        subfolder=subfolder,
+        trust_remote_code=trust_remote_code,
+        **hub,
     )

@@ -27,9 +27,11 @@ ROW = {
     "top1": 0.7956,
     "num_images": 5000,
     "step_time_1": 0.5678,
-    "step_time_32": 12.345,
+    "step_time_32": 12.35,
     "spread_1": 0.01,
     "spread_32": 0.02,
+    "threads_1": 1,
+    "threads_32": 2,
 }
 
 

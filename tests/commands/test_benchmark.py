@@ -79,6 +79,7 @@ def measured(monkeypatch):
     calls = []
     row = {"runtime": "ONNX Runtime", "dtype": "int8", "bytes": 1_000_000, "top1": 0.5, "num_images": 2}
     row |= {"step_time_1": 1.25, "step_time_32": 8.0, "spread_1": 0.1, "spread_32": 0.1}
+    row |= {"threads_1": 1, "threads_32": 2}
     monkeypatch.setattr(
         "hf_mixer.benchmarking.exports.measure_exports", lambda *arguments: calls.append(arguments[:4]) or [row]
     )

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from transformers import pipeline
+
 from hf_mixer import MixerImageProcessorPil, load_checkpoint
-from hf_mixer.deployment import transformers_js
-from hf_mixer.deployment.formats import missing_reason, quiet_exporters
+from hf_mixer.deployment import export_model, transformers_js
+from hf_mixer.deployment.formats import missing_reason
 from hf_mixer.deployment.transformers_js import describe_browser_processor, write_transformers_js
 
 from ..helpers import save_classifier
@@ -38,16 +40,32 @@ SETTINGS = [
     ({"do_resize": False, "do_center_crop": True, "crop_size": 24, "do_normalize": False}, (3, 24, 24)),
     ({"size": {"height": 24, "width": 40}, "do_rescale": False, "do_normalize": False}, (3, 24, 40)),
 ]
-SIZES = [(1, 1), (1, 40), (50, 1), (2, 3), (24, 24), (40, 24), (80, 48), (37, 38), (31, 33), (100, 75), (640, 480), (15, 900)]
-# Prints the scores of an image for every label
+SIZES = [
+    (1, 1),
+    (1, 40),
+    (50, 1),
+    (2, 3),
+    (24, 24),
+    (40, 24),
+    (80, 48),
+    (37, 38),
+    (31, 33),
+    (100, 75),
+    (640, 480),
+    (15, 900),
+]
+# A folder node_modules with @huggingface/transformers
+NODE_MODULES = os.environ.get("TRANSFORMERS_JS")
+# Prints the scores of an image for every label, by type
 CLASSIFY = """
-const { pipeline, env } = await import(process.argv[1]);
+const [library, models, name, image] = process.argv.slice(2);
+const { pipeline, env } = await import(library);
 env.allowRemoteModels = false;
-env.localModelPath = process.argv[2];
+env.localModelPath = models;
 const scores = {};
 for (const dtype of ["fp32", "fp16", "q8"]) {
-  const classify = await pipeline("image-classification", "model", { dtype });
-  scores[dtype] = await classify(process.argv[3], { top_k: 3 });
+  const classify = await pipeline("image-classification", name, { dtype });
+  scores[dtype] = await classify(image, { top_k: 3 });
 }
 console.log(JSON.stringify(scores));
 """
@@ -80,7 +98,9 @@ def make_identity(channels, height, width):
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch_size", channels, height, width])
         for name in ("pixel_values", "logits")
     )
-    graph = helper.make_graph([helper.make_node("Identity", ["pixel_values"], ["logits"])], "network", [inputs], [outputs])
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["pixel_values"], ["logits"])], "network", [inputs], [outputs]
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
@@ -101,7 +121,9 @@ def test_images_of_all_sizes_become_the_pixels_of_the_image_processor(settings, 
     image_processor = MixerImageProcessorPil(**settings)
     browser = describe_browser_processor(image_processor)
     images = [photograph(*size) for size in SIZES]
-    actual = run(add_preprocessing(make_identity(*shape), image_processor), [as_in_javascript(i, browser) for i in images])
+    actual = run(
+        add_preprocessing(make_identity(*shape), image_processor), [as_in_javascript(i, browser) for i in images]
+    )
     expected = [image_processor(image, return_tensors="np")["pixel_values"] for image in images]
     level = 1.0 if not image_processor.do_rescale else 1 / 255
     for result, wanted in zip(actual, expected):
@@ -135,7 +157,9 @@ def test_pixels_that_are_resized_and_cropped_already_need_a_model_without_prepro
 
     from hf_mixer.deployment.onnx_preprocessing import add_preprocessing, remove_preprocessing
 
-    image_processor = MixerImageProcessorPil(size={"shortest_edge": 28}, do_center_crop=True, crop_size=24, num_channels=1)
+    image_processor = MixerImageProcessorPil(
+        size={"shortest_edge": 28}, do_center_crop=True, crop_size=24, num_channels=1
+    )
     model = onnx_ir.from_proto(add_preprocessing(make_identity(1, 24, 24), image_processor))
     remove_preprocessing(model)
     pixels = image_processor(photograph(50, 40), return_tensors="np")["pixel_values"]
@@ -178,24 +202,45 @@ def test_every_model_is_one_file_where_transformers_js_looks_for_it(tmp_path):
     before = network.SerializeToString()
     image_processor = MixerImageProcessorPil(size=24, num_channels=1, image_mean=[0.4], image_std=[0.3])
     networks = dict.fromkeys(("float32", "float16", "int8"), network)
-    files = write_transformers_js(tmp_path, networks, image_processor)
+    write_transformers_js(tmp_path, networks, image_processor)
     assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")) == [
         "onnx/model.onnx",
         "onnx/model_fp16.onnx",
         "onnx/model_quantized.onnx",
         "preprocessor_config.json",
     ]
-    assert files["int8"] == "onnx/model_quantized.onnx"
     assert network.SerializeToString() == before
     onnx.checker.check_model(str(tmp_path / "onnx/model.onnx"), full_check=True)
 
     settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert settings["image_processor_type"] == "ViTImageProcessor"
     assert settings["image_mean"] == [0.4, 0.4, 0.4]
-    assert settings["computed_by_model"]["size"] == {"height": 24, "width": 24}
+    assert settings["do_resize"] is False
 
 
 def test_a_model_that_one_file_cannot_hold_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(transformers_js, "LARGEST_FILE", 1000)
     with pytest.raises(ValueError, match="at most 2 GB in one file, got .* in float32"):
         write_transformers_js(tmp_path, {"float32": make_identity(3, 24, 24)}, MixerImageProcessorPil(size=24))
+
+
+@pytest.mark.skipif(
+    NODE_MODULES is None or shutil.which("node") is None,
+    reason="needs node, and TRANSFORMERS_JS=DIR/node_modules after `npm install @huggingface/transformers` in DIR",
+)
+def test_transformers_js_gives_a_photograph_the_scores_of_python(tmp_path):
+    folder = save_classifier(tmp_path / "model", ("cat", "dog", "owl"))
+    model, image_processor = load_checkpoint(str(folder))
+    export_model(str(folder), tmp_path / "browser", "transformers.js")
+    photograph(90, 70).save(tmp_path / "photograph.png")
+    (tmp_path / "classify.mjs").write_text(CLASSIFY)
+
+    library = Path(NODE_MODULES, "@huggingface/transformers/dist/transformers.node.mjs")
+    command = ["node", tmp_path / "classify.mjs", library, f"{tmp_path}/", "browser", tmp_path / "photograph.png"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    classifier = pipeline("image-classification", model, image_processor=image_processor)
+    expected = {answer["label"]: answer["score"] for answer in classifier(str(tmp_path / "photograph.png"))}
+    for dtype, tolerance in {"fp32": 1e-5, "fp16": 2e-3, "q8": 0.05}.items():
+        actual = {answer["label"]: answer["score"] for answer in json.loads(result.stdout)[dtype]}
+        assert actual == pytest.approx(expected, abs=tolerance)
