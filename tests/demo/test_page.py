@@ -92,9 +92,9 @@ def run_in_node(directory, program: str, *values):
 
 
 def test_page_is_complete(registry, folder, photo, tmp_path, capsys):
-    main(
-        [str(folder), "--export-page", str(tmp_path / "page"), "--examples", str(photo.parent), "--repo_id", "me/pets"]
-    )
+    examples = make_folder(tmp_path / "examples")
+    shutil.copy(photo, examples / "my cat.JPG")
+    main([str(folder), "--export-page", str(tmp_path / "page"), "--examples", str(examples), "--repo_id", "me/pets"])
     assert "http.server" in capsys.readouterr().out
     page = tmp_path / "page"
     files = {str(path.relative_to(page)) for path in page.rglob("*") if path.is_file()}
@@ -115,7 +115,7 @@ def test_page_is_complete(registry, folder, photo, tmp_path, capsys):
         [16, 16],
     )
     assert settings["files"] == {"fp32": 40, "fp16": 20, "q8": 10}
-    assert settings["examples"] == [{"file": "examples/1.jpg", "name": "photo"}]
+    assert settings["examples"] == [{"file": "examples/1.jpg", "name": "my cat"}]
 
 
 def test_page_is_a_static_space(registry, folder, tmp_path):
