@@ -143,10 +143,10 @@ def test_one_of_several_programs_is_chosen_by_its_type(onnx_folder, tmp_path):
 def test_images_are_resized_where_the_program_would_do_it(onnx_folder, model_folder, tmp_path):
     """As in the layout of transformers.js, whose own settings say that images are not resized."""
     _, processor = load_checkpoint(str(model_folder))
-    settings = json.loads(processor.to_json_string())
-    folder = edit_record(onnx_folder, tmp_path / "a", image_processor=settings)
+    folder = edit_record(onnx_folder, tmp_path / "a")
     path = folder / "preprocessor_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"do_resize": False}))
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({**settings, "do_resize": False, "computed_by_model": settings}))
     _, image_processor = load_exported(folder)
     (image,) = photographs(1)
     expected = processor(image, return_tensors="pt")["pixel_values"]
