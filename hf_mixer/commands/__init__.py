@@ -16,6 +16,7 @@ COMMANDS = {
     "predict": "classify images",
     "evaluate": "measure a classifier on labelled images",
     "convert": "convert checkpoints of Google, timm or Edifice, and back",
+    "export": "write a program for ONNX Runtime, OpenVINO, ExecuTorch or the browser",
     "publish": "put a trained model on the Hub",
     "demo": "show a trained model in the browser, or export it as a Space",
     "benchmark": "measure how fast Mixers run on this machine",

@@ -3,11 +3,13 @@
 
 import copy
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch.export import Dim
 
 from ..checkpoints import load_checkpoint
@@ -54,7 +56,7 @@ def export_model(
     dtype: str | None = None,
     dynamic: bool = True,
     batch_size: int | None = None,
-    calibration: torch.Tensor | None = None,
+    calibration_images: Iterable[Image.Image] | None = None,
     revision: str | None = None,
 ) -> Export:
     """
@@ -74,9 +76,8 @@ def export_model(
             Whether the program takes batches of any size.
         batch_size (`int`, *optional*):
             With `dynamic` the largest batch of an ExecuTorch program (default 16), else the only one (default 1).
-        calibration (`torch.Tensor` of shape `(num_images, num_channels, height, width)`, *optional*):
-            Images as the image processor returns them, a few hundred such as the model will get, by which int8 is scaled.
-            Without them it is scaled in every batch.
+        calibration_images (`Iterable[PIL.Image.Image]`, *optional*):
+            Images such as the model will get, a few hundred, by which int8 is scaled. Without them it is scaled in every batch.
         revision (`str`, *optional*):
             Branch, tag or commit of a repository on the Hub.
 
@@ -106,7 +107,13 @@ def export_model(
         batch_size = batch_size or EXECUTORCH_BATCH_SIZE
     elif batch_size is not None:
         raise ValueError(f"`batch_size` is for programs of one size of batches, and for executorch: got {batch_size}")
-    images = comparison_images(model.config) if calibration is None else calibration[:NUM_COMPARED].float()
+    calibration = None
+    if calibration_images is not None:
+        parts = [image_processor(image, return_tensors="pt")["pixel_values"] for image in calibration_images]
+        if not parts:
+            raise ValueError("`calibration_images` are empty: give some hundred images, or none")
+        calibration = torch.cat(parts)
+    images = comparison_images(model.config) if calibration is None else calibration[:NUM_COMPARED]
     with torch.no_grad():
         expected = model(images).logits
     with written_whole(Path(destination)) as folder:
