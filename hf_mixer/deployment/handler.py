@@ -117,7 +117,9 @@ def open_image(content: bytes | bytearray) -> Image.Image:
         if is_small:
             image.load()
     except Exception as error:  # Pillow's decoders raise errors of all kinds for damaged files
-        raise ValueError(f"expected an image in one of {', '.join(IMAGE_FORMATS)}, got none or a damaged one") from error
+        raise ValueError(
+            f"expected an image in one of {', '.join(IMAGE_FORMATS)}, got none or a damaged one"
+        ) from error
     if not is_small:
         raise ValueError(f"images may have {MAX_PIXELS:,} pixels, got one of {image.width} x {image.height}")
     return image

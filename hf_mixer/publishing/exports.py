@@ -61,7 +61,8 @@ def find_export_files(folder: Path, format: str) -> dict[str, Path]:
     record = read_record(export) if is_export(export) else {}
     if record.get("format") != format or not record.get("programs"):
         raise ValueError(f"{export} holds no export that `hf-mixer export --format {format}` wrote: {way_out}")
-    names = [MANIFEST_NAME, CONFIG_NAME, IMAGE_PROCESSOR_NAME, *sum(list_program_files(export).values(), [])]
+    programs = (name for names in list_program_files(export).values() for name in names)
+    names = [MANIFEST_NAME, CONFIG_NAME, IMAGE_PROCESSOR_NAME, *programs]
     for name in names:
         path = (export / name).resolve()
         if not path.is_relative_to(folder.resolve() / format):
@@ -145,7 +146,9 @@ def describe_exports(release: Path) -> list[dict[str, Any]]:
             "runtime": FORMATS[format].runtime,
             "packages": " ".join(FORMATS[format].packages),
             "options": LOADING.get(format, ""),
-            "dtypes": [JAVASCRIPT_DTYPES[dtype] for dtype in programs] if format == "transformers.js" else list(programs),
+            "dtypes": [JAVASCRIPT_DTYPES[dtype] for dtype in programs]
+            if format == "transformers.js"
+            else list(programs),
             "sizes": [
                 format_bytes(sum((release / format / name).stat().st_size for name in names))
                 for names in programs.values()
