@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 from hf_mixer import MixerConfig, MixerForImageClassification, MixerImageProcessorPil, MixerModel
 from hf_mixer.data import ImageTransform, collate_images
 from hf_mixer.data.loaders import CachedImages
+from hf_mixer.deployment.formats import missing_reason
 from hf_mixer.training import MixerTrainer, MixerTrainingArguments
 
 
@@ -222,3 +223,9 @@ def read_io(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the recorded images and outputs of one of the `fixtures`."""
     arrays = load_file(folder / "io.safetensors")
     return torch.from_numpy(arrays.get("input_nchw", arrays.get("input"))), torch.from_numpy(arrays["output"])
+
+
+def needs_export(format: str, dtype: str = "float32"):
+    """Skip a test where models cannot be exported to this format here, with the reason."""
+    reason = missing_reason(format, dtype)
+    return pytest.mark.skipif(reason is not None, reason=str(reason))

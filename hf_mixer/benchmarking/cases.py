@@ -8,10 +8,11 @@ import torch
 from transformers.utils import is_torchao_available
 
 from ..configuration_mixer import MixerConfig
+from ..deployment.formats import missing_reason
 from ..kernels import HOPPER
 from ..low_precision import QUANTIZED, has_float8, int8_problem
 from ..modeling_mixer import MixerForImageClassification
-from .exported import RUNTIMES, missing_reason
+from .exported import RUNTIMES
 from .timm_model import import_mlp_mixer
 
 
@@ -23,7 +24,7 @@ IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "timm": ("float32", "bfloat16", "float16"),
     "timm_wrapper": ("float32", "bfloat16", "float16"),
     "onnxruntime": ("float32", "int8"),
-    "openvino": ("float32", "bfloat16"),
+    "openvino": ("float32", "bfloat16", "int8"),
 }
 # "eager", compiled with the weights as constants, or a mode of `torch.compile`
 EXECUTIONS = ("eager", "freezing", "default", "reduce-overhead", "max-autotune")
@@ -145,7 +146,7 @@ def _exported_reason(case: Case, implementation: str, device: torch.device) -> s
         return "an exported model is for inference"
     if device.type != "cpu":
         return f"exported models are measured on the CPU, not on {device}"
-    return missing_reason(implementation)
+    return missing_reason(RUNTIMES[implementation], case.dtype)
 
 
 def _kernels_reason(case: Case, device: torch.device) -> str | None:

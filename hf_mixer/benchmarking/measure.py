@@ -28,7 +28,7 @@ from ..kernels import use_kernels
 from ..low_precision import QUANTIZED, quantize
 from ..modeling_mixer import MixerForImageClassification
 from .cases import EXPORTED, Case, unsupported_reason
-from .exported import RUNTIMES, export_model
+from .exported import RUNTIMES, run_exported
 from .timing import spread, time_interleaved
 from .timm_model import import_mlp_mixer
 
@@ -72,12 +72,10 @@ def build_case_model(case: Case, implementation: str, device: torch.device) -> n
     return model.train(case.training)
 
 
-def prepare_model(
-    case: Case, model: nn.Module, implementation: str, execution: str, pixel_values: torch.Tensor
-) -> Callable[[torch.Tensor], Any]:
+def prepare_model(case: Case, model: nn.Module, implementation: str, execution: str) -> Callable[[torch.Tensor], Any]:
     """Return a function of the pixels for an execution, whose result is the logits or has them as `logits`."""
     if implementation in RUNTIMES:
-        return export_model(cast(PreTrainedModel, model), pixel_values, implementation, case.dtype)
+        return run_exported(cast(PreTrainedModel, model), implementation, case.dtype)
     if execution == "eager":
         return model
     if execution == "freezing" and implementation == "hf_mixer":
@@ -94,7 +92,7 @@ def make_step(case: Case, model: nn.Module, implementation: str, execution: str,
     shape = (case.batch_size, config.num_channels, *to_pair(config.image_size))
     dtype = torch.float32 if execution == EXPORTED else case.weight_dtype(device)
     pixel_values = torch.randn(shape, device=device, dtype=dtype)
-    run = prepare_model(case, model, implementation, execution, pixel_values)
+    run = prepare_model(case, model, implementation, execution)
 
     def logits():
         outputs = run(pixel_values)

@@ -14,9 +14,10 @@ import torch
 
 from ..utils import describe_hardware, library_versions
 from .cases import DTYPES
+from .exports import BATCH_SIZES
 
 
-LIBRARIES = ("timm", "onnxruntime", "openvino")
+LIBRARIES = ("timm", "onnxruntime", "openvino", "executorch")
 # What a processor may have for matrix products, the best one first: the name in torch, and what people call it
 INSTRUCTIONS = {
     "amx_bf16": "AMX",
@@ -45,8 +46,12 @@ NAMES = ("model", "implementation", "execution", "dtype")
 # What a table has in common, and what else its figures may depend on
 MACHINE = ("device", "threads", "torch", "transformers", "hf_mixer")
 VERSIONS = (*MACHINE[2:], *LIBRARIES, "python")
+EXPORTS = ("runtime", "bytes", "dataset", "num_images", "top1")
+EXPORT_TIMES = tuple(f"{name}_{size}" for name in ("step_time", "spread", "threads") for size in BATCH_SIZES)
 COLUMNS = (
     *NAMES,
+    *EXPORTS,
+    *EXPORT_TIMES,
     *(f"{prefix}_{name}" for prefix in MODES.values() for name in PREFIXED),
     *OTHERS,
     *MACHINE[:2],
@@ -130,9 +135,13 @@ def _size(line: dict[str, str]) -> tuple[float, int, int, int]:
 
 def file_name(line: dict[str, str]) -> str:
     """Return the name of the file for a machine and mode, such as `benchmark-infer-pt213-amd_epyc_2_cores_avx2.csv`."""
+    return f"benchmark-{_prefix(line)}-{_machine(line)}.csv"
+
+
+def _machine(line: dict[str, str]) -> str:
     torch_version = "".join(line["torch"].split(".")[:2])
     machine = re.sub(r"\((r|tm)\)", "", line["device"].lower())
-    return f"benchmark-{_prefix(line)}-pt{torch_version}-{'_'.join(re.findall('[a-z0-9]+', machine))}.csv"
+    return f"pt{torch_version}-{'_'.join(re.findall('[a-z0-9]+', machine))}"
 
 
 def keep_results(folder: Path, lines: Iterable[dict[str, str]]) -> None:
@@ -146,6 +155,23 @@ def keep_results(folder: Path, lines: Iterable[dict[str, str]]) -> None:
         cases = {_case(line) for line in new}
         old = [line for line in read_csv(path) if _case(line) not in cases] if path.exists() else []
         write_csv(path, sorted(old + new, key=_size))
+
+
+def keep_exports(folder: Path, rows: Iterable[dict[str, Any]], model: str, dataset: str | None, about: dict) -> Path:
+    """
+    Write rows of [`measure_exports`] into the file of their model and machine, in place of an earlier run's, and return it.
+    `model` and `dataset` are their names for people, and `about` is what [`describe_run`] says.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    flat = {key: about[key] for key in ("device", "threads", "date")} | about["versions"]
+    lines = []
+    for row in rows:
+        line = {"model": model, "dataset": dataset, **row, **flat}
+        line |= {name: f"{row[name]:.4g}" for name in EXPORT_TIMES}
+        lines.append({key: "" if value is None else str(value) for key, value in line.items()})
+    path = folder / f"exports-{re.sub('[^a-z0-9]+', '_', model.lower())}-{_machine(lines[0])}.csv"
+    write_csv(path, lines)
+    return path
 
 
 def _share(value: str) -> str:
@@ -167,9 +193,19 @@ TABLE: dict[str, tuple[str, Callable[[str], str]]] = {
 }
 
 
+EXPORT_TABLE: dict[str, tuple[str, Callable[[str], str]]] = {
+    "runs in": ("runtime", str),
+    "type": ("dtype", str),
+    "size": ("bytes", lambda value: f"{int(value) / 1e6:.1f} MB"),
+    "top-1": ("top1", lambda value: f"{100 * float(value):.2f} %" if value else ""),
+    **{f"ms, batch {size}": (f"step_time_{size}", lambda value: f"{float(value):,.2f}") for size in BATCH_SIZES},
+}
+
+
 def make_tables(folder: Path) -> str:
     """
-    Return a table in Markdown for every file of results in a folder, number of threads and release of the packages.
+    Return a table in Markdown for every file of results in a folder, number of threads and release of the packages; those
+    of exports come last.
 
     Raises:
         `ValueError`: there are none, or one of them holds something else.
@@ -185,21 +221,46 @@ def make_tables(folder: Path) -> str:
         raise ValueError(
             f"{folder} has no benchmark-*.csv: make them with `hf-mixer benchmark --results_dir {folder}`"
         )
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *(make_export_table(path) for path in sorted(folder.glob("exports-*.csv")))])
 
 
 def _make_table(lines: list[dict[str, str]]) -> str:
-    first, prefix = lines[0], _prefix(lines[0])
+    prefix = _prefix(lines[0])
     mode = {short: mode for mode, short in MODES.items()}[prefix]
-    said = {
-        name: " and ".join(sorted({line[name] for line in lines if line.get(name)})) for name in (*VERSIONS, "date")
-    }
-    versions = ", ".join(f"{name} {said[name]}" for name in VERSIONS if said[name])
     table = [list(TABLE), ["---"] * len(TABLE)]
     for line in lines:
         values = [(line.get(f"{prefix}_{name}", line.get(name, "")), write) for name, write in TABLE.values()]
         table.append([write(value) for value, write in values])
-    head = f"{mode.capitalize()} on {first['device']}, with {first['threads']} threads ({versions}; {said['date']}):"
+    return _under_head(mode.capitalize(), lines, table)
+
+
+def make_export_table(path: Path) -> str:
+    """
+    Return the table in Markdown for a file of [`keep_exports`].
+
+    Raises:
+        `ValueError`: it holds something else.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    if not lines or not {"model", *EXPORTS, *EXPORT_TIMES, *MACHINE, "date"} <= lines[0].keys():
+        raise ValueError(f"{path} holds no results of exports: remove it, or write it with --suite exports")
+    table = [list(EXPORT_TABLE), ["---"] * len(EXPORT_TABLE)]
+    for line in lines:
+        table.append([write(line[name]) for name, write in EXPORT_TABLE.values()])
+    first = lines[0]
+    measured = f", top-1 on {int(first['num_images']):,} images of {first['dataset']}" if first["dataset"] else ""
+    return _under_head(f"Exports of {first['model']}{measured},", lines, table)
+
+
+def _under_head(subject: str, lines: list[dict[str, str]], table: list[list[str]]) -> str:
+    """Return a table in Markdown under a line that says what was measured where, and with which versions."""
+    said = {
+        name: " and ".join(sorted({line[name] for line in lines if line.get(name)})) for name in (*VERSIONS, "date")
+    }
+    versions = ", ".join(f"{name} {said[name]}" for name in VERSIONS if said[name])
+    first = lines[0]
+    head = f"{subject} on {first['device']}, with {first['threads']} threads ({versions}; {said['date']}):"
     return "\n".join([head, "", *(f"| {' | '.join(cells)} |" for cells in table)])
 
 

@@ -7,6 +7,7 @@ Measure how fast Mixers run here, beside timm's and beside what the device can d
     hf-mixer benchmark --mode training --executions eager default
     hf-mixer benchmark --suite cpu --variants B/16                       # of a fixed set, what there is for B/16
     hf-mixer benchmark --suite cpu --results_dir scripts/benchmarks      # all of it, and keep the figures of this machine
+    hf-mixer benchmark --suite exports --model outputs/photos --dataset_name me/photos     # every format and type
     hf-mixer benchmark --preprocessing                                   # images per second before the model
 
 Everything in a table was timed in one run, in rounds in which each takes its turn. `% of limit` is the time that the
@@ -14,6 +15,9 @@ matrix products need at the rate measured for them in the same rounds (or, for s
 be read) over the time taken. `vs timm` is the median over the rounds, both executed alike; ONNX Runtime and OpenVINO
 have one way to execute hf_mixer's model, which is beside timm's eager one. Tables go to the screen, all figures to
 `benchmark.json` and `benchmark.csv` and a picture to `benchmark.png` in --output_dir, after every case.
+
+`--suite exports` exports a model to every format and type, int8 calibrated on 300 images of the split `train`, and measures
+size, top-1 on the split `test` and time, beside the model in PyTorch, on the CPU. The figures go to a CSV file.
 """
 
 import argparse
@@ -47,13 +51,25 @@ PREPROCESSING_COLUMNS = {
     "images/s": COLUMNS["images/s"],
     "spread": COLUMNS["spread"],
 }
+EXPORT_COLUMNS = {
+    "runs in": ("runtime", str),
+    "type": ("dtype", str),
+    "MB": ("bytes", lambda value: f"{value / 1e6:.1f}"),
+    "top-1": ("top1", lambda value: "" if value is None else f"{value:.2%}"),
+    "ms, batch 1": ("step_time_1", "{:.2f}".format),
+    "ms, batch 32": ("step_time_32", "{:.2f}".format),
+}
+# The suite that measures one trained model
+EXPORTS = "exports"
 # Arguments that mean nothing where no model runs
 MODEL_ARGUMENTS = ("suite", "batch_sizes", "dtypes", "mode", "executions", "implementations", "device", "results_dir")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", help="a fixed set of cases: cpu")
+    parser.add_argument("--suite", help="a fixed set of cases: cpu or exports")
+    parser.add_argument("--model", metavar="FOLDER", help="the model whose exports are measured")
+    parser.add_argument("--dataset_name", help="its data, on the Hub or in a local folder (default: no top-1)")
     parser.add_argument("--variants", nargs="+", help="sizes of the network (default: B/16, or all of a suite)")
     parser.add_argument("--batch_sizes", nargs="+", type=int, help="images per step (default: 8)")
     parser.add_argument(
@@ -108,7 +124,7 @@ def check_arguments(parsed: argparse.Namespace) -> None:
     from ..configuration_mixer import VARIANTS
 
     for name, values, choices in (
-        ("suite", [parsed.suite] if parsed.suite else None, SUITES),
+        ("suite", [parsed.suite] if parsed.suite else None, (*SUITES, EXPORTS)),
         ("variants", parsed.variants, VARIANTS),
         ("dtypes", parsed.dtypes, DTYPES),
         ("executions", parsed.executions, EXECUTIONS),
@@ -121,6 +137,10 @@ def check_arguments(parsed: argparse.Namespace) -> None:
         raise ValueError(f"--batch_sizes have to be at least 1, got {parsed.batch_sizes}")
     if parsed.rounds < 1:
         raise ValueError(f"--rounds has to be at least 1, got {parsed.rounds}")
+    if (parsed.suite == EXPORTS) != (parsed.model is not None):
+        raise ValueError("--suite exports and --model FOLDER go together: give both, or none")
+    if parsed.dataset_name is not None and parsed.model is None:
+        raise ValueError("--dataset_name is the data of --model: give both, or leave it out")
     if parsed.preprocessing:
         given = [f"--{name}" for name in MODEL_ARGUMENTS if getattr(parsed, name) is not None]
         if given:
@@ -140,10 +160,14 @@ def choose_cases(parsed: argparse.Namespace) -> list:
                 parsed.variants or ["B/16"], parsed.batch_sizes or [8], parsed.dtypes or ["float32"]
             )
         ]
-    names = ("batch_sizes", "dtypes", "mode", "executions")
+    names = ["batch_sizes", "dtypes", "mode", "executions"]
+    if parsed.suite == EXPORTS:
+        names += ["variants", "implementations", "device"]
     given = [f"--{name}" for name in names if getattr(parsed, name) is not None]
     if given:
         raise ValueError(f"--suite {parsed.suite} says what to measure: leave out {', '.join(given)}")
+    if parsed.suite == EXPORTS:
+        return []
     cases = [case for case in SUITES[parsed.suite] if parsed.variants is None or case.variant in parsed.variants]
     if not cases:
         raise ValueError(f"--suite {parsed.suite} has nothing for --variants {' '.join(parsed.variants)}")
@@ -224,6 +248,36 @@ def run_cases(parsed: argparse.Namespace, cases: list, device, about: dict) -> N
         raise ValueError("none of the implementations can take part here, see above")
 
 
+def load_data(parsed: argparse.Namespace) -> tuple:
+    """Return the images to evaluate on and those to calibrate with, chosen as by the other commands."""
+    from . import evaluate, export
+
+    options = [parsed.model, "--dataset_name", parsed.dataset_name]
+    evaluation = evaluate.parse_arguments(options)
+    config = evaluate.load_model(evaluation)[0].config
+    dataset = evaluate.prepare_images(evaluation, config, *evaluate.load_images(evaluation))
+    calibration = export.parse_arguments([*options, parsed.output_dir, "--format", "onnx"])
+    return dataset, list(export.read_calibration_images(calibration))
+
+
+def run_exports(parsed: argparse.Namespace, about: dict) -> None:
+    """Measure the exports of one model, and write the figures."""
+    from tqdm import tqdm
+
+    from ..benchmarking.exports import measure_exports
+    from ..benchmarking.results import keep_exports
+    from ..progress import quiet_libraries
+
+    quiet_libraries()
+    dataset, calibration_images = (None, None) if parsed.dataset_name is None else load_data(parsed)
+    with tqdm(desc="Measuring", bar_format="{desc}: {elapsed} {postfix}", disable=None) as progress:
+        rows = measure_exports(parsed.model, parsed.rounds, dataset, calibration_images, progress.set_postfix_str)
+    print(format_table(rows, EXPORT_COLUMNS))
+    name = Path(parsed.dataset_name).name if parsed.dataset_name else None
+    for folder in dict.fromkeys([parsed.output_dir, parsed.results_dir or parsed.output_dir]):
+        keep_exports(Path(folder), rows, Path(parsed.model).name, name, about)
+
+
 def run(parsed: argparse.Namespace) -> None:
     from ..benchmarking.measure import measure_preprocessing
     from ..benchmarking.results import describe_run
@@ -231,7 +285,7 @@ def run(parsed: argparse.Namespace) -> None:
 
     with one_line_errors():
         check_arguments(parsed)
-        cases, device = choose_cases(parsed), check_device(parsed.device)
+        cases, device = choose_cases(parsed), check_device("cpu" if parsed.suite == EXPORTS else parsed.device)
         if device.type != "cpu" and any("freezing" in case.executions for case in cases):
             raise ValueError(
                 f"freezing is for the CPU, and {device} was chosen: add --device cpu, or take another one"
@@ -241,6 +295,8 @@ def run(parsed: argparse.Namespace) -> None:
         if parsed.preprocessing:
             rows = measure_preprocessing(cases[0].config().image_size, parsed.rounds)
             print(format_table(rows, PREPROCESSING_COLUMNS))
+        elif parsed.suite == EXPORTS:
+            run_exports(parsed, about)
         else:
             os.makedirs(parsed.output_dir, exist_ok=True)
             run_cases(parsed, cases, device, about)

@@ -5,6 +5,7 @@ Evaluate a model on labelled images.
     hf-mixer evaluate outputs/cifar10 --dataset_name uoft-cs/cifar10
     hf-mixer evaluate outputs/cifar10 --dataset_name uoft-cs/cifar10 --image_size 24 48
     hf-mixer evaluate outputs/photos --eval_file photos_of_this_year.csv --output_dir results/this_year
+    hf-mixer evaluate photos-onnx --eval_dir photos_of_this_year      # a model that `hf-mixer export` wrote
     accelerate launch scripts/evaluate.py outputs/photos --eval_dir photos_of_this_year
 
 Prints the metrics and writes evaluation.json and pictures into the folder of the model: confusion_matrix.png, or
@@ -36,8 +37,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", metavar="FOLDER", help="a trained model: a folder, a file, or a name on the Hub")
+    parser.add_argument(
+        "model", metavar="FOLDER", help="a trained or exported model: a folder, a file, or a name on the Hub"
+    )
     parser.add_argument("--revision", help="the branch, tag or commit of a model on the Hub")
+    parser.add_argument("--subfolder", default="", help="the folder of an export in the repository, such as onnx")
+    parser.add_argument(
+        "--trust_remote_code",
+        action="store_true",
+        help="load an export of the format torch, which is pickled and can run code",
+    )
     data = parser.add_argument_group("data", "One of the first three is needed, except for a model of the digits.")
     data.add_argument("--dataset_name", help="a data set on the Hub, or a local folder of splits")
     data.add_argument("--eval_dir", help="a folder with one folder of images per class, or with a table of metadata")
@@ -82,7 +91,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16", "int8", "float8"],
-        help="type to compute in (default: that of the weights); those of 8 bits are compared with float32 too",
+        help="type to compute in (default: that of the weights); those of 8 bits are compared with float32 too. Of an "
+        "export for transformers.js, the program to take",
     )
     parser.add_argument(
         "--torch_compile", action="store_true", help="compile the model first: faster for thousands of images"
@@ -148,18 +158,19 @@ def describe_data(arguments: argparse.Namespace, trained_on: dict) -> dict:
 
 def load_model(arguments: argparse.Namespace, image_size: int | None = None):
     """Return a model and its image processor, resized to `image_size` if there is one."""
-    from ..checkpoints import load_checkpoint
     from ..data.labels import problem_type_of
-    from ..low_precision import QUANTIZED
+    from ..evaluation.loading import load_model as load
 
-    model, image_processor = load_checkpoint(
+    model, image_processor = load(
         arguments.model,
+        {"revision": arguments.revision, "cache_dir": arguments.cache_dir, "token": arguments.token},
+        dtype=arguments.dtype,
+        subfolder=arguments.subfolder,
+        trust_remote_code=arguments.trust_remote_code,
+        batch_size=arguments.per_device_eval_batch_size,
+        torch_options={"image_size": arguments.image_size, "torch_compile": arguments.torch_compile},
         image_size=image_size,
         resize_method=arguments.resize_method,
-        dtype="float32" if arguments.dtype in QUANTIZED else arguments.dtype,
-        revision=arguments.revision,
-        cache_dir=arguments.cache_dir,
-        token=arguments.token,
     )
     problem_type = problem_type_of(model.config)
     least = 2 if problem_type == "single_label_classification" else 1
@@ -212,6 +223,7 @@ def measure(arguments: argparse.Namespace, accelerator, model, transform, datase
     from ..evaluation.evaluate import evaluate_model
     from ..low_precision import QUANTIZED, quantize
     from ..memory import keep_freed_memory
+    from ..modeling_mixer import MixerForImageClassification
     from ..threads import limit_threads
 
     limit_threads(model.config, arguments.per_device_eval_batch_size)
@@ -226,11 +238,12 @@ def measure(arguments: argparse.Namespace, accelerator, model, transform, datase
     if arguments.label_threshold is not None:
         thresholds = [arguments.label_threshold] * model.config.num_labels
     reference = None
-    if arguments.dtype in QUANTIZED:
+    in_torch = isinstance(model, MixerForImageClassification)
+    if in_torch and arguments.dtype in QUANTIZED:
         reference = model.to(accelerator.device)
         model = quantize(reference, arguments.dtype)
     # Without it, int8 is slower than float32 on a CPU
-    if arguments.torch_compile or (arguments.dtype == "int8" and accelerator.device.type == "cpu"):
+    if arguments.torch_compile or (in_torch and arguments.dtype == "int8" and accelerator.device.type == "cpu"):
         compile_for_inference(model.to(accelerator.device), arguments.per_device_eval_batch_size)
     images = dataset.with_transform(transform)
     batch_size = arguments.per_device_eval_batch_size
@@ -278,12 +291,17 @@ def evaluate(arguments: argparse.Namespace, accelerator) -> None:
     measured_on["num_images"] = len(dataset)
     if conversion.options():
         measured_on["image_conversion"] = conversion.options()
+    about = {
+        "revision": arguments.revision,
+        "format": getattr(model, "format", None),
+        "dtype": getattr(model, "program_dtype", arguments.dtype),
+    }
     results = {
         "dataset": measured_on,
-        **{key: value for key, value in (("revision", arguments.revision), ("dtype", arguments.dtype)) if value},
+        **{key: value for key, value in about.items() if value},
         **results,
         "num_processes": accelerator.num_processes,
-        "hardware": describe_hardware(accelerator.device, accelerator.num_processes),
+        "hardware": describe_hardware(model.device, accelerator.num_processes),
         "versions": library_versions(),
     }
     pixels = dataset.with_transform(ImageTransform(image_processor, conversion, do_rescale=False, do_normalize=False))
@@ -384,11 +402,13 @@ def run(arguments: argparse.Namespace) -> None:
     from accelerate import Accelerator
 
     from ..progress import quiet_libraries
+    from ..threads import limit_threads
     from ..utils import end_together, one_line_errors
 
     quiet_libraries(has_watcher=arguments.dataset_name is not None and sys.stderr.isatty())
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     with one_line_errors():
+        limit_threads()
         if arguments.image_size is None:
             evaluate(arguments, accelerator)
         else:

@@ -4,6 +4,7 @@ Say what a trained model sees in images.
 
     hf-mixer predict outputs/photos photo.jpg                # a table
     hf-mixer predict outputs/photos folder/ --json           # one line of JSON per image
+    hf-mixer predict photos-onnx photo.jpg                   # a model that `hf-mixer export` wrote, in its own runtime
     hf-mixer predict outputs/photos archive/ --output_dir predictions
     accelerate launch scripts/predict.py outputs/photos --dataset_name me/photos --streaming --output_dir predictions
 
@@ -33,7 +34,9 @@ BROKEN_PIPE = 141
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "model", metavar="FOLDER", help="a trained model: a folder, a file, or a name on the Hub, in any layout"
+        "model",
+        metavar="FOLDER",
+        help="a trained or exported model: a folder, a file, or a name on the Hub, in any layout",
     )
     parser.add_argument("images", metavar="IMAGE", nargs="*", help="image files, folders of them, or lists in CSV")
     parser.add_argument("--top_k", type=int, help="how many labels to give per image (default: 3, in files 5)")
@@ -50,6 +53,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--scale_16_bit", action="store_true", help="scale images of 16 bits to 8, instead of clipping"
     )
     parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub")
+    parser.add_argument("--subfolder", default="", help="the folder of an export in the repository, such as onnx")
+    parser.add_argument(
+        "--trust_remote_code",
+        action="store_true",
+        help="load an export of the format torch, which is pickled and can run code",
+    )
     parser.add_argument("--device", help="device to run on (default: an accelerator if there is one)")
     parser.add_argument(
         "--torch_compile", action="store_true", help="compile the model first: faster for thousands of images"
@@ -127,9 +136,11 @@ def find_inputs(paths: list[str]) -> list[str]:
 
 def load_predictor(arguments: argparse.Namespace, device):
     """Return the model, ready to predict."""
-    from ..checkpoints import load_checkpoint
+    import torch
+
     from ..data.images import ImageConversion
-    from ..evaluation.prediction import Predictor
+    from ..evaluation.loading import load_model
+    from ..evaluation.prediction import MAX_BATCHES, Predictor
     from ..memory import keep_freed_memory
 
     conversion = ImageConversion(arguments.flatten_transparency, arguments.scale_16_bit)
@@ -138,29 +149,41 @@ def load_predictor(arguments: argparse.Namespace, device):
             f"--revision {arguments.revision} is for models on the Hub, and {arguments.model} is on this machine: leave it out"
         )
     hub = {"revision": arguments.revision, "cache_dir": arguments.cache_dir, "token": arguments.token}
-    model, image_processor = load_checkpoint(arguments.model, **hub)
+    model, image_processor = load_model(
+        arguments.model,
+        hub,
+        subfolder=arguments.subfolder,
+        trust_remote_code=arguments.trust_remote_code,
+        batch_size=arguments.batch_size,
+        num_callers=min(MAX_BATCHES, torch.get_num_threads()),
+        torch_options={
+            "torch_compile": arguments.torch_compile,
+            "device": arguments.device is not None and device.type != "cpu",
+        },
+    )
     if not model.config.num_labels:
         raise ValueError(f"{arguments.model} has no classifier")
-    if device.type == "cpu":
+    model = model.to(device)
+    if model.device.type == "cpu":
         keep_freed_memory()
     return Predictor(
-        model.to(device),
+        model,
         image_processor,
         conversion,
-        find_training_conversion(arguments.model, hub),
+        find_training_conversion(arguments.model, hub, arguments.subfolder),
         arguments.top_k or (5 if arguments.output_dir else 3),
         arguments.label_threshold,
         arguments.batch_size if arguments.torch_compile else None,
     )
 
 
-def find_training_conversion(model: str, hub: dict):
+def find_training_conversion(source: str, hub: dict, subfolder: str):
     """Return what the record of the training says of transparent and 16-bit images."""
-    from ..checkpoints.sources import find_checkpoint
     from ..data.images import ImageConversion
+    from ..evaluation.loading import find_model
     from ..utils import read_json
 
-    path = find_checkpoint(model, **hub)
+    path = find_model(source, hub, subfolder)
     record = (path if path.is_dir() else path.parent) / "training_run.json"
     if not record.is_file():
         return ImageConversion()

@@ -59,6 +59,8 @@ def read_settings(folder: Path) -> tuple[MixerConfig, MixerImageProcessorPil]:
     if fields.pop("model_type", None) != PORTABLE_MODEL_TYPE or "token_mlp_dim" not in fields:
         raise ValueError(f"{folder / CONFIG_NAME} describes no exported MLP-Mixer: export the model again")
     settings = read_json(folder / IMAGE_PROCESSOR_NAME)
+    # Of a program that resizes images itself
+    settings = settings.get("computed_by_model", settings)
     settings.pop("image_processor_type", None)
     if settings.get("num_channels") == 1:
         settings["do_convert_rgb"] = True

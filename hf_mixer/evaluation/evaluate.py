@@ -43,8 +43,8 @@ def predict_dataset(
     Run a model over a data set, shared out among the processes of `accelerator`.
 
     Args:
-        model ([`MixerForImageClassification`]):
-            The model. It is moved to the device of the accelerator.
+        model ([`MixerForImageClassification`] or [`~deployment.runtime.ExportedMixerForImageClassification`]):
+            The model. One in PyTorch is moved to the device of the accelerator.
         dataset (`Dataset`):
             Images and labels under an [`ImageTransform`].
         batch_size (`int`, *optional*, defaults to 64):
@@ -77,7 +77,9 @@ def predict_dataset(
     parts, done = [], 0
     with progress_bar(total=len(dataset), desc="Evaluating", unit=" images") as progress:
         for batch in loader:
-            scores = score_batch(problem_type, model(batch["pixel_values"]).logits, batch["labels"])
+            # Those of an exported model are on the CPU
+            logits = model(batch["pixel_values"]).logits.to(batch["labels"].device)
+            scores = score_batch(problem_type, logits, batch["labels"])
             # Accelerate fills the last round of batches with images from the start; this drops them again
             scores = {name: value.cpu().numpy() for name, value in accelerator.gather_for_metrics(scores).items()}
             if not scores["finite"].all():

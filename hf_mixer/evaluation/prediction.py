@@ -192,7 +192,7 @@ class Predictor:
     A model that says what images show: `predictor(sources)` returns a [`Prediction`] for each.
 
     Args:
-        model ([`MixerForImageClassification`]):
+        model ([`MixerForImageClassification`] or [`~deployment.runtime.ExportedMixerForImageClassification`]):
             The model, on its device.
         image_processor:
             Its image processor.

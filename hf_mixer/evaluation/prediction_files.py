@@ -214,6 +214,8 @@ def describe_changes(before: dict[str, Any], after: dict[str, Any], name: str = 
 def describe_model(predictor: Predictor) -> str:
     """Return a checksum of everything that decides what a model says: weights, labels, and how images are prepared."""
     checksum = hashlib.sha256()
+    for path in getattr(predictor.model, "files", ()):  # an exported model has no weights that torch knows of
+        checksum.update(path.read_bytes())
     for name, tensor in sorted(predictor.model.state_dict().items()):
         checksum.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         checksum.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

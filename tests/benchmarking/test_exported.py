@@ -2,41 +2,39 @@ import pytest
 import torch
 
 from hf_mixer import MixerConfig, MixerForImageClassification
-from hf_mixer.benchmarking import exported
-from hf_mixer.benchmarking.exported import RUNTIMES, export_model, missing_reason
+from hf_mixer.benchmarking.exported import run_exported
+
+from ..helpers import needs_export
 
 
 @pytest.mark.parametrize(
     ("runtime", "dtype", "tolerance"),
     [
-        ("onnxruntime", "float32", 1e-5),
-        ("onnxruntime", "int8", 0.1),
-        ("openvino", "float32", 1e-5),
-        ("openvino", "bfloat16", 0.1),
+        pytest.param("onnxruntime", "int8", 0.1, marks=needs_export("onnx", "int8")),
+        pytest.param("openvino", "bfloat16", 0.1, marks=needs_export("openvino")),
     ],
 )
 def test_a_runtime_answers_as_the_model(runtime, dtype, tolerance):
-    reason = missing_reason(runtime)
-    if reason is not None:
-        pytest.skip(reason)
     torch.manual_seed(0)
     sizes = dict(image_size=16, patch_size=4, hidden_size=16, num_hidden_layers=1, token_mlp_dim=8, channel_mlp_dim=32)
     model = MixerForImageClassification(MixerConfig(**sizes, num_labels=3)).eval()
-    pixel_values, others = torch.randn(2, 2, 3, 16, 16)
-    run = export_model(model, pixel_values, runtime, dtype)
+    torch.nn.init.normal_(model.classifier.weight)
+    pixel_values = torch.randn(2, 3, 16, 16)
+    run = run_exported(model, runtime, dtype)
     with torch.inference_mode():
-        expected = model(others).logits
-        torch.testing.assert_close(run(others).logits, expected, rtol=0, atol=tolerance * expected.abs().max().item())
+        expected = model(pixel_values).logits
+        actual = run(pixel_values).logits
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * expected.abs().max().item())
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
-def test_a_missing_runtime_is_named_with_its_installation(monkeypatch, runtime):
-    monkeypatch.setattr(exported, "find_spec", lambda name: None)
-    packages = RUNTIMES[runtime]
-    assert all(name in missing_reason(runtime).split(" not installed")[0] for name in packages)
-    assert missing_reason(runtime).endswith(f"pip install {' '.join(packages)}")
-
-
-def test_exported_models_need_a_transformers_that_runs_them(monkeypatch):
-    monkeypatch.setattr(exported, "find_spec", lambda name: None if name.startswith("transformers") else name)
-    assert "transformers 5.23" in missing_reason("openvino")
+@needs_export("openvino")
+def test_openvino_computes_in_the_type_of_the_case():
+    sizes = dict(image_size=16, patch_size=8, hidden_size=16, num_hidden_layers=1, token_mlp_dim=8, channel_mlp_dim=32)
+    model = MixerForImageClassification(MixerConfig(**sizes, num_labels=3)).eval()
+    types = {}
+    for dtype in ("float32", "bfloat16"):
+        (runner,) = run_exported(model, "openvino", dtype).exported.runners.values()
+        types[dtype] = runner.compiled_model.get_property("INFERENCE_PRECISION_HINT").to_string()
+    assert types["float32"] == "f32"
+    # Without the instructions it stays with float32
+    assert types["bfloat16"] in ("bf16", "f32")

@@ -109,7 +109,7 @@ def test_exported_models_are_measured_once_and_beside_timm_eager(clock, monkeypa
 
     clock.update(timm=[6.0] * 3, onnxruntime=[3.0] * 3)
     monkeypatch.setattr(measuring, "build_case_model", build)
-    monkeypatch.setattr(measuring, "export_model", lambda model, *_: model)
+    monkeypatch.setattr(measuring, "run_exported", lambda model, *_: model)
     monkeypatch.setattr(measuring, "unsupported_reason", lambda *_: None)
     monkeypatch.setattr(torch, "compile", lambda model, **_: model)
     case = Case("tiny", 1, "float32", executions=("eager", "default"))

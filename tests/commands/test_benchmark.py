@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from datasets import ClassLabel
 
 from hf_mixer.benchmarking.cases import Case
 from hf_mixer.commands.benchmark import (
@@ -14,6 +15,7 @@ from hf_mixer.commands.benchmark import (
     parse_arguments,
     say_who_takes_part,
 )
+from tests.helpers import make_dataset, save_classifier
 
 
 def test_prints_a_table_and_saves_the_figures(tmp_path, capsys):
@@ -51,6 +53,10 @@ def test_says_what_is_left_out_and_what_timm_does_without(monkeypatch, capsys):
         (["--suite", "tpu"], "--suite knows no 'tpu': choose from cpu"),
         (["--dtypes", "int8", "int4"], "--dtypes knows no 'int4': choose from float32"),
         (["--suite", "cpu", "--dtypes", "float32"], "leave out --dtypes"),
+        (["--suite", "exports", "--model", "x", "--dtypes", "float32"], "leave out --dtypes"),
+        (["--suite", "exports"], "--suite exports and --model FOLDER go together"),
+        (["--model", "x"], "--suite exports and --model FOLDER go together"),
+        (["--dataset_name", "x"], "--dataset_name is the data of --model"),
         (["--suite", "cpu", "--variants", "H/14"], "--suite cpu has nothing for --variants H/14"),
         (["--batch_sizes", "0"], "--batch_sizes have to be at least 1"),
         (["--mode", "training", "--executions", "freezing"], "training changes: choose from eager"),
@@ -65,6 +71,43 @@ def test_bad_arguments_give_one_line(arguments, message, tmp_path):
     with pytest.raises(SystemExit, match=message) as error:
         main([*arguments, "--output_dir", str(tmp_path)])
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """What the exports of a model are measured with."""
+    calls = []
+    row = {"runtime": "ONNX Runtime", "dtype": "int8", "bytes": 1_000_000, "top1": 0.5, "num_images": 2}
+    row |= {"step_time_1": 1.25, "step_time_32": 8.0, "spread_1": 0.1, "spread_32": 0.1}
+    row |= {"threads_1": 1, "threads_32": 2}
+    monkeypatch.setattr(
+        "hf_mixer.benchmarking.exports.measure_exports", lambda *arguments: calls.append(arguments[:4]) or [row]
+    )
+    return calls
+
+
+def test_exports_are_measured_on_the_data_of_the_model(measured, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = save_classifier(tmp_path / "model", ["ant", "bee"])
+    data = make_dataset([1, 0, 1], ClassLabel(names=["bee", "ant"]), splits=("train", "test"))
+    for split, images in data.items():
+        images.select(range(2 if split == "test" else 3)).to_parquet(tmp_path / "photos" / f"{split}.parquet")
+    options = [
+        "--dataset_name",
+        tmp_path / "photos",
+        "--results_dir",
+        tmp_path / "kept",
+        "--output_dir",
+        tmp_path / "out",
+    ]
+    main([*map(str, ["--suite", "exports", "--model", folder, *options])])
+    ((source, rounds, dataset, calibration_images),) = measured
+    assert (source, rounds) == (str(folder), 10)
+    assert dataset["label"][:] == [0, 1]
+    assert sorted(image.getpixel((0, 0)) for image in calibration_images) == [(0, 0, 0), (1, 0, 0), (2, 0, 0)]
+    assert "ONNX Runtime  int8  1.0  50.00%" in capsys.readouterr().out
+    (kept,) = (tmp_path / "kept").glob("exports-model-*.csv")
+    assert kept.read_text() == (tmp_path / "out" / kept.name).read_text()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from PIL import Image
 
 from hf_mixer import load_checkpoint
 from hf_mixer.commands.evaluate import main, parse_arguments
-from tests.helpers import make_dataset, run_on_two_processes, save_classifier
+from hf_mixer.deployment import export_model
+from tests.helpers import make_dataset, needs_export, run_on_two_processes, save_classifier
 
 
 LABELS = ["ant", "bee", "cat", "dog", "eel", "fox"]
@@ -332,3 +333,31 @@ def test_images_are_converted_as_told_and_a_difference_to_the_training_is_said(
         assert [message.startswith(expected) for message in warnings] == ([] if options else [True])
         assert result["dataset"].get("image_conversion") == ({"flatten_transparency": "red"} if options else None)
     assert confidences[0] != confidences[1]
+
+
+@needs_export("onnx")
+def test_an_export_is_evaluated_as_its_model(model_folder, photos, expected_matrix, tmp_path, undrawn):
+    folder = tmp_path / "export"
+    export_model(str(model_folder), folder, "onnx", dynamic=False, batch_size=4)
+    evaluate(folder, "--dataset_name", photos, "--per_device_eval_batch_size", 6)
+    result = json.loads((folder / "evaluation.json").read_text())
+    assert result["confusion_matrix"] == expected_matrix
+    assert (result["format"], result["dtype"]) == ("onnx", "float32")
+    evaluate(folder, "--dataset_name", photos, "--dtype", "float32")
+    for arguments, message in (
+        (["--dtype", "int8"], "holds no program in int8: it has float32"),
+        (["--torch_compile"], "--torch_compile is for models in PyTorch"),
+        (["--image_size", "24"], "--image_size is for models in PyTorch"),
+    ):
+        with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+            evaluate(folder, "--dataset_name", photos, *arguments)
+
+
+@needs_export("torch")
+def test_a_pickled_export_is_evaluated_only_with_trust(model_folder, photos, expected_matrix, tmp_path, undrawn):
+    folder = tmp_path / "export"
+    export_model(str(model_folder), folder, "torch")
+    with pytest.raises(SystemExit, match="^error: .*--trust_remote_code"):
+        evaluate(folder, "--dataset_name", photos)
+    evaluate(folder, "--dataset_name", photos, "--trust_remote_code")
+    assert json.loads((folder / "evaluation.json").read_text())["confusion_matrix"] == expected_matrix

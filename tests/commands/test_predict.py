@@ -11,7 +11,8 @@ from transformers import pipeline
 
 from hf_mixer import MixerConfig, MixerForImageClassification, MixerImageProcessorPil
 from hf_mixer.commands.predict import main
-from tests.helpers import make_dataset, make_folder, run_on_two_processes, save_classifier
+from hf_mixer.deployment import export_model
+from tests.helpers import make_dataset, make_folder, needs_export, run_on_two_processes, save_classifier
 
 
 LABELS = ["ant", "bee", "cat", "dog"]
@@ -231,3 +232,57 @@ def test_two_processes_predict_a_stream_and_the_result_can_go_to_the_hub(
     assert sent == [(output, "me/it", True, "secret")]
     assert capsys.readouterr().out.endswith("and at there\n")
     assert not any(b"secret" in path.read_bytes() for path in output.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def export_folder(model_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exports") / "onnx"
+    export_model(str(model_folder), folder, "onnx")
+    return folder
+
+
+@needs_export("onnx")
+def test_an_export_says_what_its_model_says(model_folder, export_folder, photos, capsys):
+    lines = {}
+    for folder in (model_folder, export_folder):
+        assert predict(folder, photos, "--json", "--batch_size", 5) == 0
+        lines[folder] = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines[export_folder]) == len(lines[model_folder]) == 12
+    for ours, theirs in zip(lines[export_folder], lines[model_folder]):
+        assert ours["image"] == theirs["image"]
+        assert [entry["label"] for entry in ours["predictions"]] == [entry["label"] for entry in theirs["predictions"]]
+        scores = [entry["score"] for entry in theirs["predictions"]]
+        assert [entry["score"] for entry in ours["predictions"]] == pytest.approx(scores, abs=1e-5)
+
+
+@needs_export("onnx")
+def test_the_predictions_of_one_export_are_not_continued_by_another(export_folder, photos, tmp_path, no_cache, capsys):
+    output = tmp_path / "predictions"
+    assert predict(export_folder, photos, "--output_dir", output) == 0
+    assert "12 images, 0 of them cannot be read" in capsys.readouterr().out
+    assert len(load_dataset(str(output), split="train")) == 12
+    other = save_classifier(tmp_path / "other", LABELS)
+    model = MixerForImageClassification.from_pretrained(other)
+    model.classifier.bias.data[0] += 1
+    model.save_pretrained(other)
+    program = next(export_folder.glob("*.onnx"))
+    before = program.read_bytes()
+    export_model(str(other), tmp_path / "exported", "onnx")
+    try:
+        program.write_bytes((tmp_path / "exported" / program.name).read_bytes())
+        assert "model.checksum was" in predict(export_folder, photos, "--output_dir", output)
+    finally:
+        program.write_bytes(before)
+
+
+@needs_export("onnx")
+def test_what_an_export_cannot_do_ends_in_one_line(export_folder, photos, tmp_path, monkeypatch):
+    assert "--torch_compile is for models in PyTorch" in predict(export_folder, photos, "--torch_compile")
+    assert predict(export_folder, photos / "cat" / "0.jpg", "--device", "cpu") == 0
+    missing = predict(export_folder, photos, "--subfolder", "onnx")
+    assert (
+        missing
+        == f"error: {export_folder / 'onnx'} holds no export.json: expected a folder that `hf-mixer export` wrote"
+    )
+    monkeypatch.setattr("hf_mixer.utils.check_device", torch.device)
+    assert "--device is for models in PyTorch" in predict(export_folder, photos, "--device", "cuda")
