@@ -13,7 +13,6 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 from ..checkpoints import load_checkpoint
 from ..deployment import export_model, load_exported
 from ..deployment.card import JAVASCRIPT_DTYPES, LOADING
-from ..deployment.export import BOUNDS
 from ..deployment.formats import FORMATS, check_format
 from ..deployment.runtime import MANIFEST_NAME, RECORD_KEY, is_export
 from ..utils import read_json
@@ -27,8 +26,9 @@ EXPORTS = ("onnx", "openvino", "executorch", "transformers.js")
 HANDLER = "handler"
 HANDLER_NAME, REQUIREMENTS_NAME = "handler.py", "requirements.txt"
 OWN_HANDLER = Path(__file__).parents[1] / "deployment" / HANDLER_NAME
-# Of outputs on another processor than the one that the program was compared on, over the largest output
-SMALLEST_BOUND = 1e-4
+# The largest difference of an output to the model's, over the largest output, up to which an export is taken for one of this
+# model. It was compared more closely when it was made, maybe on another processor. int8 differed by 0.06 for the CIFAR-10 model.
+BOUNDS = {"float32": 1e-4, "float16": 1e-2, "int8": 0.25}
 
 
 def find_extra_files(folder: Path, extras: Iterable[str]) -> dict[str, Path]:
@@ -123,10 +123,11 @@ def check_same_model(export: Path, expected: dict[str, Any]) -> None:
         actual = predict(*load_exported(export, dtype))
         if actual["labels"] != expected["labels"]:
             raise ValueError(f"{export} has other labels than the model: {way_out}")
-        difference = np.abs(np.subtract(actual["logits"], expected["logits"])).max()
-        share = float(difference / np.abs(expected["logits"]).max())
+        # A new classifier may answer 0 to everything
+        largest = float(np.abs(expected["logits"]).max()) or 1.0
+        share = float(np.abs(np.subtract(actual["logits"], expected["logits"])).max()) / largest
         # Written as a negation, which refuses NaN too
-        if not share <= max(BOUNDS[dtype], SMALLEST_BOUND):
+        if not share <= BOUNDS[dtype]:
             raise ValueError(
                 f"{export} is not of this model: in {dtype} its outputs differ by {share:.1e} of the largest: {way_out}"
             )
