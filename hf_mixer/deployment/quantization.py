@@ -141,9 +141,12 @@ def onnx_recipes(
 
     # Weights of 7 bits: processors without VNNI instructions saturate sums of two products with 8. It costs no accuracy.
     weights = {"per_channel": True, "reduce_range": True, "op_types_to_quantize": ONNX_PRODUCTS}
+    in_every_batch = Recipe(
+        "weights per channel, activations scaled in every batch",
+        OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(**weights)),
+    )
     if calibration is None:
-        config = OnnxRuntimeDynamicConfig(**weights)
-        yield Recipe("weights per channel, activations scaled in every batch", OnnxRuntimeQuantizer(config))
+        yield in_every_batch
         return
 
     class StaticQuantizer(OnnxRuntimeQuantizer):
@@ -165,6 +168,7 @@ def onnx_recipes(
     yield Recipe(name, StaticQuantizer([]))
     for words, left_out in leave_more_and_more_out(model, calibration):
         yield Recipe(f"{name}, {words}", StaticQuantizer(left_out))
+    yield in_every_batch
 
 
 def openvino_recipes(
@@ -175,8 +179,11 @@ def openvino_recipes(
 
     from transformers.exporters import NNCFOpenVINOQuantizer, NNCFQuantizationConfig, NNCFWeightCompressionConfig
 
+    weights_alone = Recipe(
+        "weights per channel, activations in float", NNCFOpenVINOQuantizer(NNCFWeightCompressionConfig())
+    )
     if calibration is None:
-        yield Recipe("weights per channel, activations in float", NNCFOpenVINOQuantizer(NNCFWeightCompressionConfig()))
+        yield weights_alone
         return
     samples = to_samples(calibration, batch_size or 1)
 
@@ -205,6 +212,7 @@ def openvino_recipes(
     yield Recipe(name, StaticQuantizer(asymmetric, []))
     for words, left_out in leave_more_and_more_out(model, calibration):
         yield Recipe(f"{name}, {words}", StaticQuantizer(asymmetric, left_out))
+    yield weights_alone
 
 
 def executorch_recipes(
