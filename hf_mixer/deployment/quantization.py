@@ -102,7 +102,7 @@ def find_sensitive_products(model: MixerForImageClassification, pixel_values: to
         low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
         scale = max(high - low, torch.finfo(values.dtype).tiny) / 255
         rounding = (values / scale).round() * scale - values
-        difference = nn.functional.linear(rounding, linear.weight)
+        difference = nn.functional.linear(rounding, linear.get_parameter("weight"))
         errors.append(float(difference.square().mean() / output.square().mean().clamp(min=1e-12)))
 
     # A layer with a hook is called as it is exported
@@ -148,6 +148,7 @@ def onnx_recipes(
     if calibration is None:
         yield in_every_batch
         return
+    samples = to_samples(calibration, batch_size or min(CALIBRATION_BATCH, len(calibration)))
 
     class StaticQuantizer(OnnxRuntimeQuantizer):
         """Leaves products in float by their place in the graph, whose names are not known before."""
@@ -156,7 +157,7 @@ def onnx_recipes(
             # The mean of the extremes of large batches deviates less than the extremes of all, that of single images more
             options = {"CalibMovingAverage": batch_size is None}
             config = OnnxRuntimeStaticConfig(**weights, extra_options=options)
-            super().__init__(config, to_samples(calibration, batch_size or min(CALIBRATION_BATCH, len(calibration))))
+            super().__init__(config, samples)
             self.left_out = left_out
 
         def quantize(self, model, sample_inputs, export_format):
