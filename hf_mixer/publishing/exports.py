@@ -99,7 +99,7 @@ def write_extras(folder: Path, directory: Path, extras: Iterable[str]) -> None:
         `ValueError`: an export is of another model, or the model cannot be exported.
         `ImportError`: something that an export needs is not installed.
     """
-    extras = list(extras)
+    extras = list(dict.fromkeys(extras))
     expected = None
     for format in filter(EXPORTS.__contains__, extras):
         if (folder / format).exists():
