@@ -3,7 +3,6 @@
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,10 @@ import torch
 from huggingface_hub import SpaceCardData
 from PIL.Image import Resampling
 
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
-
 from ..configuration_mixer import MixerConfig, to_pair
 from ..data.labels import problem_type_of
 from ..deployment import export_model
+from ..deployment.transformers_js import DTYPE_NAMES, FILE_NAMES
 from ..image_processing_pil_mixer import MixerImageProcessorPil
 from ..modeling_mixer import MixerForImageClassification
 from ..publishing.card import read_model, read_results
@@ -44,8 +42,6 @@ PACKAGES = (
         ),
     ),
 )
-# What transformers.js calls the types of the weights, and the files in which it looks for them
-MODEL_FILES = {"fp32": "model.onnx", "fp16": "model_fp16.onnx", "q8": "model_quantized.onnx"}
 FILTERS = {Resampling.BILINEAR: "bilinear", Resampling.BICUBIC: "bicubic"}
 # Headers with which the model may use several cores. The Hub sends them when the README asks for it.
 HEADERS = {
@@ -118,7 +114,7 @@ def describe_model(folder: Path, files: Path, repo_id: str | None, examples: lis
     with torch.device("meta"):
         num_parameters = MixerForImageClassification(config).num_parameters()
     trained_on = read_results(folder / "training_run.json").get("dataset") or {}
-    sizes = {dtype: files / "onnx" / name for dtype, name in MODEL_FILES.items()}
+    sizes = {name: files / "onnx" / FILE_NAMES[dtype] for dtype, name in DTYPE_NAMES.items()}
     return {
         "title": name_page(folder, repo_id),
         "model": repo_id,
@@ -130,24 +126,9 @@ def describe_model(folder: Path, files: Path, repo_id: str | None, examples: lis
         "grid": config.grid,
         "processing": describe_processing(config, processor),
         "conversion": trained_on.get("image_conversion") or {},
-        "files": {dtype: path.stat().st_size for dtype, path in sizes.items() if path.is_file()},
+        "files": {name: path.stat().st_size for name, path in sizes.items() if path.is_file()},
         "examples": examples,
     }
-
-
-def export_network(folder: Path, destination: Path) -> None:
-    """Export the network alone, without the resize that exports to transformers.js contain: the page makes its input."""
-    weights = list(folder.glob("model*.safetensors*"))
-    if not weights:
-        raise ValueError(f"{folder} holds no weights: expected {SAFE_WEIGHTS_NAME} or {SAFE_WEIGHTS_INDEX_NAME}")
-    with tempfile.TemporaryDirectory() as source:
-        for path in (folder / CONFIG_NAME, *weights):
-            shutil.copyfile(path, Path(source) / path.name)
-        settings = {"do_resize": False, "do_center_crop": False}
-        MixerImageProcessorPil.from_pretrained(folder, **settings).save_pretrained(source)
-        export_model(source, destination, "transformers.js")
-    # It is written for who takes images of any size
-    (destination / "README.md").unlink()
 
 
 def name_page(folder: Path, repo_id: str | None) -> str:
@@ -209,7 +190,11 @@ def export_page(directory: Path, folder: Path, repo_id: str | None = None, examp
         (page / "library").mkdir()
         for package in PACKAGES:
             package.copy_files(page / "library")
-        export_network(folder, page / "model")
+        # The network alone: the page makes its input
+        processor = MixerImageProcessorPil.from_pretrained(folder, do_resize=False, do_center_crop=False)
+        export_model(str(folder), page / "model", "transformers.js", image_processor=processor)
+        # It is written for who takes images of any size
+        (page / "model/README.md").unlink()
         settings = describe_model(folder, page / "model", repo_id, copy_examples(page, examples))
         (page / "page.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         write_readme(page, name_page(folder, repo_id), repo_id)

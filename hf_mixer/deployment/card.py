@@ -8,6 +8,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from ..configuration_mixer import MixerConfig, to_pair
 from ..utils import is_hub_id
 from .formats import FORMATS
+from .transformers_js import DTYPE_NAMES
 
 
 # What `ExportedModel.from_pretrained` needs beside the name
@@ -51,8 +52,6 @@ An MLP-Mixer for images of {size} pixels in patches of {patch_size}, exported fr
 
 The difference is that of an output, over the largest output.{quantization}
 """
-# The names that transformers.js gives the types
-JAVASCRIPT_DTYPES = {"float32": "fp32", "float16": "fp16", "int8": "q8"}
 
 
 def write_card(
@@ -71,7 +70,7 @@ def write_card(
     answer = "print(model(**inputs).logits)"
     if config.num_labels and config.problem_type in (None, "single_label_classification"):
         answer = "print(model.config.id2label[int(model(**inputs).logits.argmax())])"
-    last = JAVASCRIPT_DTYPES[list(differences)[-1]]
+    last = DTYPE_NAMES[list(differences)[-1]]
     usage = IN_JAVASCRIPT.format(name=name, dtype=last)
     if format != "transformers.js":
         usage = IN_PYTHON.format(name=name, options=LOADING.get(format, ""), answer=answer)

@@ -17,6 +17,8 @@ from transformers import PreTrainedModel
 from ..checkpoints import load_checkpoint
 from ..checkpoints.reference import deterministic_image
 from ..configuration_mixer import MixerConfig
+from ..image_processing_mixer import MixerImageProcessor
+from ..image_processing_pil_mixer import MixerImageProcessorPil
 from ..modeling_mixer import MixerForImageClassification
 from ..utils import check_destination, read_json, written_whole
 from .card import write_card
@@ -133,6 +135,7 @@ def export_model(
     dynamic: bool = True,
     batch_size: int | None = None,
     calibration_images: Iterable[Image.Image] | None = None,
+    image_processor: MixerImageProcessorPil | MixerImageProcessor | None = None,
     revision: str | None = None,
 ) -> Export:
     """
@@ -154,6 +157,8 @@ def export_model(
             With `dynamic` the largest batch of an ExecuTorch program (default 16), else the only one (default 1).
         calibration_images (`Iterable[PIL.Image.Image]`, *optional*):
             Images such as the model will get, a few hundred, by which int8 is scaled. Without them it is scaled in every batch.
+        image_processor ([`MixerImageProcessorPil`] or [`MixerImageProcessor`], *optional*):
+            The image processor to export, in place of the model's own.
         revision (`str`, *optional*):
             Branch, tag or commit of a repository on the Hub.
 
@@ -172,7 +177,8 @@ def export_model(
     batch_size = choose_batch_size(format, dynamic, batch_size)
     if is_export(Path(source)):
         raise ValueError(f"{source} is an export: give the model that it was made of")
-    model, image_processor = load_checkpoint(source, revision=revision)
+    model, own_processor = load_checkpoint(source, revision=revision)
+    image_processor = image_processor or own_processor
     if getattr(model, "hf_quantizer", None) is not None:
         raise ValueError(f"{source} is quantized already: export the model that it was made of, with --dtype int8")
     tracing = Tracing(model.float().eval(), format, dynamic, batch_size)
@@ -193,7 +199,7 @@ def export_model(
         (folder / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         expected = answer(model, images)
         differences = {each: compare(folder, each, images, expected) for each in dtypes}
-        if format == "transformers.js":
+        if format == "transformers.js" and image_processor.do_resize:
             compare_preprocessing(folder / manifest["components"]["model"]["file"], model, image_processor)
         write_card(folder, source, model.config, format, differences, recipe)
     return Export(differences, recipe)
