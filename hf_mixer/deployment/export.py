@@ -20,7 +20,7 @@ from ..configuration_mixer import MixerConfig
 from ..image_processing_mixer import MixerImageProcessor
 from ..image_processing_pil_mixer import MixerImageProcessorPil
 from ..modeling_mixer import MixerForImageClassification
-from ..utils import check_destination, read_json, written_whole
+from ..utils import check_destination, is_hub_id, read_json, written_whole
 from .card import write_card
 from .formats import DTYPES, FORMATS, check_format, quiet_exporters
 from .quantization import MAX_DEVIATION, deviation, find_recipes, halve, to_float16
@@ -136,6 +136,7 @@ def export_model(
     batch_size: int | None = None,
     calibration_images: Iterable[Image.Image] | None = None,
     image_processor: MixerImageProcessorPil | MixerImageProcessor | None = None,
+    base_model: str | None = None,
     revision: str | None = None,
 ) -> Export:
     """
@@ -159,6 +160,8 @@ def export_model(
             Images such as the model will get, a few hundred, by which int8 is scaled. Without them it is scaled in every batch.
         image_processor ([`MixerImageProcessorPil`] or [`MixerImageProcessor`], *optional*):
             The image processor to export, in place of the model's own.
+        base_model (`str`, *optional*):
+            The repository of the model on the Hub, for the card. By default `source`, where it is one.
         revision (`str`, *optional*):
             Branch, tag or commit of a repository on the Hub.
 
@@ -181,6 +184,7 @@ def export_model(
     image_processor = image_processor or own_processor
     if getattr(model, "hf_quantizer", None) is not None:
         raise ValueError(f"{source} is quantized already: export the model that it was made of, with --dtype int8")
+    base_model = base_model or (source if is_hub_id(source) else None)
     tracing = Tracing(model.float().eval(), format, dynamic, batch_size)
     calibration = None if calibration_images is None else prepare(calibration_images, image_processor)
     images = comparison_images(model.config) if calibration is None else calibration[:NUM_COMPARED]
@@ -201,7 +205,8 @@ def export_model(
         differences = {each: compare(folder, each, images, expected) for each in dtypes}
         if format == "transformers.js" and image_processor.do_resize:
             compare_preprocessing(folder / manifest["components"]["model"]["file"], model, image_processor)
-        write_card(folder, source, model.config, format, differences, recipe)
+        files = manifest[RECORD_KEY]["programs"]
+        write_card(folder, source, base_model, model.config, format, files, differences, recipe)
     return Export(differences, recipe)
 
 
