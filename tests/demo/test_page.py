@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import tarfile
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -186,7 +185,7 @@ def test_without_the_network_one_line_says_what_to_do(registry, folder, tmp_path
 
 
 def test_failed_export_leaves_nothing(registry, folder, tmp_path, monkeypatch):
-    def fail(source, destination, format):
+    def fail(source, destination, format, image_processor):
         export_in_no_time(source, destination, format)
         raise ImportError("onnx is not installed")
 
