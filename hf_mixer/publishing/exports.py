@@ -12,9 +12,10 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from ..checkpoints import load_checkpoint
 from ..deployment import export_model, load_exported
-from ..deployment.card import JAVASCRIPT_DTYPES, LOADING
+from ..deployment.card import LOADING
 from ..deployment.formats import FORMATS, check_format
 from ..deployment.runtime import MANIFEST_NAME, RECORD_KEY, is_export
+from ..deployment.transformers_js import DTYPE_NAMES
 from ..utils import read_json
 from .remote_code import predict
 from .saving import CARD_NAME
@@ -147,9 +148,7 @@ def describe_exports(release: Path) -> list[dict[str, Any]]:
             "runtime": FORMATS[format].runtime,
             "packages": " ".join(FORMATS[format].packages),
             "options": LOADING.get(format, ""),
-            "dtypes": [JAVASCRIPT_DTYPES[dtype] for dtype in programs]
-            if format == "transformers.js"
-            else list(programs),
+            "dtypes": [DTYPE_NAMES[dtype] for dtype in programs] if format == "transformers.js" else list(programs),
             "sizes": [
                 format_bytes(sum((release / format / name).stat().st_size for name in names))
                 for names in programs.values()
