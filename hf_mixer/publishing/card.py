@@ -7,6 +7,7 @@ import re
 import shlex
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -218,7 +219,8 @@ def describe_source(folder: Path, repo_id: str | None, revision: str | None) -> 
         "shell_source": shlex.quote(source),
         "shell_revision": f" --model_revision {shlex.quote(pinned)}" if pinned else "",
         "pinned": f", revision={json.dumps(pinned)}" if pinned else "",
-        "pinned_in_javascript": f", revision: {json.dumps(pinned)}" if pinned else "",
+        # `pipeline` of transformers.js 4.3 looks some files up on `main`, whatever its `revision`
+        "revision_in_address": quote(pinned, safe="") if pinned else "{revision}",
         "find_revision": repo_id is not None and revision is None,
         # Publishing adds the code to a folder without it
         "carries_code": repo_id is not None or any(folder.glob("*_mixer.py")),

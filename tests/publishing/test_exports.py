@@ -224,8 +224,8 @@ def test_the_card_lists_what_runs_where(folder, release):
         'model = ExportedModel.from_pretrained("me/mixer", subfolder="onnx", revision="v1") ',
         "With OpenVINO, `pip install openvino`, it is ",
         'subfolder="openvino", revision="v1", device="cpu", config={"INFERENCE_PRECISION_HINT": "f32"})',
-        'env.remotePathTemplate = "{model}/resolve/{revision}/transformers.js/";',
-        'pipeline("image-classification", "me/mixer", { dtype: "q8", revision: "v1" });',
+        'env.remotePathTemplate = "{model}/resolve/v1/transformers.js/";',
+        'pipeline("image-classification", "me/mixer", { dtype: "q8" });',
     ):
         assert passage in text[position:]
         position = text.index(passage, position)
