@@ -186,7 +186,7 @@ def test_without_the_network_one_line_says_what_to_do(registry, folder, tmp_path
 
 def test_failed_export_leaves_nothing(registry, folder, tmp_path, monkeypatch):
     def fail(source, destination, format, image_processor):
-        export_in_no_time(source, destination, format)
+        export_in_no_time(source, destination, format, image_processor)
         raise ImportError("onnx is not installed")
 
     monkeypatch.setattr(page_module, "export_model", fail)
