@@ -13,6 +13,13 @@ GRADIO_SERVER_PORT, change that. Needs Gradio: `pip install "hf_mixer[demo]"`.
 
 A Space has the model in it, or loads it from the Hub. It then runs the code of
 one commit: that of --revision, by default of the newest one.
+
+    hf-mixer demo outputs/photos --export-page page --examples some_photos
+
+A page has the model in it and runs it in the visitor's browser: a Space without
+a server, or files for any web server. Images stay on the visitor's device.
+Needs `pip install "hf_mixer[export]"`, and the network for two packages from
+npm, which it keeps.
 """
 
 import argparse
@@ -33,13 +40,20 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--export-space", "--export_space", metavar="DIR", type=Path, help="write a Space, show nothing"
     )
-    parser.add_argument("--repo_id", help="let the Space load the model from this repository on the Hub")
+    parser.add_argument(
+        "--export-page", "--export_page", metavar="DIR", type=Path, help="write a page that runs in the browser"
+    )
+    parser.add_argument(
+        "--repo_id", help="the repository on the Hub that the Space loads the model from, or that the page links to"
+    )
     parser.add_argument("--revision", help="commit, tag or branch of that repository (default: main)")
     parsed = parser.parse_args(arguments)
-    if parsed.repo_id and not parsed.export_space:
-        parser.error("--repo_id is for --export-space: without it the page shows the model in FOLDER")
-    if parsed.revision and not parsed.repo_id:
-        parser.error("--revision needs --repo_id")
+    if parsed.export_space and parsed.export_page:
+        parser.error("--export-space and --export-page are two ways to show the model: give one of them")
+    if parsed.repo_id and not (parsed.export_space or parsed.export_page):
+        parser.error("--repo_id is for --export-space and --export-page: without them the model in FOLDER is shown")
+    if parsed.revision and not (parsed.repo_id and parsed.export_space):
+        parser.error("--revision needs --repo_id and --export-space")
     return parsed
 
 
@@ -68,6 +82,15 @@ def run(arguments: argparse.Namespace) -> None:
         with one_line_errors():
             read_model(arguments.folder)  # which refuses a folder without one
             examples = find_examples(arguments.examples)
+            if arguments.export_page is not None:
+                from ..demo.page import export_page
+
+                export_page(arguments.export_page, arguments.folder, arguments.repo_id, examples)
+                print(
+                    f"{arguments.export_page} is ready: `python -m http.server -d {arguments.export_page}` shows it at "
+                    "http://localhost:8000, and on the Hub it is a Space"
+                )
+                return
             if arguments.export_space is not None:
                 revision = None
                 if arguments.repo_id is not None:

@@ -13,6 +13,14 @@ behind, and the folder remains as it is.
 The card is made anew. A README.md that you wrote or edited goes up as it is,
 with the card beside it as MODEL_CARD.md; one on the Hub is not replaced.
 
+Exports go up with it, into folders of their own, for ONNX Runtime, OpenVINO,
+ExecuTorch and transformers.js, and so does a handler for Inference Endpoints:
+
+    hf-mixer publish outputs/photos your-name/photos-mixer --with onnx handler
+
+An export that FOLDER/onnx holds already, of any type, is compared with the
+model and taken as it is. Others are made, in float32.
+
 Afterwards the commit is compared by checksum. After an interruption, the same
 command finishes: what the Hub has is not sent again.
 """
@@ -23,10 +31,22 @@ import tempfile
 from pathlib import Path
 
 
+EXTRAS = ("onnx", "openvino", "executorch", "transformers.js", "handler")
+
+
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="a folder that `hf-mixer train` wrote")
     parser.add_argument("repo_id", metavar="REPO_ID", help="NAMESPACE/NAME, or NAME under your own name")
+    parser.add_argument(
+        "--with",
+        dest="extras",
+        metavar="EXTRA",
+        nargs="+",
+        choices=EXTRAS,
+        default=[],
+        help=f"what else goes up: {', '.join(EXTRAS)} (default: nothing)",
+    )
     parser.add_argument("--private", action="store_true", help="create the repository as a private one")
     parser.add_argument("--revision", help="branch to commit to, created if it does not exist (default: main)")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
@@ -36,25 +56,22 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def format_size(size: float) -> str:
-    """Return a number of bytes for people."""
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
-
-
 def print_release(folder: Path, release: Path, left_out: list[str]) -> None:
     """Print the files that go up, with their sizes and where they are from if not from `folder`, and what stays behind."""
     from ..publishing.saving import CARD_NAME, choose_card_name
+    from ..publishing.wording import format_bytes
 
     card_name = choose_card_name(folder)
-    sizes = {path.name: path.stat().st_size for path in sorted(release.iterdir())}
+    paths = sorted(path for path in release.rglob("*") if path.is_file())
+    sizes = {path.relative_to(release).as_posix(): path.stat().st_size for path in paths}
     for name, size in sizes.items():
-        origin = "" if (folder / name).is_file() else "  (from hf_mixer)"
-        print(f"{format_size(size):>10}  {name}{'  (made anew)' if name == card_name else origin}")
-    print(f"{format_size(sum(sizes.values())):>10}  in {len(sizes)} files")
+        origin = "  (exported)" if "/" in name else "  (from hf_mixer)"
+        if name == card_name:
+            origin = "  (made anew)"
+        elif (folder / name).is_file():
+            origin = ""
+        print(f"{format_bytes(size):>10}  {name}{origin}")
+    print(f"{format_bytes(sum(sizes.values())):>10}  in {len(sizes)} files")
     if left_out:
         print(f"Stays behind: {', '.join(left_out)}")
     if card_name != CARD_NAME:
@@ -71,6 +88,7 @@ def publish_folder(arguments: argparse.Namespace, release: Path) -> None:
     from huggingface_hub.utils import validate_repo_id
 
     from ..progress import quiet_libraries
+    from ..publishing.exports import find_extra_files
     from ..publishing.release import find_model_files, prepare_release
     from ..publishing.remote_code import check_remote_code
     from ..publishing.upload import check_options, connect, publish
@@ -80,6 +98,7 @@ def publish_folder(arguments: argparse.Namespace, release: Path) -> None:
     validate_repo_id(arguments.repo_id)
     check_options(arguments.revision, arguments.create_pr, arguments.tag)
     find_model_files(arguments.folder)
+    find_extra_files(arguments.folder, arguments.extras)
     api, repo_id = None, arguments.repo_id
     if not arguments.dry_run:
         api, user = connect(arguments.token)
@@ -87,7 +106,10 @@ def publish_folder(arguments: argparse.Namespace, release: Path) -> None:
     # A pull request goes into the branch that the card then lies on
     branch = None if (arguments.revision or "").startswith("refs/pr/") else arguments.revision
     token = arguments.token or get_token()
-    left_out = prepare_release(arguments.folder, release, repo_id, arguments.tag or branch, token)
+    if arguments.extras:
+        print(f"Preparing {', '.join(arguments.extras)} ...", flush=True)
+    pinned = arguments.tag or branch
+    left_out = prepare_release(arguments.folder, release, repo_id, pinned, token, arguments.extras)
     print_release(arguments.folder, release, left_out)
     print("Loading these files without hf_mixer ...", flush=True)
     check_remote_code(arguments.folder, release)
@@ -109,11 +131,25 @@ def publish_folder(arguments: argparse.Namespace, release: Path) -> None:
     else:
         print("The Hub had all of this already: nothing was sent.")
     print(publication.url)
-    if publication.kept:
-        print(f"Also in the repository, not from this folder: {', '.join(publication.kept)}")
+    print_kept(repo_id, publication.kept)
     print("\nfrom transformers import pipeline")
     arguments_of_pipeline = f'"{repo_id}", revision="{publication.oid}", trust_remote_code=True'
     print(f'classifier = pipeline("image-classification", {arguments_of_pipeline})')
+
+
+def print_kept(repo_id: str, kept: list[str]) -> None:
+    """Print what stays in the repository that is not from this folder, and what may be of an earlier model."""
+    from ..publishing.exports import EXPORTS
+
+    if kept:
+        print(f"Also in the repository, not from this folder: {', '.join(kept)}")
+    exports = [format for format in EXPORTS if any(name.startswith(f"{format}/") for name in kept)]
+    if exports:
+        patterns = " ".join(f'"{format}/*"' for format in exports)
+        print(
+            f"What stays in {', '.join(exports)} is of an earlier publication, maybe of another model: publish again --with "
+            f"{' '.join(exports)}, or delete it: hf repos delete-files {repo_id} {patterns}"
+        )
 
 
 def run(arguments: argparse.Namespace) -> None:

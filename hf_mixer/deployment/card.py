@@ -6,8 +6,8 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..configuration_mixer import MixerConfig, to_pair
-from ..utils import is_hub_id
 from .formats import FORMATS
+from .transformers_js import DTYPE_NAMES
 
 
 # What `ExportedModel.from_pretrained` needs beside the name
@@ -33,7 +33,8 @@ const classifier = await pipeline('image-classification', '{name}', {{ dtype: '{
 console.log(await classifier('photo.jpg'));
 ```
 
-The program resizes images itself, as Python does, so that it answers the same. One call takes images of one size."""
+The program resizes images itself, as Pillow does, so that the answers in fp32 and fp16 are those of Python. A list of images has
+to have one size. `q8` is smaller and less exact."""
 CARD = """---
 {metadata}
 ---
@@ -45,45 +46,72 @@ An MLP-Mixer for images of {size} pixels in patches of {patch_size}, exported fr
 
 {usage}
 
-| type | largest difference to the model |
-|---|---|
-{differences}
+| type | file | size | largest difference to the model |
+|---|---|---|---|
+{programs}
 
 The difference is that of an output, over the largest output.{quantization}
 """
-# The names that transformers.js gives the types
-JAVASCRIPT_DTYPES = {"float32": "fp32", "float16": "fp16", "int8": "q8"}
 
 
 def write_card(
-    folder: Path, source: str, config: MixerConfig, format: str, differences: dict[str, float], recipe: str | None
+    folder: Path,
+    source: str,
+    base_model: str | None,
+    config: MixerConfig,
+    format: str,
+    files: dict[str, str],
+    differences: dict[str, float],
+    recipe: str | None,
 ) -> None:
-    """Write the card of an export: how it is run, and how it compares with the model that it was made of."""
-    is_quantized = "int8" in differences
+    """
+    Write the card of an export: how it is run, and how it compares with the model that it was made of.
+
+    Args:
+        folder (`Path`):
+            The folder with the export.
+        source (`str`), base_model (`str`, *optional*):
+            What was exported, and its name on the Hub.
+        config ([`MixerConfig`]), format (`str`):
+            The configuration of the model, and the format of its programs.
+        files (`dict[str, str]`), differences (`dict[str, float]`):
+            For the type of each program its file, and the largest difference of an output, over the largest output.
+        recipe (`str`, *optional*):
+            How the model was quantized.
+    """
     data = ModelCardData(
         library_name="transformers.js" if format == "transformers.js" else "transformers",
         pipeline_tag="image-classification" if config.num_labels else "image-feature-extraction",
         tags=["mlp-mixer", "vision", *(["onnx"] if format == "transformers.js" else [format])],
-        base_model=source if is_hub_id(source) else None,
-        base_model_relation="quantized" if is_quantized and is_hub_id(source) else None,
+        base_model=base_model,
+        base_model_relation="quantized" if base_model and "int8" in files else None,
     )
     name = folder.name
-    answer = "print(model(**inputs).logits)"
-    if config.num_labels and config.problem_type in (None, "single_label_classification"):
-        answer = "print(model.config.id2label[int(model(**inputs).logits.argmax())])"
-    last = JAVASCRIPT_DTYPES[list(differences)[-1]]
-    usage = IN_JAVASCRIPT.format(name=name, dtype=last)
-    if format != "transformers.js":
+    if format == "transformers.js":
+        usage = IN_JAVASCRIPT.format(name=name, dtype=DTYPE_NAMES[next(iter(files))])
+    else:
+        answer = "print(model(**inputs).logits)"
+        if config.num_labels and config.problem_type in (None, "single_label_classification"):
+            answer = "print(model.config.id2label[int(model(**inputs).logits.argmax())])"
         usage = IN_PYTHON.format(name=name, options=LOADING.get(format, ""), answer=answer)
+    rows = [
+        f"| {dtype} | `{file}` | {program_size(folder / file) / 1e6:.1f} MB | {differences[dtype]:.1e} |"
+        for dtype, file in files.items()
+    ]
     text = CARD.format(
         metadata=data.to_yaml(),
         name=name,
         size="x".join(map(str, to_pair(config.image_size))),
         patch_size="x".join(map(str, to_pair(config.patch_size))),
-        source=Path(source).name if not is_hub_id(source) else source,
+        source=base_model or Path(source).name,
         runtime=FORMATS[format].runtime,
         usage=usage,
-        differences="\n".join(f"| {dtype} | {difference:.1e} |" for dtype, difference in differences.items()),
+        programs="\n".join(rows),
         quantization=f" int8: {recipe}." if recipe else "",
     )
     ModelCard(text).save(folder / "README.md")
+
+
+def program_size(path: Path) -> int:
+    """Return the bytes of a program, with the weights that some formats keep in a second file of its name."""
+    return sum(file.stat().st_size for file in path.parent.glob(f"{path.stem}.*"))

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.export import Dim
@@ -16,8 +17,10 @@ from transformers import PreTrainedModel
 from ..checkpoints import load_checkpoint
 from ..checkpoints.reference import deterministic_image
 from ..configuration_mixer import MixerConfig
+from ..image_processing_mixer import MixerImageProcessor
+from ..image_processing_pil_mixer import MixerImageProcessorPil
 from ..modeling_mixer import MixerForImageClassification
-from ..utils import check_destination, read_json, written_whole
+from ..utils import check_destination, is_hub_id, read_json, written_whole
 from .card import write_card
 from .formats import DTYPES, FORMATS, check_format, quiet_exporters
 from .quantization import MAX_DEVIATION, deviation, find_recipes, halve, to_float16
@@ -29,8 +32,8 @@ from .runtime import (
     load_exported,
     runtime_options,
 )
-from .settings import write_settings
-from .transformers_js import write_transformers_js
+from .settings import describe_image_processor, write_settings
+from .transformers_js import FILE_NAMES, write_transformers_js
 
 
 # The largest difference of an output to the model's own, over the largest output. In int8, `MAX_DEVIATION` decides.
@@ -100,7 +103,7 @@ class Tracing:
             `ValueError`: none keeps them.
         """
         expected, deviations = answer(self.model, images), []
-        for recipe in find_recipes(self.format, self.model, calibration, 1 if self.dynamic else self.batch_size or 1):
+        for recipe in find_recipes(self.format, self.model, calibration, None if self.dynamic else self.batch_size):
             exported = self.trace(self.model, quantizer=recipe.quantizer)
             exported.to("cpu", **runtime_options(str(exported.export_format), torch.get_num_threads(), "int8"))
             program = ExportedMixerForImageClassification(self.model.config, exported, self.batch_size, self.dynamic)
@@ -132,6 +135,8 @@ def export_model(
     dynamic: bool = True,
     batch_size: int | None = None,
     calibration_images: Iterable[Image.Image] | None = None,
+    image_processor: MixerImageProcessorPil | MixerImageProcessor | None = None,
+    base_model: str | None = None,
     revision: str | None = None,
 ) -> Export:
     """
@@ -153,6 +158,10 @@ def export_model(
             With `dynamic` the largest batch of an ExecuTorch program (default 16), else the only one (default 1).
         calibration_images (`Iterable[PIL.Image.Image]`, *optional*):
             Images such as the model will get, a few hundred, by which int8 is scaled. Without them it is scaled in every batch.
+        image_processor ([`MixerImageProcessorPil`] or [`MixerImageProcessor`], *optional*):
+            The image processor to export, in place of the model's own.
+        base_model (`str`, *optional*):
+            The repository of the model on the Hub, for the card. By default `source`, where it is one.
         revision (`str`, *optional*):
             Branch, tag or commit of a repository on the Hub.
 
@@ -171,9 +180,11 @@ def export_model(
     batch_size = choose_batch_size(format, dynamic, batch_size)
     if is_export(Path(source)):
         raise ValueError(f"{source} is an export: give the model that it was made of")
-    model, image_processor = load_checkpoint(source, revision=revision)
+    model, own_processor = load_checkpoint(source, revision=revision)
+    image_processor = image_processor or own_processor
     if getattr(model, "hf_quantizer", None) is not None:
         raise ValueError(f"{source} is quantized already: export the model that it was made of, with --dtype int8")
+    base_model = base_model or (source if is_hub_id(source) else None)
     tracing = Tracing(model.float().eval(), format, dynamic, batch_size)
     calibration = None if calibration_images is None else prepare(calibration_images, image_processor)
     images = comparison_images(model.config) if calibration is None else calibration[:NUM_COMPARED]
@@ -192,7 +203,10 @@ def export_model(
         (folder / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         expected = answer(model, images)
         differences = {each: compare(folder, each, images, expected) for each in dtypes}
-        write_card(folder, source, model.config, format, differences, recipe)
+        if format == "transformers.js" and image_processor.do_resize:
+            compare_preprocessing(folder / manifest["components"]["model"]["file"], model, image_processor)
+        files = manifest[RECORD_KEY]["programs"]
+        write_card(folder, source, base_model, model.config, format, files, differences, recipe)
     return Export(differences, recipe)
 
 
@@ -251,10 +265,12 @@ def write_programs(folder: Path, format: str, programs: dict[str, Any], image_pr
     import onnx_ir
 
     networks = {dtype: onnx_ir.to_proto(exported.program) for dtype, exported in programs.items()}
-    files = write_transformers_js(folder, networks, image_processor)
+    write_transformers_js(folder, networks, image_processor)
+    files = {dtype: f"onnx/{FILE_NAMES[dtype]}" for dtype in programs}
     component = {"file": files[next(iter(files))], "metadata": asdict(exported.components["model"].metadata)}
-    kind = str(exported.export_format)
-    return {"export_format": kind, "components": {"model": component}, RECORD_KEY: {"programs": files}}
+    # The programs prepare images themselves, and preprocessor_config.json leaves it to them
+    record = {"programs": files, "image_processor": describe_image_processor(image_processor)}
+    return {"export_format": str(exported.export_format), "components": {"model": component}, RECORD_KEY: record}
 
 
 def compare(folder: Path, dtype: str, images: torch.Tensor, expected: torch.Tensor) -> float:
@@ -283,6 +299,29 @@ def compare(folder: Path, dtype: str, images: torch.Tensor, expected: torch.Tens
             "Take another type or format"
         )
     return difference
+
+
+def compare_preprocessing(path: Path, model: MixerForImageClassification, image_processor: Any) -> None:
+    """
+    Run an image of another size through a written program that prepares images itself.
+
+    Raises:
+        `ValueError`: its answer is not that of the model.
+    """
+    from onnxruntime import InferenceSession
+
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (NUM_COMPARED, 3 * NUM_COMPARED, 3), np.uint8))
+    # Those of RGB images, neither resized nor cropped
+    pixel_values = image_processor(image, do_resize=False, do_center_crop=False, num_channels=3, return_tensors="np")
+    actual = InferenceSession(path).run(None, {"pixel_values": pixel_values["pixel_values"]})[0]
+    expected = answer(model, prepare([image], image_processor)).numpy()
+    difference = float(np.abs(actual - expected).max() / (np.abs(expected).max() or 1.0))
+    bound = max(BOUNDS.values())  # a pixel may be rounded otherwise
+    if not difference <= bound:
+        raise ValueError(
+            f"the program answers to a resized image {difference:.1e} of the largest output from the model, more than {bound}: "
+            "nothing was written"
+        )
 
 
 def comparison_images(config: MixerConfig, count: int = 8) -> torch.Tensor:

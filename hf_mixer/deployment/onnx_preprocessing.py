@@ -88,7 +88,9 @@ def add_preprocessing(network: onnx.ModelProto, image_processor) -> onnx.ModelPr
 def remove_preprocessing(model: onnx_ir.Model) -> None:
     """Take what [`add_preprocessing`] added out of a model, for pixels as the image processor itself returns them."""
     for node in [node for node in model.graph if node.domain == DOMAIN.domain]:
-        node.outputs[0].replace_all_uses_with(node.inputs[0])
+        (images,) = node.inputs
+        if images is not None:  # as the types of onnx_ir allow
+            node.outputs[0].replace_all_uses_with(images)
         model.graph.remove(node, safe=True)
 
 
@@ -108,7 +110,8 @@ def read_steps(image_processor) -> Steps:
         raise ValueError(f"Expected an image processor with `num_channels` 1 or 3, got {settings['num_channels']}.")
     if settings.get("do_pad"):
         raise ValueError("Expected an image processor with `do_pad=False`: images are not padded in ONNX operators.")
-    size = crop_size = None
+    size: list[int] | int | None = None
+    crop_size: list[int] | None = None
     if settings["do_resize"]:
         size = _read_size(settings["size"])
         if settings["resample"] not in KERNELS:
@@ -117,7 +120,7 @@ def read_steps(image_processor) -> Steps:
                 f"{Resampling.BICUBIC} (bicubic), got {settings['resample']}."
             )
     if settings.get("do_center_crop"):
-        crop_size = _read_size(settings["crop_size"])
+        crop_size = [settings["crop_size"]["height"], settings["crop_size"]["width"]]
     factor = settings["rescale_factor"] if settings["do_rescale"] else 1.0
     mean, std = (settings["image_mean"], settings["image_std"]) if settings["do_normalize"] else (0.0, 1.0)
     shape = (1, np.size(std), 1, 1)
@@ -218,7 +221,7 @@ def _resize_and_crop(steps: Steps, target: list[int]) -> OnnxFunction:
 
 def _resized_size(size: list[int] | int | None) -> OnnxFunction:
     """Return a graph from the height and width of an image to those after the resize."""
-    length = from_array(np.int64(size or 0))
+    length = from_array(np.asarray(size or 0, np.int64))
 
     @script(DOMAIN, default_opset=op)
     def fixed_size(original):
@@ -240,7 +243,7 @@ def _resized_size(size: list[int] | int | None) -> OnnxFunction:
 def _luminance(steps: Steps) -> OnnxFunction:
     """Return a graph from three channels to one, as Pillow converts RGB to L. One channel stays as it is."""
     scale, shift = from_array(np.float32(steps.scale)), from_array(np.float32(steps.shift))
-    weights = from_array(np.float32([19595, 38470, 7471]).reshape(1, 3, 1, 1))
+    weights = from_array(np.asarray([19595, 38470, 7471], np.float32).reshape(1, 3, 1, 1))
 
     @script(DOMAIN, default_opset=op)
     def luminance(pixel_values):

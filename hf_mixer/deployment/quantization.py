@@ -102,7 +102,7 @@ def find_sensitive_products(model: MixerForImageClassification, pixel_values: to
         low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
         scale = max(high - low, torch.finfo(values.dtype).tiny) / 255
         rounding = (values / scale).round() * scale - values
-        difference = nn.functional.linear(rounding, linear.weight)
+        difference = nn.functional.linear(rounding, linear.get_parameter("weight"))
         errors.append(float(difference.square().mean() / output.square().mean().clamp(min=1e-12)))
 
     # A layer with a hook is called as it is exported
@@ -141,10 +141,14 @@ def onnx_recipes(
 
     # Weights of 7 bits: processors without VNNI instructions saturate sums of two products with 8. It costs no accuracy.
     weights = {"per_channel": True, "reduce_range": True, "op_types_to_quantize": ONNX_PRODUCTS}
+    in_every_batch = Recipe(
+        "weights per channel, activations scaled in every batch",
+        OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(**weights)),
+    )
     if calibration is None:
-        config = OnnxRuntimeDynamicConfig(**weights)
-        yield Recipe("weights per channel, activations scaled in every batch", OnnxRuntimeQuantizer(config))
+        yield in_every_batch
         return
+    samples = to_samples(calibration, batch_size or min(CALIBRATION_BATCH, len(calibration)))
 
     class StaticQuantizer(OnnxRuntimeQuantizer):
         """Leaves products in float by their place in the graph, whose names are not known before."""
@@ -153,7 +157,7 @@ def onnx_recipes(
             # The mean of the extremes of large batches deviates less than the extremes of all, that of single images more
             options = {"CalibMovingAverage": batch_size is None}
             config = OnnxRuntimeStaticConfig(**weights, extra_options=options)
-            super().__init__(config, to_samples(calibration, batch_size or min(CALIBRATION_BATCH, len(calibration))))
+            super().__init__(config, samples)
             self.left_out = left_out
 
         def quantize(self, model, sample_inputs, export_format):
@@ -165,6 +169,7 @@ def onnx_recipes(
     yield Recipe(name, StaticQuantizer([]))
     for words, left_out in leave_more_and_more_out(model, calibration):
         yield Recipe(f"{name}, {words}", StaticQuantizer(left_out))
+    yield in_every_batch
 
 
 def openvino_recipes(
@@ -175,8 +180,11 @@ def openvino_recipes(
 
     from transformers.exporters import NNCFOpenVINOQuantizer, NNCFQuantizationConfig, NNCFWeightCompressionConfig
 
+    weights_alone = Recipe(
+        "weights per channel, activations in float", NNCFOpenVINOQuantizer(NNCFWeightCompressionConfig())
+    )
     if calibration is None:
-        yield Recipe("weights per channel, activations in float", NNCFOpenVINOQuantizer(NNCFWeightCompressionConfig()))
+        yield weights_alone
         return
     samples = to_samples(calibration, batch_size or 1)
 
@@ -205,6 +213,7 @@ def openvino_recipes(
     yield Recipe(name, StaticQuantizer(asymmetric, []))
     for words, left_out in leave_more_and_more_out(model, calibration):
         yield Recipe(f"{name}, {words}", StaticQuantizer(asymmetric, left_out))
+    yield weights_alone
 
 
 def executorch_recipes(

@@ -200,7 +200,8 @@ def load_exported(
             f"{source} is pickled by torch, and what is pickled can run code: pass `trust_remote_code=True` "
             "(--trust_remote_code) if you trust whoever wrote it"
         )
-    config, image_processor = read_settings(folder)
+    # A program that prepares images itself has other settings beside it
+    config, image_processor = read_settings(folder, record.get("image_processor"))
     dtype = dtype or next(iter(programs))
     path = folder / programs[dtype]
     if not path.is_file():
@@ -249,6 +250,12 @@ def load_program(path: Path, manifest: dict[str, Any], num_threads: int, dtype: 
 
     kind = manifest["export_format"]
     program = AutoHfExporter.from_config({"export_format": kind}).load_program(path)
+    if manifest[RECORD_KEY]["format"] == "transformers.js":
+        from .onnx_preprocessing import remove_preprocessing
+
+        # The image processor prepares images here
+        remove_preprocessing(program)
+        del program.meta["path"]  # of the file that still has it
     metadata = ExportMetadata.from_dict(manifest["components"]["model"]["metadata"])
     exported = ExportedModel({"model": ExportedComponent(program, metadata)}, kind)
     return exported.to("cpu", **runtime_options(kind, num_threads, dtype))

@@ -48,9 +48,12 @@ def write_settings(folder: Path, config: MixerConfig, image_processor) -> None:
         (folder / name).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def read_settings(folder: Path) -> tuple[MixerConfig, MixerImageProcessorPil]:
+def read_settings(
+    folder: Path, image_processor: dict[str, Any] | None = None
+) -> tuple[MixerConfig, MixerImageProcessorPil]:
     """
-    Return the configuration of the Mixer that was exported to a folder, and its image processor.
+    Return the configuration of the Mixer that was exported to a folder, and its image processor, whose settings are those in
+    the folder or `image_processor`.
 
     Raises:
         `ValueError`: the folder holds none.
@@ -58,9 +61,7 @@ def read_settings(folder: Path) -> tuple[MixerConfig, MixerImageProcessorPil]:
     fields = read_json(folder / CONFIG_NAME)
     if fields.pop("model_type", None) != PORTABLE_MODEL_TYPE or "token_mlp_dim" not in fields:
         raise ValueError(f"{folder / CONFIG_NAME} describes no exported MLP-Mixer: export the model again")
-    settings = read_json(folder / IMAGE_PROCESSOR_NAME)
-    # Of a program that resizes images itself
-    settings = settings.get("computed_by_model", settings)
+    settings = dict(image_processor or read_json(folder / IMAGE_PROCESSOR_NAME))
     settings.pop("image_processor_type", None)
     if settings.get("num_channels") == 1:
         settings["do_convert_rgb"] = True

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import onnx
 
 
-# transformers.js calls them fp32, fp16 and q8
+# What transformers.js calls the types, and the files in which it looks for them
+DTYPE_NAMES = {"float32": "fp32", "float16": "fp16", "int8": "q8"}
 FILE_NAMES = {"float32": "model.onnx", "float16": "model_fp16.onnx", "int8": "model_quantized.onnx"}
 # Of one file, in bytes
 LARGEST_FILE = 2**31 - 1

@@ -7,6 +7,7 @@ import re
 import shlex
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -18,6 +19,7 @@ from ..evaluation.metrics import METRICS, Metric
 from ..image_processing_pil_mixer import MixerImageProcessorPil
 from ..modeling_mixer import MixerForImageClassification
 from ..utils import is_hub_id, read_json
+from .exports import HANDLER_NAME, describe_exports
 from .saving import sign
 from .wording import (
     dataset_name,
@@ -53,7 +55,12 @@ PICTURES = {
 TAGS = {"multi_label_classification": ["multi-label"], "regression": ["regression"]}
 
 
-def create_card(folder: str | os.PathLike, repo_id: str | None = None, revision: str | None = None) -> ModelCard:
+def create_card(
+    folder: str | os.PathLike,
+    repo_id: str | None = None,
+    revision: str | None = None,
+    release: Path | None = None,
+) -> ModelCard:
     """
     Write the model card of a trained folder.
 
@@ -67,6 +74,8 @@ def create_card(folder: str | os.PathLike, repo_id: str | None = None, revision:
             The repository on the Hub that the examples load. By default they load `folder`.
         revision (`str`, *optional*):
             The commit, tag or branch that they load.
+        release (`Path`, *optional*):
+            The files that go to `repo_id`. The card says how the exports and the handler among them are used.
 
     Returns:
         `huggingface_hub.ModelCard`: neither saved nor pushed yet.
@@ -95,9 +104,10 @@ def create_card(folder: str | os.PathLike, repo_id: str | None = None, revision:
         if is_number(measured.get(key))
     ]
     name = repo_id.split("/")[-1] if repo_id else folder.resolve().name
+    exports = describe_exports(release) if release else []
 
     card = ModelCard.from_template(
-        create_metadata(name, problem_type, run, metrics, measured_on),
+        create_metadata(name, problem_type, run, metrics, measured_on, [export["folder"] for export in exports]),
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         title=plain(name),
         problem_type=problem_type,
@@ -116,6 +126,8 @@ def create_card(folder: str | os.PathLike, repo_id: str | None = None, revision:
         ],
         pictures={file: title for file, title in PICTURES.items() if (folder / file).is_file()},
         data=find_known_data(run.get("base_model"), trained_on.get("name"), measured_on.get("name")),
+        exports=exports,
+        has_handler=release is not None and (release / HANDLER_NAME).is_file(),
     )
     card.text = re.sub(r"\n{3,}", "\n\n", card.text)
     sign(card)
@@ -161,6 +173,7 @@ def create_metadata(
     run: dict[str, Any],
     metrics: list[tuple[Metric, float]],
     measured_on: dict[str, Any],
+    exports: list[str],
 ) -> ModelCardData:
     """Return the metadata of the card, by which the Hub finds and compares models."""
     base_model = run.get("base_model")
@@ -186,7 +199,11 @@ def create_metadata(
         license=LICENSE,
         datasets=sorted(datasets) or None,
         base_model=base_model if is_hub_id(base_model) else None,
-        tags=[TASK, "vision", "mlp-mixer", *TAGS.get(problem_type, [])],
+        # The Hub would tell readers of `transformers.js` to load the files beside the weights, which it cannot
+        tags=[
+            *(TASK, "vision", "mlp-mixer", *TAGS.get(problem_type, [])),
+            *(format for format in exports if format != "transformers.js"),
+        ],
         metrics=list(dict.fromkeys(metric.hub_id for metric, _ in metrics if metric != LOSS)) or None,
         model_name=name if results else None,
         eval_results=results or None,
@@ -202,6 +219,8 @@ def describe_source(folder: Path, repo_id: str | None, revision: str | None) -> 
         "shell_source": shlex.quote(source),
         "shell_revision": f" --model_revision {shlex.quote(pinned)}" if pinned else "",
         "pinned": f", revision={json.dumps(pinned)}" if pinned else "",
+        # `pipeline` of transformers.js 4.3 looks some files up on `main`, whatever its `revision`
+        "revision_in_address": quote(pinned, safe="") if pinned else "{revision}",
         "find_revision": repo_id is not None and revision is None,
         # Publishing adds the code to a folder without it
         "carries_code": repo_id is not None or any(folder.glob("*_mixer.py")),

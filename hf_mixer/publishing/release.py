@@ -5,6 +5,7 @@ import codecs
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformers.dynamic_module_utils import get_relative_imports
@@ -12,6 +13,7 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_I
 
 from ..utils import read_json
 from .card import PICTURES, create_card, read_model
+from .exports import find_extra_files, write_extras
 from .saving import CARD_NAME, choose_card_name
 
 
@@ -42,11 +44,19 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def prepare_release(
-    folder: Path, directory: Path, repo_id: str, revision: str | None = None, token: str | None = None
+    folder: Path,
+    directory: Path,
+    repo_id: str,
+    revision: str | None = None,
+    token: str | None = None,
+    extras: Sequence[str] = (),
 ) -> list[str]:
     """
     Put into `directory` what goes to the Hub of a trained folder: links to its files, the code that they need, and a card,
     beside the README.md of the folder where that is somebody's own.
+
+    Exports go into folders of their own. One that the folder holds in the same place is compared with the model and goes up
+    as it is. The others are made, in float32.
 
     Args:
         folder (`Path`):
@@ -59,30 +69,46 @@ def prepare_release(
             The tag or branch that the card speaks of.
         token (`str`, *optional*):
             The token in use. It must not occur in any file, nor must others that are known by their form.
+        extras (`Sequence[str]`, *optional*):
+            What else goes up: exports, by their formats `"onnx"`, `"openvino"`, `"executorch"` and `"transformers.js"`, and
+            `"handler"`, which is for Inference Endpoints.
 
     Returns:
         `list[str]`: Names in the folder that stay behind; those of folders end in `/`.
 
     Raises:
-        `ValueError`: the folder lacks something, holds another model, its cards may not be replaced, or a file holds a
-            secret.
+        `ValueError`: the folder lacks something, holds another model, its cards may not be replaced, an export is of
+            another model, or a file holds a secret.
+        `ImportError`: something that an export needs is not installed.
     """
     sources = find_model_files(folder)
     card_name = choose_card_name(folder)
     names = OPTIONAL_FILES if card_name == CARD_NAME else (*OPTIONAL_FILES, CARD_NAME)
     sources |= {name: folder / name for name in names if (folder / name).is_file()}
+    sources |= find_extra_files(folder, extras)
     for name, source in sources.items():
+        (directory / name).parent.mkdir(exist_ok=True, parents=True)
         try:
             (directory / name).symlink_to(source.resolve())
         except OSError:  # Windows allows links to some users only
             shutil.copyfile(source, directory / name)
-    create_card(folder, repo_id=repo_id, revision=revision).save(directory / card_name)
+    write_extras(folder, directory, extras)
+    create_card(folder, repo_id=repo_id, revision=revision, release=directory).save(directory / card_name)
     refuse_secrets(directory, token)
-    return sorted(
-        f"{path.name}/" if path.is_dir() else path.name
-        for path in folder.iterdir()
-        if path.name not in {*sources, card_name}
-    )
+    return list_left_out(folder, {*sources, card_name})
+
+
+def list_left_out(folder: Path, taken: set[str]) -> list[str]:
+    """Return the names in a folder that are not among `taken`; those of folders of which nothing is end in `/`."""
+    parents = {name.split("/")[0] for name in taken if "/" in name}
+    names = []
+    for path in folder.iterdir():
+        if path.name in parents:
+            inside = (file.relative_to(folder).as_posix() for file in path.rglob("*") if file.is_file())
+            names += [name for name in inside if name not in taken]
+        elif path.name not in taken:
+            names.append(f"{path.name}/" if path.is_dir() else path.name)
+    return sorted(names)
 
 
 def find_model_files(folder: Path) -> dict[str, Path]:
@@ -137,7 +163,7 @@ def refuse_secrets(directory: Path, token: str | None = None) -> None:
         `ValueError`: a file, or the header of one with weights, holds `token`, or what looks like a token or a key.
     """
     patterns = {"the token in use": re.escape(token.encode()), **SECRETS} if token else SECRETS
-    for path in sorted(directory.iterdir()):
+    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
         with path.open("rb") as file:
             if path.suffix == ".safetensors":
                 # The header has text in it, the tensors that follow have not
@@ -146,10 +172,13 @@ def refuse_secrets(directory: Path, token: str | None = None) -> None:
                 content = file.read()
         if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             content = content.replace(b"\0", b"")
+        if b"\0" in content:
+            # The text in weights and pictures, as searching all of them takes a second for 15 MB
+            content = b"\n".join(re.findall(rb"[\t\n\r -~]{8,}", content))
         for kind, pattern in patterns.items():
             match = re.search(pattern, content)
             if match is not None:
                 line = content.count(b"\n", 0, match.start()) + 1
                 raise ValueError(
-                    f"{path.name}, line {line}, holds {kind}. Nothing was sent. Remove it from there, and revoke it."
+                    f"{path.relative_to(directory).as_posix()}, line {line}, holds {kind}. Nothing was sent. Remove it from there, and revoke it."
                 )

@@ -226,7 +226,7 @@ def compare(api: HfApi, repo_id: str, folder: Path, revision: str | None) -> tup
         those that only the Hub has.
     """
     if revision is None:
-        return sorted(path.name for path in folder.iterdir()), []
+        return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()), []
     report = api.verify_repo_checksums(repo_id, revision=revision, local_dir=folder)
     changed = sorted([*report.extra_paths, *(mismatch["path"] for mismatch in report.mismatches)])
     return changed, [name for name in report.missing_paths if name != ".gitattributes"]

@@ -48,6 +48,7 @@ def describe_model(config: MixerConfig, processor: MixerImageProcessorPil) -> di
         "image_size": f"{height} x {width}",
         "larger_size": 2 * height if height == width else (2 * height, 2 * width),
         "colors": colors.get(config.num_channels, f"images with {config.num_channels} channels"),
+        "is_grey": config.num_channels == 1,
         "num_labels": config.num_labels,
         "outputs": describe_outputs(config),
         "labels": describe_labels(config),
@@ -282,6 +283,14 @@ def count(number: int, noun: str) -> str:
 
 def format_size(size: dict[str, int]) -> str:
     return f"{size['height']} x {size['width']} pixels"
+
+
+def format_bytes(size: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
 
 
 def format_duration(seconds: float) -> str:

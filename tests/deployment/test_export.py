@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from hf_mixer import load_checkpoint
@@ -86,10 +87,12 @@ def test_models_of_all_kinds_can_be_exported(tmp_path, overrides):
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
 
 
-def test_a_checkpoint_of_timm_can_be_exported_and_keeps_its_preprocessing(tmp_path):
-    need("onnx")
+@pytest.mark.parametrize("format", ["onnx", "transformers.js"])
+def test_a_checkpoint_of_timm_can_be_exported_and_keeps_its_preprocessing(tmp_path, format):
+    """It is resized to a shorter side, and cropped."""
+    need(format)
     (tmp_path / "model").symlink_to(TIMM_TINY)
-    export_model(str(tmp_path / "model"), tmp_path / "model-export", "onnx")
+    export_model(str(tmp_path / "model"), tmp_path / "model-export", format, "float32")
     expected, actual = answers(tmp_path / "model", pictures(2))
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
 
@@ -192,9 +195,13 @@ def test_exports_need_a_transformers_that_runs_them(tmp_path, monkeypatch):
         export_model("missing", tmp_path / "out", "onnx")
 
 
-def test_the_card_names_the_source_on_the_hub_and_no_local_path(tmp_path):
+def test_the_card_names_the_model_on_the_hub_and_no_file_a_local_path(tmp_path):
     need("onnx")
     folder = save_classifier(tmp_path / "model", LABELS)
-    export_model(str(folder), tmp_path / "program", "onnx", "int8")
+    export_model(str(folder), tmp_path / "program", "onnx", "int8", base_model="me/photos")
     for file in (tmp_path / "program").iterdir():
         assert str(tmp_path).encode() not in file.read_bytes(), file.name
+    card = ModelCard.load(tmp_path / "program/README.md").data.to_dict()
+    assert (card["base_model"], card["base_model_relation"]) == ("me/photos", "quantized")
+    export_model(str(folder), tmp_path / "exact", "onnx", "float32", base_model="me/photos")
+    assert "base_model_relation" not in ModelCard.load(tmp_path / "exact/README.md").data.to_dict()

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+// Makes the input of the model from an image of any size, as the image processor in Python does.
+
+import { resizeColumns, resizeRows, weighPixels } from "./resize.js";
+
+// Pixels that are in memory at a time: a photograph of a phone would take 200 MB at once
+const STRIP_PIXELS = 2 ** 20;
+
+/**
+ * Return the height and width that an image is resized to: `size` is `{ height, width }`, or `{ shortest_edge }`, which keeps
+ * the proportions.
+ */
+export function findTargetSize(height, width, size) {
+  if (!size.shortest_edge) return [size.height, size.width];
+  const longest = Math.trunc((size.shortest_edge * Math.max(height, width)) / Math.min(height, width));
+  return height < width ? [size.shortest_edge, longest] : [longest, size.shortest_edge];
+}
+
+/** Round to the nearest integer, halves to the even one, as Python does. */
+export function roundHalfToEven(value) {
+  const floor = Math.floor(value);
+  if (value - floor !== 0.5) return Math.round(value);
+  return floor % 2 === 0 ? floor : floor + 1;
+}
+
+/** Return the RGB (3 channels) or Pillow's luminance (1 channel) of RGBA pixels. The alpha channel is dropped. */
+export function convertPixels(rgba, channels) {
+  const count = rgba.length / 4;
+  const pixels = new Uint8Array(count * channels);
+  for (let i = 0; i < count; i++) {
+    const [red, green, blue] = [rgba[4 * i], rgba[4 * i + 1], rgba[4 * i + 2]];
+    if (channels === 1) {
+      pixels[i] = (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16;
+    } else {
+      pixels[3 * i] = red;
+      pixels[3 * i + 1] = green;
+      pixels[3 * i + 2] = blue;
+    }
+  }
+  return pixels;
+}
+
+function cropCenter(pixels, height, width, channels, crop) {
+  if (!crop) return { pixels, height, width };
+  const top = roundHalfToEven((height - crop.height) / 2);
+  const left = roundHalfToEven((width - crop.width) / 2);
+  const cropped = new Uint8Array(crop.height * crop.width * channels);
+  for (let row = 0; row < crop.height; row++) {
+    const start = ((top + row) * width + left) * channels;
+    cropped.set(pixels.subarray(start, start + crop.width * channels), row * crop.width * channels);
+  }
+  return { pixels: cropped, height: crop.height, width: crop.width };
+}
+
+/**
+ * Resize and crop an image to what the model sees.
+ *
+ * `image` has `height`, `width` and `read(top, rows)`, which returns the RGBA bytes of rows. `processing` is that of `page.json`.
+ * Returns `{ pixels, height, width, channels }`: bytes, row by row, the channels of a pixel side by side.
+ */
+export async function resizeImage(image, processing) {
+  const channels = processing.num_channels;
+  const [height, width] = findTargetSize(image.height, image.width, processing.size);
+  const columns = weighPixels(image.width, width, processing.resample);
+  const rows = weighPixels(image.height, height, processing.resample);
+
+  const narrow = new Uint8Array(image.height * width * channels);
+  const stripHeight = Math.max(1, Math.floor(STRIP_PIXELS / image.width));
+  for (let top = 0; top < image.height; top += stripHeight) {
+    const rgba = await image.read(top, Math.min(stripHeight, image.height - top));
+    narrow.set(resizeRows(convertPixels(rgba, channels), image.width, channels, columns), top * width * channels);
+  }
+  const resized = resizeColumns(narrow, width * channels, rows);
+  return { ...cropCenter(resized, height, width, channels, processing.crop), channels };
+}
+
+/** Return the input of the model, of shape `(channels, height, width)`, of an image that `resizeImage` returned. */
+export function normalize({ pixels, height, width, channels }, { rescale_factor, mean, std }) {
+  const values = new Float32Array(pixels.length);
+  for (let channel = 0; channel < channels; channel++) {
+    const table = Float32Array.from({ length: 256 }, (_, byte) => (byte * rescale_factor - mean[channel]) / std[channel]);
+    for (let i = 0; i < height * width; i++) {
+      values[channel * height * width + i] = table[pixels[i * channels + channel]];
+    }
+  }
+  return values;
+}

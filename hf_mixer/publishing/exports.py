@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exports of a model and the handler of Inference Endpoints, beside the model in one repository."""
+
+import importlib.metadata
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
+
+from ..checkpoints import load_checkpoint
+from ..deployment import export_model, load_exported
+from ..deployment.card import LOADING
+from ..deployment.formats import FORMATS, check_format
+from ..deployment.runtime import MANIFEST_NAME, RECORD_KEY, is_export
+from ..deployment.transformers_js import DTYPE_NAMES
+from ..utils import read_json
+from .remote_code import predict
+from .saving import CARD_NAME
+from .wording import format_bytes
+
+
+# Each goes into a folder of its name. `torch` is not among them: it is pickled, and the weights are there.
+EXPORTS = ("onnx", "openvino", "executorch", "transformers.js")
+HANDLER = "handler"
+HANDLER_NAME, REQUIREMENTS_NAME = "handler.py", "requirements.txt"
+OWN_HANDLER = Path(__file__).parents[1] / "deployment" / HANDLER_NAME
+# The largest difference of an output to the model's, over the largest output, up to which an export is taken for one of this
+# model. It was compared more closely when it was made, maybe on another processor. int8 differed by 0.06 for the CIFAR-10 model.
+BOUNDS = {"float32": 1e-4, "float16": 1e-2, "int8": 0.25}
+
+
+def find_extra_files(folder: Path, extras: Iterable[str]) -> dict[str, Path]:
+    """
+    Return, by their names in a repository, the files of exports that `folder` holds already, and of the handler: the
+    folder's own where it has one, else that of this package. What is missing is for `write_extras` to make.
+
+    Raises:
+        `ValueError`: there is no such extra, or what the folder holds under its name is no whole export, or lies elsewhere.
+        `ImportError`: something that an export needs is not installed.
+    """
+    files: dict[str, Path] = {}
+    for extra in extras:
+        if extra == HANDLER:
+            given = {name: folder / name for name in (HANDLER_NAME, REQUIREMENTS_NAME) if (folder / name).is_file()}
+            files |= {HANDLER_NAME: OWN_HANDLER, **given}
+            continue
+        if extra not in EXPORTS:
+            raise ValueError(f"{extra!r} cannot be published: expected {', '.join((*EXPORTS, HANDLER))}")
+        check_format(extra)
+        if (folder / extra).exists():
+            files |= {f"{extra}/{name}": path for name, path in find_export_files(folder, extra).items()}
+    return files
+
+
+def find_export_files(folder: Path, format: str) -> dict[str, Path]:
+    """Return, by their names in it, the files of the export in the folder `format` of `folder`."""
+    export = folder / format
+    way_out = "remove or rename it, and the model is exported again"
+    record = read_record(export) if is_export(export) else {}
+    if record.get("format") != format or not record.get("programs"):
+        raise ValueError(f"{export} holds no export that `hf-mixer export --format {format}` wrote: {way_out}")
+    programs = (name for names in list_program_files(export).values() for name in names)
+    names = [MANIFEST_NAME, CONFIG_NAME, IMAGE_PROCESSOR_NAME, *programs]
+    for name in names:
+        path = (export / name).resolve()
+        if not path.is_relative_to(folder.resolve() / format):
+            raise ValueError(f"{export / name} lies elsewhere, at {path}: put the file itself there")
+        if not path.is_file():
+            raise ValueError(f"{export} lacks {name}: {way_out}")
+    return {name: export / name for name in names}
+
+
+def list_program_files(export: Path) -> dict[str, list[str]]:
+    """Return, for the type of each program of an export, the names of its files."""
+    from transformers import exporters
+
+    record = read_record(export)
+    exporter = getattr(exporters, FORMATS[record["format"]].exporter)
+    files = {}
+    for dtype, program in record["programs"].items():
+        # The second file of a program is there where it needs one
+        first, *others = exporter.program_files(program)
+        files[dtype] = [first, *(name for name in others if (export / name).exists())]
+    return files
+
+
+def read_record(export: Path) -> dict[str, Any]:
+    """Return what this package noted of an export."""
+    return read_json(export / MANIFEST_NAME).get(RECORD_KEY) or {}
+
+
+def write_extras(folder: Path, directory: Path, extras: Iterable[str]) -> None:
+    """
+    Compare the exports of `folder` with the model in it, and write into `directory` what is asked for and not there.
+
+    Raises:
+        `ValueError`: an export is of another model, or the model cannot be exported.
+        `ImportError`: something that an export needs is not installed.
+    """
+    extras = list(dict.fromkeys(extras))
+    expected = None
+    for format in filter(EXPORTS.__contains__, extras):
+        if (folder / format).exists():
+            expected = expected or predict(*load_checkpoint(str(folder)))
+            check_same_model(folder / format, expected)
+        else:
+            export_model(str(folder), directory / format, format)
+            # The card of the repository speaks of it
+            (directory / format / CARD_NAME).unlink()
+    if HANDLER in extras and not (directory / REQUIREMENTS_NAME).exists():
+        (directory / REQUIREMENTS_NAME).write_text("\n".join(list_requirements()) + "\n", encoding="utf-8")
+
+
+def check_same_model(export: Path, expected: dict[str, Any]) -> None:
+    """
+    Raises:
+        `ValueError`: an export has other labels or other outputs than `expected`, what `predict` returned for the model.
+    """
+    way_out = "export the model again, or remove that folder, and it is exported in float32"
+    for dtype in read_record(export)["programs"]:
+        actual = predict(*load_exported(export, dtype))
+        if actual["labels"] != expected["labels"]:
+            raise ValueError(f"{export} has other labels than the model: {way_out}")
+        # A new classifier may answer 0 to everything
+        largest = float(np.abs(expected["logits"]).max()) or 1.0
+        share = float(np.abs(np.subtract(actual["logits"], expected["logits"])).max()) / largest
+        # Written as a negation, which refuses NaN too
+        if not share <= BOUNDS[dtype]:
+            raise ValueError(
+                f"{export} is not of this model: in {dtype} its outputs differ by {share:.1e} of the largest: {way_out}"
+            )
+
+
+def list_requirements() -> list[str]:
+    """Return what the code in a repository needs, as pip reads it."""
+    requirements = importlib.metadata.requires("hf_mixer") or []
+    return [line for line in requirements if "extra ==" not in line and ">=" in line]
+
+
+def describe_exports(release: Path) -> list[dict[str, Any]]:
+    """Return what the card says about each export in a release: its folder, what runs it, and its types with their sizes."""
+    return [
+        {
+            "folder": format,
+            "runtime": FORMATS[format].runtime,
+            "packages": " ".join(FORMATS[format].packages),
+            "options": LOADING.get(format, ""),
+            "dtypes": [DTYPE_NAMES[dtype] for dtype in programs] if format == "transformers.js" else list(programs),
+            "sizes": [
+                format_bytes(sum((release / format / name).stat().st_size for name in names))
+                for names in programs.values()
+            ],
+        }
+        for format in EXPORTS
+        if is_export(release / format)
+        for programs in [list_program_files(release / format)]
+    ]
