@@ -143,10 +143,9 @@ def test_one_of_several_programs_is_chosen_by_its_type(onnx_folder, tmp_path):
 def test_images_are_resized_where_the_program_would_do_it(onnx_folder, model_folder, tmp_path):
     """As in the layout of transformers.js, whose own settings say that images are not resized."""
     _, processor = load_checkpoint(str(model_folder))
-    folder = edit_record(onnx_folder, tmp_path / "a")
-    path = folder / "preprocessor_config.json"
-    settings = json.loads(path.read_text())
-    path.write_text(json.dumps({**settings, "do_resize": False, "computed_by_model": settings}))
+    settings = json.loads((onnx_folder / "preprocessor_config.json").read_text())
+    folder = edit_record(onnx_folder, tmp_path / "a", image_processor=settings)
+    (folder / "preprocessor_config.json").write_text(json.dumps({**settings, "do_resize": False}))
     _, image_processor = load_exported(folder)
     (image,) = photographs(1)
     expected = processor(image, return_tensors="pt")["pixel_values"]
