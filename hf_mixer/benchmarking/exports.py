@@ -23,7 +23,7 @@ from ..compilation import compile_for_inference
 from ..configuration_mixer import to_pair
 from ..data.images import ImageTransform
 from ..deployment import export_model, load_exported
-from ..deployment.formats import DTYPES, FORMATS, missing_reason
+from ..deployment.formats import DTYPES, FORMATS
 from ..evaluation.evaluate import predict_dataset
 from ..threads import useful_threads
 from .timing import spread, time_interleaved
@@ -156,8 +156,6 @@ def exported_contenders(
             progress(f"exporting for {runtime} in {dtype}")
             destination = Path(folder, format, dtype)
             try:
-                if (reason := missing_reason(format, dtype)) is not None:
-                    raise ImportError(reason)
                 images = calibration_images if dtype == "int8" else None
                 export_model(source, destination, format, dtype, calibration_images=images)
                 models = {

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A demo Space of a trained model: an app for the Hub that needs transformers and Gradio, and nothing of this package."""
 
-import importlib.metadata
 import json
 import shutil
 from collections.abc import Iterable
@@ -11,7 +10,7 @@ from huggingface_hub import SpaceCardData
 
 from ..publishing.card import read_results
 from ..publishing.release import find_model_files
-from ..utils import check_destination, written_whole
+from ..utils import check_destination, list_requirements, written_whole
 
 
 GRADIO_VERSION = "6.31.0"
@@ -48,11 +47,8 @@ def write_space(
         "conversion": trained_on.get("image_conversion") or {},
     }
     (directory / "space.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    requirements = importlib.metadata.requires("hf_mixer") or []
-    needed = [line for line in requirements if "extra ==" not in line and ">=" in line]
-    (directory / "requirements.txt").write_text(
-        "\n".join([*needed, "joblib>=1.3", f"gradio>={GRADIO_VERSION}"]) + "\n"
-    )
+    requirements = [*list_requirements(), "joblib>=1.3", f"gradio>={GRADIO_VERSION}"]
+    (directory / "requirements.txt").write_text("\n".join(requirements) + "\n")
     metadata = SpaceCardData(
         title=title,
         emoji="🧩",

@@ -23,7 +23,7 @@ from ..modeling_mixer import MixerForImageClassification
 from ..utils import check_destination, is_hub_id, read_json, written_whole
 from .card import write_card
 from .formats import DTYPES, FORMATS, check_format, quiet_exporters
-from .quantization import MAX_DEVIATION, deviation, find_recipes, halve, to_float16
+from .quantization import MAX_DEVIATION, deviation, find_recipes, halve, relative_difference, to_float16
 from .runtime import (
     MANIFEST_NAME,
     RECORD_KEY,
@@ -36,7 +36,7 @@ from .settings import describe_image_processor, write_settings
 from .transformers_js import FILE_NAMES, write_transformers_js
 
 
-# The largest difference of an output to the model's own, over the largest output. In int8, `MAX_DEVIATION` decides.
+# The largest difference of an output to the model's own, over the largest output. For int8 see `MAX_DEVIATION`.
 BOUNDS = {"float32": 1e-5, "float16": 5e-3}
 # Images that are compared
 NUM_COMPARED = 64
@@ -286,9 +286,7 @@ def compare(folder: Path, dtype: str, images: torch.Tensor, expected: torch.Tens
     with quiet_exporters():
         program, _ = load_exported(folder, dtype, trust_remote_code=True)
     actual = answer(program, images)
-    # A new classifier may answer 0 to everything
-    largest = float(expected.abs().max()) or 1.0
-    difference = float((actual - expected).abs().max()) / largest
+    difference = relative_difference(expected, actual)
     found, bound, unit = difference, BOUNDS.get(dtype), "the largest output"
     if bound is None:
         found, bound, unit = deviation(expected, actual), MAX_DEVIATION, "the spread of the outputs"
@@ -314,8 +312,7 @@ def compare_preprocessing(path: Path, model: MixerForImageClassification, image_
     # Those of RGB images, neither resized nor cropped
     pixel_values = image_processor(image, do_resize=False, do_center_crop=False, num_channels=3, return_tensors="np")
     actual = InferenceSession(path).run(None, {"pixel_values": pixel_values["pixel_values"]})[0]
-    expected = answer(model, prepare([image], image_processor)).numpy()
-    difference = float(np.abs(actual - expected).max() / (np.abs(expected).max() or 1.0))
+    difference = relative_difference(answer(model, prepare([image], image_processor)), actual)
     bound = max(BOUNDS.values())  # a pixel may be rounded otherwise
     if not difference <= bound:
         raise ValueError(

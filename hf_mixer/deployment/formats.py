@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,14 @@ def check_format(name: str, dtype: str = "float32") -> None:
     reason = missing_reason(name, dtype)
     if reason is not None:
         raise ImportError(reason)
+
+
+def program_files(path: Path, name: str) -> list[Path]:
+    """Return the files of a program of a format: `path`, and that of the weights, where they lie beside it."""
+    from transformers import exporters
+
+    program, *others = getattr(exporters, FORMATS[name].exporter).program_files(path.name)
+    return [path.with_name(program), *(path.with_name(other) for other in others if path.with_name(other).is_file())]
 
 
 @contextmanager

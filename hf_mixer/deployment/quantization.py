@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import nn
 
 from ..modeling_mixer import MixerForImageClassification
@@ -88,6 +90,13 @@ def deviation(expected: torch.Tensor, actual: torch.Tensor) -> float:
     expected, actual = expected.double(), actual.double()
     spread = expected.std() if expected.numel() > 1 else expected.abs().max()
     return float((actual - expected).square().mean().sqrt() / spread)
+
+
+def relative_difference(expected: ArrayLike, actual: ArrayLike) -> float:
+    """Return the largest difference of an output, over the largest output."""
+    # A new classifier may answer 0 to everything
+    largest = float(np.abs(expected).max()) or 1.0
+    return float(np.abs(np.subtract(actual, expected)).max()) / largest
 
 
 def find_sensitive_products(model: MixerForImageClassification, pixel_values: torch.Tensor) -> list[int]:

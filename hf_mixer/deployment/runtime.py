@@ -18,7 +18,7 @@ from ..configuration_mixer import MixerConfig, to_pair
 from ..image_processing_pil_mixer import MixerImageProcessorPil
 from ..threads import useful_threads
 from ..utils import is_hub_id, read_json
-from .formats import FORMATS, check_format, quiet_exporters
+from .formats import FORMATS, check_format, program_files, quiet_exporters
 from .settings import read_settings
 
 
@@ -219,7 +219,7 @@ def load_exported(
         is_dynamic=record.get("dynamic", True),
         format=name,
         program_dtype=dtype,
-        files=sorted(path.parent.glob(f"{path.stem}.*")),
+        files=program_files(path, name),
     )
     return model.eval(), image_processor
 
