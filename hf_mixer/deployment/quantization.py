@@ -94,9 +94,9 @@ def deviation(expected: torch.Tensor, actual: torch.Tensor) -> float:
 
 def relative_difference(expected: ArrayLike, actual: ArrayLike) -> float:
     """Return the largest difference of an output, over the largest output."""
+    expected, actual = np.asarray(expected), np.asarray(actual)
     # A new classifier may answer 0 to everything
-    largest = float(np.abs(expected).max()) or 1.0
-    return float(np.abs(np.subtract(actual, expected)).max()) / largest
+    return float(np.abs(actual - expected).max() / (np.abs(expected).max() or 1.0))
 
 
 def find_sensitive_products(model: MixerForImageClassification, pixel_values: torch.Tensor) -> list[int]:
