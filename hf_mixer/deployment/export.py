@@ -38,9 +38,9 @@ from .transformers_js import FILE_NAMES, write_transformers_js
 
 # The largest difference of an output to the model's own, over the largest output. For int8 see `MAX_DEVIATION`.
 BOUNDS = {"float32": 1e-5, "float16": 5e-3}
-# Images that are compared
+# How many images are compared
 NUM_COMPARED = 64
-# Of an ExecuTorch program, which reserves the memory for it
+# The largest batch of an ExecuTorch program, which reserves the memory for it
 EXECUTORCH_BATCH_SIZE = 16
 
 
@@ -119,12 +119,11 @@ class Tracing:
         """Run the exporter of the format; `options` are those of its configuration."""
         from transformers import exporters
 
-        exporter, config = FORMATS[self.format].exporter, FORMATS[self.format].config
+        exporter = getattr(exporters, FORMATS[self.format].exporter)()
         # A size of 1 would be taken for one that does not change
         sample = comparison_images(model.config, self.batch_size or 2)
         shapes = {"pixel_values": {0: Dim("batch_size", max=self.batch_size)}} if self.dynamic else None
-        configuration = getattr(exporters, config)(dynamic_shapes=shapes, **options)
-        return getattr(exporters, exporter)().export(model, {"pixel_values": sample}, configuration)
+        return exporter.export(model, {"pixel_values": sample}, {"dynamic_shapes": shapes, **options})
 
 
 def export_model(
@@ -309,7 +308,7 @@ def compare_preprocessing(path: Path, model: MixerForImageClassification, image_
     from onnxruntime import InferenceSession
 
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (NUM_COMPARED, 3 * NUM_COMPARED, 3), np.uint8))
-    # Those of RGB images, neither resized nor cropped
+    # As the program takes it: RGB, neither resized nor cropped
     pixel_values = image_processor(image, do_resize=False, do_center_crop=False, num_channels=3, return_tensors="np")
     actual = InferenceSession(path).run(None, {"pixel_values": pixel_values["pixel_values"]})[0]
     difference = relative_difference(answer(model, prepare([image], image_processor)), actual)

@@ -17,18 +17,17 @@ class Format:
     One format of exported programs.
 
     Args:
-        exporter (`str`), config (`str`):
-            The classes of `transformers.exporters` that write it.
+        exporter (`str`):
+            The class of `transformers.exporters` that writes it.
         packages (`tuple[str, ...]`):
             What exporting and running it needs beside torch and transformers.
-        int8_packages (`tuple[str, ...]`, *optional*):
+        int8_packages (`tuple[str, ...]`):
             What int8 needs beside these.
         runtime (`str`):
             What runs it, for people.
     """
 
     exporter: str
-    config: str
     packages: tuple[str, ...]
     int8_packages: tuple[str, ...]
     runtime: str
@@ -36,12 +35,12 @@ class Format:
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 FORMATS = {
-    "onnx": Format("OnnxExporter", "OnnxConfig", ONNX_PACKAGES, (), "ONNX Runtime"),
-    "openvino": Format("OpenVINOExporter", "OpenVINOConfig", ("openvino",), ("nncf",), "OpenVINO"),
-    "executorch": Format("ExecutorchExporter", "ExecutorchConfig", ("executorch",), ("torchao",), "ExecuTorch"),
-    "torch": Format("DynamoExporter", "DynamoConfig", (), ("torchao",), "PyTorch"),
-    # The programs of ONNX, in the layout of its own
-    "transformers.js": Format("OnnxExporter", "OnnxConfig", ONNX_PACKAGES, (), "transformers.js"),
+    "onnx": Format("OnnxExporter", ONNX_PACKAGES, (), "ONNX Runtime"),
+    "openvino": Format("OpenVINOExporter", ("openvino",), ("nncf",), "OpenVINO"),
+    "executorch": Format("ExecutorchExporter", ("executorch",), ("torchao",), "ExecuTorch"),
+    "torch": Format("DynamoExporter", (), (), "PyTorch"),
+    # Programs of ONNX in another layout
+    "transformers.js": Format("OnnxExporter", ONNX_PACKAGES, (), "transformers.js"),
 }
 DTYPES = ("float32", "float16", "int8")
 

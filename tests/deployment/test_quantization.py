@@ -11,7 +11,7 @@ from hf_mixer.deployment.quantization import (
     MAX_DEVIATION,
     deviation,
     find_recipes,
-    find_sensitive_products,
+    find_sensitive_layers,
 )
 
 from ..helpers import needs_export
@@ -111,9 +111,9 @@ def test_a_layer_with_an_outlier_among_its_inputs_is_the_most_sensitive(model, i
         norm.bias[3] *= factor
         linear.weight[:, 3] /= factor
     # Of every layer: two products over tokens, two over channels
-    is_first = find_sensitive_products(changed, images)[0] == 2
+    is_first = find_sensitive_layers(changed, images)[0] == 2
     assert is_first == (factor > 1)
-    assert sorted(find_sensitive_products(changed, images)) == list(range(9))
+    assert sorted(find_sensitive_layers(changed, images)) == list(range(9))
 
 
 def test_a_deviation_is_measured_in_standard_deviations():
