@@ -12,6 +12,7 @@ import pytest
 import torch
 from datasets import ClassLabel
 
+from hf_mixer.deployment.formats import missing_reason
 from tests.helpers import FIXTURES, ROOT, make_dataset, make_folder
 
 
@@ -76,6 +77,8 @@ def clone(tmp_path, monkeypatch):
 def test_code_runs(code, shown, clone, capsys):
     if code.startswith("# needs a CUDA device") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
+    if code.startswith("# needs hf_mixer[export]") and (reason := missing_reason("onnx")) is not None:
+        pytest.skip(reason)
     exec(compile(code, "<block>", "exec"), {})
     if shown is not None:
         assert_same_output(capsys.readouterr().out, shown)
