@@ -193,7 +193,7 @@ TABLE: dict[str, tuple[str, Callable[[str], str]]] = {
 }
 
 
-# For the figures themselves too, and for those of a CSV file
+# The columns of a table of exports, for figures as they are measured and as they stand in a CSV file
 EXPORT_TABLE: dict[str, tuple[str, Callable[[Any], str]]] = {
     "runs in": ("runtime", str),
     "type": ("dtype", str),

@@ -50,7 +50,7 @@ EXECUTORCH_BATCH_SIZE = 16
 @dataclass(frozen=True)
 class Export:
     """
-    What became of an export.
+    How the programs of an export compare with the model.
 
     Args:
         differences (`dict[str, float]`):
@@ -67,7 +67,7 @@ class Export:
 @dataclass(frozen=True)
 class Tracing:
     """
-    What programs are made of a model.
+    How programs are made of a model.
 
     Args:
         model ([`MixerForImageClassification`]):

@@ -82,7 +82,7 @@ def program_files(path: Path, name: str) -> list[Path]:
 
 @contextmanager
 def quiet_exporters() -> Iterator[None]:
-    """Keep their steps, and warnings about versions and functions that a Mixer has no use for, off the screen."""
+    """Keep off the screen what exporters say: their steps, and warnings about versions and functions that no Mixer uses."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

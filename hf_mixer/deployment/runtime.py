@@ -275,8 +275,8 @@ def runtime_options(kind: str, num_threads: int, dtype: str) -> dict[str, Any]:
     if kind == "openvino":
         config: dict[str, Any] = {"INFERENCE_NUM_THREADS": num_threads}
         if dtype != "int8":
-            # Its default on a processor with bfloat16 instructions is bfloat16, for the rest of an int8 program as well: B/16
-            # is 4 % faster so, and nano as exact
+            # On processors with bfloat16 instructions, its default is bfloat16. The rest of an int8 program may have it: B/16 is
+            # 4 % faster, and nano as exact.
             config["INFERENCE_PRECISION_HINT"] = "f32"
         return {"config": config}
     return {}
