@@ -14,6 +14,8 @@ from ..utils import check_destination, list_requirements, written_whole
 
 
 GRADIO_VERSION = "6.31.0"
+# How the Hub shows a Space in its lists
+APPEARANCE = {"emoji": "🧩", "colorFrom": "yellow", "colorTo": "purple"}
 README = """---
 {metadata}
 ---
@@ -51,9 +53,7 @@ def write_space(
     (directory / "requirements.txt").write_text("\n".join(requirements) + "\n")
     metadata = SpaceCardData(
         title=title,
-        emoji="🧩",
-        colorFrom="yellow",
-        colorTo="purple",
+        **APPEARANCE,
         sdk="gradio",
         sdk_version=GRADIO_VERSION,
         app_file="app.py",
@@ -61,9 +61,18 @@ def write_space(
         short_description="What an MLP-Mixer sees in an image",
     )
     (directory / "README.md").write_text(README.format(metadata=metadata.to_yaml()), encoding="utf-8")
+    copy_examples(directory, examples)
+
+
+def copy_examples(directory: Path, examples: Iterable[Path]) -> list[dict[str, str]]:
+    """Copy image files into the folder `examples` of a directory, and return their names there and before."""
     (directory / "examples").mkdir()
+    copied = []
     for number, example in enumerate(examples, start=1):
-        shutil.copyfile(example, directory / "examples" / f"{number}{example.suffix.lower()}")
+        file = f"examples/{number}{example.suffix.lower()}"
+        shutil.copyfile(example, directory / file)
+        copied.append({"file": file, "name": example.stem})
+    return copied
 
 
 def export_space(
