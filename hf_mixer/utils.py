@@ -145,6 +145,21 @@ def library_versions() -> dict[str, str]:
     }
 
 
+def list_requirements() -> list[str]:
+    """Return what the code of this package needs without extras, as pip reads it. What needs no certain version, others bring."""
+    requirements = importlib.metadata.requires("hf_mixer") or []
+    return [line for line in requirements if "extra ==" not in line and ">=" in line]
+
+
+def format_bytes(size: float) -> str:
+    """Return a number of bytes for people, such as `"1.2 MB"`."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
 def find_output_dir(model: str, output_dir: Path | None) -> Path:
     """Return the folder for results, by default that of the model itself."""
     if output_dir is None and not Path(model).is_dir():

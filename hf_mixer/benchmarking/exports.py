@@ -7,7 +7,6 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from ..compilation import compile_for_inference
 from ..configuration_mixer import to_pair
 from ..data.images import ImageTransform
 from ..deployment import export_model, load_exported
-from ..deployment.formats import DTYPES, FORMATS, missing_reason
+from ..deployment.formats import DTYPES, FORMATS
 from ..evaluation.evaluate import predict_dataset
 from ..threads import useful_threads
 from .timing import spread, time_interleaved
@@ -85,8 +84,8 @@ def measure_exports(
         fails is left out with a warning.
     """
     model, image_processor = load_checkpoint(source, dtype="float32")
-    config, before = model.config, torch.get_num_threads()
-    threads = {size: min(before, useful_threads(config, size)) for size in BATCH_SIZES}
+    before = torch.get_num_threads()
+    threads = {size: min(before, useful_threads(model.config, size)) for size in BATCH_SIZES}
     contenders = [
         *pytorch_contenders(source, threads, progress),
         *exported_contenders(source, threads, calibration_images, progress),
@@ -96,16 +95,12 @@ def measure_exports(
         images = dataset.with_transform(ImageTransform(image_processor))
         for index, contender in enumerate(contenders):
             progress(f"top-1 of {contender.runtime}, {contender.dtype}")
-            scores = predict_dataset(contender.models[BATCH_SIZES[-1]], images, Accelerator(cpu=True))
-            top1s[index] = float((scores["predictions"] == scores["labels"]).mean())
-    steps: dict[Any, Callable[[], Any]] = {}
-    for index, contender in enumerate(contenders):
-        for batch_size, model in contender.models.items():
-            images = torch.randn(batch_size, config.num_channels, *to_pair(config.image_size)).to(model.dtype)
-            step = partial(run_on_threads, threads[batch_size], model, images)
-            for _ in range(3):
-                step()
-            steps[index, batch_size] = step
+            top1s[index] = measure_top1(contender, images)
+    steps: dict[Any, Callable[[], Any]] = {
+        (index, size): prepare_step(contender.models[size], size, threads[size])
+        for index, contender in enumerate(contenders)
+        for size in BATCH_SIZES
+    }
     times = time_interleaved(steps, rounds, torch.device("cpu"), progress)
     torch.set_num_threads(before)
     return [
@@ -123,23 +118,39 @@ def measure_exports(
     ]
 
 
-@torch.inference_mode()
-def run_on_threads(num_threads: int, model: PreTrainedModel, pixel_values: torch.Tensor) -> None:
-    torch.set_num_threads(num_threads)
-    model(pixel_values)
+def measure_top1(contender: Contender, images: Dataset) -> float:
+    """Return the share of the images whose class the model finds."""
+    scores = predict_dataset(contender.models[BATCH_SIZES[-1]], images, Accelerator(cpu=True))
+    return float((scores["predictions"] == scores["labels"]).mean())
+
+
+def prepare_step(model: PreTrainedModel, batch_size: int, num_threads: int) -> Callable[[], Any]:
+    """Return a function that runs a model on noise, and has been run before."""
+    config = model.config
+    pixel_values = torch.randn(batch_size, config.num_channels, *to_pair(config.image_size)).to(model.dtype)
+
+    @torch.inference_mode()
+    def step() -> None:
+        torch.set_num_threads(num_threads)
+        model(pixel_values)
+
+    for _ in range(3):
+        step()
+    return step
 
 
 def pytorch_contenders(source: str, threads: dict[int, int], progress: Callable[[str], Any]) -> Iterator[Contender]:
     """Load the model in each type of PyTorch, and compile it."""
     for dtype in PYTORCH_DTYPES:
-        model, *copies = (load_checkpoint(source, dtype=dtype)[0].eval() for _ in (None, *BATCH_SIZES))
+        model = load_checkpoint(source, dtype=dtype)[0].eval()
         num_bytes = sum(parameter.nbytes for parameter in model.parameters())
         yield Contender("PyTorch, eager", dtype, num_bytes, dict.fromkeys(BATCH_SIZES, model))
         progress(f"compiling in {dtype}")
         compiled = {}
-        for size, copy in zip(BATCH_SIZES, copies):
+        for size in BATCH_SIZES:
             torch.set_num_threads(threads[size])
-            compiled[size] = compile_for_inference(copy, size)
+            # In place
+            compiled[size] = compile_for_inference(load_checkpoint(source, dtype=dtype)[0].eval(), size)
         yield Contender("PyTorch, compiled", dtype, num_bytes, compiled)
 
 
@@ -156,8 +167,6 @@ def exported_contenders(
             progress(f"exporting for {runtime} in {dtype}")
             destination = Path(folder, format, dtype)
             try:
-                if (reason := missing_reason(format, dtype)) is not None:
-                    raise ImportError(reason)
                 images = calibration_images if dtype == "int8" else None
                 export_model(source, destination, format, dtype, calibration_images=images)
                 models = {

@@ -193,11 +193,12 @@ TABLE: dict[str, tuple[str, Callable[[str], str]]] = {
 }
 
 
-EXPORT_TABLE: dict[str, tuple[str, Callable[[str], str]]] = {
+# The columns of a table of exports, for figures as they are measured and as they stand in a CSV file
+EXPORT_TABLE: dict[str, tuple[str, Callable[[Any], str]]] = {
     "runs in": ("runtime", str),
     "type": ("dtype", str),
     "size": ("bytes", lambda value: f"{int(value) / 1e6:.1f} MB"),
-    "top-1": ("top1", lambda value: f"{100 * float(value):.2f} %" if value else ""),
+    "top-1": ("top1", lambda value: "" if value in (None, "") else f"{100 * float(value):.2f} %"),
     **{f"ms, batch {size}": (f"step_time_{size}", lambda value: f"{float(value):,.2f}") for size in BATCH_SIZES},
 }
 

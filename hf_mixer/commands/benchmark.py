@@ -51,14 +51,6 @@ PREPROCESSING_COLUMNS = {
     "images/s": COLUMNS["images/s"],
     "spread": COLUMNS["spread"],
 }
-EXPORT_COLUMNS = {
-    "runs in": ("runtime", str),
-    "type": ("dtype", str),
-    "MB": ("bytes", lambda value: f"{value / 1e6:.1f}"),
-    "top-1": ("top1", lambda value: "" if value is None else f"{value:.2%}"),
-    "ms, batch 1": ("step_time_1", "{:.2f}".format),
-    "ms, batch 32": ("step_time_32", "{:.2f}".format),
-}
 # The suite that measures one trained model
 EXPORTS = "exports"
 # Arguments that mean nothing where no model runs
@@ -265,14 +257,14 @@ def run_exports(parsed: argparse.Namespace, about: dict) -> None:
     from tqdm import tqdm
 
     from ..benchmarking.exports import measure_exports
-    from ..benchmarking.results import keep_exports
+    from ..benchmarking.results import EXPORT_TABLE, keep_exports
     from ..progress import quiet_libraries
 
     quiet_libraries()
     dataset, calibration_images = (None, None) if parsed.dataset_name is None else load_data(parsed)
     with tqdm(desc="Measuring", bar_format="{desc}: {elapsed} {postfix}", disable=None) as progress:
         rows = measure_exports(parsed.model, parsed.rounds, dataset, calibration_images, progress.set_postfix_str)
-    print(format_table(rows, EXPORT_COLUMNS))
+    print(format_table(rows, EXPORT_TABLE))
     name = Path(parsed.dataset_name).name if parsed.dataset_name else None
     for folder in dict.fromkeys([parsed.output_dir, parsed.results_dir or parsed.output_dir]):
         keep_exports(Path(folder), rows, Path(parsed.model).name, name, about)

@@ -31,9 +31,6 @@ import tempfile
 from pathlib import Path
 
 
-EXTRAS = ("onnx", "openvino", "executorch", "transformers.js", "handler")
-
-
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="a folder that `hf-mixer train` wrote")
@@ -43,9 +40,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         dest="extras",
         metavar="EXTRA",
         nargs="+",
-        choices=EXTRAS,
         default=[],
-        help=f"what else goes up: {', '.join(EXTRAS)} (default: nothing)",
+        help="what else goes up: onnx, openvino, executorch, transformers.js, handler (default: nothing)",
     )
     parser.add_argument("--private", action="store_true", help="create the repository as a private one")
     parser.add_argument("--revision", help="branch to commit to, created if it does not exist (default: main)")
@@ -59,7 +55,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def print_release(folder: Path, release: Path, left_out: list[str]) -> None:
     """Print the files that go up, with their sizes and where they are from if not from `folder`, and what stays behind."""
     from ..publishing.saving import CARD_NAME, choose_card_name
-    from ..publishing.wording import format_bytes
+    from ..utils import format_bytes
 
     card_name = choose_card_name(folder)
     paths = sorted(path for path in release.rglob("*") if path.is_file())

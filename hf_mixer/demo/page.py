@@ -20,6 +20,7 @@ from ..modeling_mixer import MixerForImageClassification
 from ..publishing.card import read_model, read_results
 from ..utils import check_destination, written_whole
 from .npm import NpmPackage
+from .space import APPEARANCE, copy_examples
 
 
 ASSETS = Path(__file__).with_name("browser")
@@ -135,24 +136,11 @@ def name_page(folder: Path, repo_id: str | None) -> str:
     return repo_id.split("/")[-1] if repo_id else folder.resolve().name
 
 
-def copy_examples(page: Path, examples: Iterable[Path]) -> list[dict[str, str]]:
-    """Copy image files into the page, and return under which names."""
-    (page / "examples").mkdir()
-    copied = []
-    for number, example in enumerate(examples, start=1):
-        file = f"examples/{number}{example.suffix.lower()}"
-        shutil.copyfile(example, page / file)
-        copied.append({"file": file, "name": example.stem})
-    return copied
-
-
 def write_readme(page: Path, title: str, repo_id: str | None) -> None:
     """Write the card of the Space."""
     metadata = SpaceCardData(
         title=title,
-        emoji="🧩",
-        colorFrom="yellow",
-        colorTo="purple",
+        **APPEARANCE,
         sdk="static",
         app_file="index.html",
         models=[repo_id] if repo_id else None,

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A demo Space of a trained model: an app for the Hub that needs transformers and Gradio, and nothing of this package."""
 
-import importlib.metadata
 import json
 import shutil
 from collections.abc import Iterable
@@ -11,10 +10,12 @@ from huggingface_hub import SpaceCardData
 
 from ..publishing.card import read_results
 from ..publishing.release import find_model_files
-from ..utils import check_destination, written_whole
+from ..utils import check_destination, list_requirements, written_whole
 
 
 GRADIO_VERSION = "6.31.0"
+# How the Hub shows a Space in its lists
+APPEARANCE = {"emoji": "🧩", "colorFrom": "yellow", "colorTo": "purple"}
 README = """---
 {metadata}
 ---
@@ -48,16 +49,11 @@ def write_space(
         "conversion": trained_on.get("image_conversion") or {},
     }
     (directory / "space.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    requirements = importlib.metadata.requires("hf_mixer") or []
-    needed = [line for line in requirements if "extra ==" not in line and ">=" in line]
-    (directory / "requirements.txt").write_text(
-        "\n".join([*needed, "joblib>=1.3", f"gradio>={GRADIO_VERSION}"]) + "\n"
-    )
+    requirements = [*list_requirements(), "joblib>=1.3", f"gradio>={GRADIO_VERSION}"]
+    (directory / "requirements.txt").write_text("\n".join(requirements) + "\n")
     metadata = SpaceCardData(
         title=title,
-        emoji="🧩",
-        colorFrom="yellow",
-        colorTo="purple",
+        **APPEARANCE,
         sdk="gradio",
         sdk_version=GRADIO_VERSION,
         app_file="app.py",
@@ -65,9 +61,18 @@ def write_space(
         short_description="What an MLP-Mixer sees in an image",
     )
     (directory / "README.md").write_text(README.format(metadata=metadata.to_yaml()), encoding="utf-8")
+    copy_examples(directory, examples)
+
+
+def copy_examples(directory: Path, examples: Iterable[Path]) -> list[dict[str, str]]:
+    """Copy image files into the folder `examples` of a directory, and return their names there and before."""
     (directory / "examples").mkdir()
+    copied = []
     for number, example in enumerate(examples, start=1):
-        shutil.copyfile(example, directory / "examples" / f"{number}{example.suffix.lower()}")
+        file = f"examples/{number}{example.suffix.lower()}"
+        shutil.copyfile(example, directory / file)
+        copied.append({"file": file, "name": example.stem})
+    return copied
 
 
 def export_space(

@@ -6,7 +6,8 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..configuration_mixer import MixerConfig, to_pair
-from .formats import FORMATS
+from ..utils import format_bytes
+from .formats import FORMATS, program_files
 from .transformers_js import DTYPE_NAMES
 
 
@@ -105,10 +106,10 @@ def write_card(
         if is_single_label:
             answer = "print(model.config.id2label[int(model(**inputs).logits.argmax())])"
         usage = IN_PYTHON.format(name=name, options=LOADING.get(format, ""), answer=answer)
-    rows = [
-        f"| {dtype} | `{file}` | {program_size(folder / file) / 1e6:.1f} MB | {differences[dtype]:.1e} |"
-        for dtype, file in files.items()
-    ]
+    rows = []
+    for dtype, file in files.items():
+        size = sum(path.stat().st_size for path in program_files(folder / file, format))
+        rows.append(f"| {dtype} | `{file}` | {format_bytes(size)} | {differences[dtype]:.1e} |")
     text = CARD.format(
         metadata=data.to_yaml(),
         name=name,
@@ -121,8 +122,3 @@ def write_card(
         quantization=f" int8: {recipe}." if recipe else "",
     )
     ModelCard(text).save(folder / "README.md")
-
-
-def program_size(path: Path) -> int:
-    """Return the bytes of a program, with the weights that some formats keep in a second file of its name."""
-    return sum(file.stat().st_size for file in path.parent.glob(f"{path.stem}.*"))

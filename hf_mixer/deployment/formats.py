@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -16,18 +17,17 @@ class Format:
     One format of exported programs.
 
     Args:
-        exporter (`str`), config (`str`):
-            The classes of `transformers.exporters` that write it.
+        exporter (`str`):
+            The class of `transformers.exporters` that writes it.
         packages (`tuple[str, ...]`):
             What exporting and running it needs beside torch and transformers.
-        int8_packages (`tuple[str, ...]`, *optional*):
+        int8_packages (`tuple[str, ...]`):
             What int8 needs beside these.
         runtime (`str`):
             What runs it, for people.
     """
 
     exporter: str
-    config: str
     packages: tuple[str, ...]
     int8_packages: tuple[str, ...]
     runtime: str
@@ -35,12 +35,12 @@ class Format:
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 FORMATS = {
-    "onnx": Format("OnnxExporter", "OnnxConfig", ONNX_PACKAGES, (), "ONNX Runtime"),
-    "openvino": Format("OpenVINOExporter", "OpenVINOConfig", ("openvino",), ("nncf",), "OpenVINO"),
-    "executorch": Format("ExecutorchExporter", "ExecutorchConfig", ("executorch",), ("torchao",), "ExecuTorch"),
-    "torch": Format("DynamoExporter", "DynamoConfig", (), ("torchao",), "PyTorch"),
-    # The programs of ONNX, in the layout of its own
-    "transformers.js": Format("OnnxExporter", "OnnxConfig", ONNX_PACKAGES, (), "transformers.js"),
+    "onnx": Format("OnnxExporter", ONNX_PACKAGES, (), "ONNX Runtime"),
+    "openvino": Format("OpenVINOExporter", ("openvino",), ("nncf",), "OpenVINO"),
+    "executorch": Format("ExecutorchExporter", ("executorch",), ("torchao",), "ExecuTorch"),
+    "torch": Format("DynamoExporter", (), (), "PyTorch"),
+    # Programs of ONNX in another layout
+    "transformers.js": Format("OnnxExporter", ONNX_PACKAGES, (), "transformers.js"),
 }
 DTYPES = ("float32", "float16", "int8")
 
@@ -72,9 +72,17 @@ def check_format(name: str, dtype: str = "float32") -> None:
         raise ImportError(reason)
 
 
+def program_files(path: Path, name: str) -> list[Path]:
+    """Return the files of a program of a format: `path`, and that of the weights, where they lie beside it."""
+    from transformers import exporters
+
+    program, *others = getattr(exporters, FORMATS[name].exporter).program_files(path.name)
+    return [path.with_name(program), *(path.with_name(other) for other in others if path.with_name(other).is_file())]
+
+
 @contextmanager
 def quiet_exporters() -> Iterator[None]:
-    """Keep their steps, and warnings about versions and functions that a Mixer has no use for, off the screen."""
+    """Keep off the screen what exporters say: their steps, and warnings about versions and functions that no Mixer uses."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -18,14 +18,14 @@ from ..configuration_mixer import MixerConfig, to_pair
 from ..image_processing_pil_mixer import MixerImageProcessorPil
 from ..threads import useful_threads
 from ..utils import is_hub_id, read_json
-from .formats import FORMATS, check_format, quiet_exporters
+from .formats import FORMATS, check_format, program_files, quiet_exporters
 from .settings import read_settings
 
 
 MANIFEST_NAME = "export.json"
 # What this package adds to it: the format, the type of each program, and the batches that they take
 RECORD_KEY = "hf_mixer"
-# What a repository holds of an export
+# The files of an export
 PATTERNS = ["*.json", "*.onnx", "*.onnx.data", "*.xml", "*.bin", "*.pte", "*.pt2"]
 # Runtimes that compute what several threads of Python ask for at a time. One thread for each batch is faster than all threads
 # for one after the other: `hf-mixer predict` with ONNX Runtime 1.2 times for nano in float32 and 1.4 times in int8 (two Xeon
@@ -125,7 +125,7 @@ def is_export(folder: Path) -> bool:
 
 
 def names_export(source: str | Path, subfolder: str = "", **hub_kwargs) -> bool:
-    """Whether `source` is an export, or else a model in PyTorch: a folder, a file, or a repository on the Hub."""
+    """Whether a folder, or a repository on the Hub, is an export. Other sources are models in PyTorch."""
     if subfolder:
         return True
     if is_hub_id(str(source)):
@@ -219,7 +219,7 @@ def load_exported(
         is_dynamic=record.get("dynamic", True),
         format=name,
         program_dtype=dtype,
-        files=sorted(path.parent.glob(f"{path.stem}.*")),
+        files=program_files(path, name),
     )
     return model.eval(), image_processor
 
@@ -255,7 +255,8 @@ def load_program(path: Path, manifest: dict[str, Any], num_threads: int, dtype: 
 
         # The image processor prepares images here
         remove_preprocessing(program)
-        del program.meta["path"]  # of the file that still has it
+        # The file that still has it, which ONNX Runtime would open (transformers 5.24)
+        del program.meta["path"]
     metadata = ExportMetadata.from_dict(manifest["components"]["model"]["metadata"])
     exported = ExportedModel({"model": ExportedComponent(program, metadata)}, kind)
     return exported.to("cpu", **runtime_options(kind, num_threads, dtype))
@@ -274,8 +275,8 @@ def runtime_options(kind: str, num_threads: int, dtype: str) -> dict[str, Any]:
     if kind == "openvino":
         config: dict[str, Any] = {"INFERENCE_NUM_THREADS": num_threads}
         if dtype != "int8":
-            # Its default on a processor with bfloat16 instructions is bfloat16, for the rest of an int8 program as well: B/16
-            # is 4 % faster so, and nano as exact
+            # On processors with bfloat16 instructions, its default is bfloat16. The rest of an int8 program may have it: B/16 is
+            # 4 % faster, and nano as exact.
             config["INFERENCE_PRECISION_HINT"] = "f32"
         return {"config": config}
     return {}

@@ -15,7 +15,7 @@ from ..utils import read_json
 # transformers and transformers.js know a fixed list of models and image processors. These have the same outputs and the same
 # settings of images, and neither is asked to compute anything.
 PORTABLE_MODEL_TYPE, PORTABLE_IMAGE_PROCESSOR = "vit", "ViTImageProcessor"
-# Of the model as Python code, which is not there
+# Fields about the model as Python code, of which an export has none
 CODE_FIELDS = ("auto_map", "dtype", "out_features", "out_indices", "quantization_config")
 
 
@@ -41,10 +41,8 @@ def describe_image_processor(image_processor) -> dict[str, Any]:
 
 def write_settings(folder: Path, config: MixerConfig, image_processor) -> None:
     """Write the settings of an export into its folder."""
-    for name, settings in (
-        (CONFIG_NAME, describe_config(config)),
-        (IMAGE_PROCESSOR_NAME, describe_image_processor(image_processor)),
-    ):
+    files = {CONFIG_NAME: describe_config(config), IMAGE_PROCESSOR_NAME: describe_image_processor(image_processor)}
+    for name, settings in files.items():
         (folder / name).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

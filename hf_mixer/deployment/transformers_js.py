@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # What transformers.js calls the types, and the files in which it looks for them
 DTYPE_NAMES = {"float32": "fp32", "float16": "fp16", "int8": "q8"}
 FILE_NAMES = {"float32": "model.onnx", "float16": "model_fp16.onnx", "int8": "model_quantized.onnx"}
-# Of one file, in bytes
+# Bytes that one file of ONNX can hold
 LARGEST_FILE = 2**31 - 1
 
 

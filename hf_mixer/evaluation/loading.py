@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loading what predicts and is evaluated: a model in PyTorch, or an exported one."""
+"""Loading a model to predict with or to evaluate, in PyTorch or exported."""
 
 from pathlib import Path
 from typing import Any

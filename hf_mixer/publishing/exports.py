@@ -1,25 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exports of a model and the handler of Inference Endpoints, beside the model in one repository."""
 
-import importlib.metadata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from ..checkpoints import load_checkpoint
 from ..deployment import export_model, load_exported
 from ..deployment.card import LOADING
-from ..deployment.formats import FORMATS, check_format
+from ..deployment.formats import FORMATS, check_format, program_files
+from ..deployment.quantization import relative_difference
 from ..deployment.runtime import MANIFEST_NAME, RECORD_KEY, is_export
 from ..deployment.transformers_js import DTYPE_NAMES
-from ..utils import read_json
+from ..utils import format_bytes, list_requirements, read_json
 from .remote_code import predict
 from .saving import CARD_NAME
-from .wording import format_bytes
 
 
 # Each goes into a folder of its name. `torch` is not among them: it is pickled, and the weights are there.
@@ -62,8 +59,9 @@ def find_export_files(folder: Path, format: str) -> dict[str, Path]:
     record = read_record(export) if is_export(export) else {}
     if record.get("format") != format or not record.get("programs"):
         raise ValueError(f"{export} holds no export that `hf-mixer export --format {format}` wrote: {way_out}")
-    programs = (name for names in list_program_files(export).values() for name in names)
-    names = [MANIFEST_NAME, CONFIG_NAME, IMAGE_PROCESSOR_NAME, *programs]
+    names = [MANIFEST_NAME, CONFIG_NAME, IMAGE_PROCESSOR_NAME]
+    for files in list_program_files(export).values():
+        names += [path.relative_to(export).as_posix() for path in files]
     for name in names:
         path = (export / name).resolve()
         if not path.is_relative_to(folder.resolve() / format):
@@ -73,18 +71,10 @@ def find_export_files(folder: Path, format: str) -> dict[str, Path]:
     return {name: export / name for name in names}
 
 
-def list_program_files(export: Path) -> dict[str, list[str]]:
-    """Return, for the type of each program of an export, the names of its files."""
-    from transformers import exporters
-
+def list_program_files(export: Path) -> dict[str, list[Path]]:
+    """Return, for the type of each program of an export, its files."""
     record = read_record(export)
-    exporter = getattr(exporters, FORMATS[record["format"]].exporter)
-    files = {}
-    for dtype, program in record["programs"].items():
-        # The second file of a program is there where it needs one
-        first, *others = exporter.program_files(program)
-        files[dtype] = [first, *(name for name in others if (export / name).exists())]
-    return files
+    return {dtype: program_files(export / name, record["format"]) for dtype, name in record["programs"].items()}
 
 
 def read_record(export: Path) -> dict[str, Any]:
@@ -100,18 +90,19 @@ def write_extras(folder: Path, directory: Path, extras: Iterable[str]) -> None:
         `ValueError`: an export is of another model, or the model cannot be exported.
         `ImportError`: something that an export needs is not installed.
     """
-    extras = list(dict.fromkeys(extras))
     expected = None
-    for format in filter(EXPORTS.__contains__, extras):
-        if (folder / format).exists():
+    for format in dict.fromkeys(extras):
+        if format == HANDLER:
+            if not (directory / REQUIREMENTS_NAME).exists():
+                requirements = "\n".join(list_requirements())
+                (directory / REQUIREMENTS_NAME).write_text(f"{requirements}\n", encoding="utf-8")
+        elif (folder / format).exists():
             expected = expected or predict(*load_checkpoint(str(folder)))
             check_same_model(folder / format, expected)
         else:
             export_model(str(folder), directory / format, format)
             # The card of the repository speaks of it
             (directory / format / CARD_NAME).unlink()
-    if HANDLER in extras and not (directory / REQUIREMENTS_NAME).exists():
-        (directory / REQUIREMENTS_NAME).write_text("\n".join(list_requirements()) + "\n", encoding="utf-8")
 
 
 def check_same_model(export: Path, expected: dict[str, Any]) -> None:
@@ -124,9 +115,7 @@ def check_same_model(export: Path, expected: dict[str, Any]) -> None:
         actual = predict(*load_exported(export, dtype))
         if actual["labels"] != expected["labels"]:
             raise ValueError(f"{export} has other labels than the model: {way_out}")
-        # A new classifier may answer 0 to everything
-        largest = float(np.abs(expected["logits"]).max()) or 1.0
-        share = float(np.abs(np.subtract(actual["logits"], expected["logits"])).max()) / largest
+        share = relative_difference(expected["logits"], actual["logits"])
         # Written as a negation, which refuses NaN too
         if not share <= BOUNDS[dtype]:
             raise ValueError(
@@ -134,27 +123,21 @@ def check_same_model(export: Path, expected: dict[str, Any]) -> None:
             )
 
 
-def list_requirements() -> list[str]:
-    """Return what the code in a repository needs, as pip reads it."""
-    requirements = importlib.metadata.requires("hf_mixer") or []
-    return [line for line in requirements if "extra ==" not in line and ">=" in line]
-
-
 def describe_exports(release: Path) -> list[dict[str, Any]]:
     """Return what the card says about each export in a release: its folder, what runs it, and its types with their sizes."""
-    return [
-        {
-            "folder": format,
-            "runtime": FORMATS[format].runtime,
-            "packages": " ".join(FORMATS[format].packages),
-            "options": LOADING.get(format, ""),
-            "dtypes": [DTYPE_NAMES[dtype] for dtype in programs] if format == "transformers.js" else list(programs),
-            "sizes": [
-                format_bytes(sum((release / format / name).stat().st_size for name in names))
-                for names in programs.values()
-            ],
-        }
-        for format in EXPORTS
-        if is_export(release / format)
-        for programs in [list_program_files(release / format)]
-    ]
+    exports = []
+    for format in EXPORTS:
+        if is_export(release / format):
+            programs = list_program_files(release / format)
+            sizes = [sum(path.stat().st_size for path in files) for files in programs.values()]
+            exports.append(
+                {
+                    "folder": format,
+                    "runtime": FORMATS[format].runtime,
+                    "packages": " ".join(FORMATS[format].packages),
+                    "options": LOADING.get(format, ""),
+                    "dtypes": [DTYPE_NAMES[d] for d in programs] if format == "transformers.js" else list(programs),
+                    "sizes": [format_bytes(size) for size in sizes],
+                }
+            )
+    return exports

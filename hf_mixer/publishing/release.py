@@ -179,6 +179,7 @@ def refuse_secrets(directory: Path, token: str | None = None) -> None:
             match = re.search(pattern, content)
             if match is not None:
                 line = content.count(b"\n", 0, match.start()) + 1
+                name = path.relative_to(directory).as_posix()
                 raise ValueError(
-                    f"{path.relative_to(directory).as_posix()}, line {line}, holds {kind}. Nothing was sent. Remove it from there, and revoke it."
+                    f"{name}, line {line}, holds {kind}. Nothing was sent. Remove it from there, and revoke it."
                 )

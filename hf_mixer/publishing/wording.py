@@ -285,14 +285,6 @@ def format_size(size: dict[str, int]) -> str:
     return f"{size['height']} x {size['width']} pixels"
 
 
-def format_bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
-
-
 def format_duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"

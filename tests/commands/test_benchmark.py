@@ -105,7 +105,7 @@ def test_exports_are_measured_on_the_data_of_the_model(measured, tmp_path, monke
     assert (source, rounds) == (str(folder), 10)
     assert dataset["label"][:] == [0, 1]
     assert sorted(image.getpixel((0, 0)) for image in calibration_images) == [(0, 0, 0), (1, 0, 0), (2, 0, 0)]
-    assert "ONNX Runtime  int8  1.0  50.00%" in capsys.readouterr().out
+    assert "ONNX Runtime  int8  1.0 MB  50.00 %" in capsys.readouterr().out
     (kept,) = (tmp_path / "kept").glob("exports-model-*.csv")
     assert kept.read_text() == (tmp_path / "out" / kept.name).read_text()
 

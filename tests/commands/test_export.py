@@ -4,19 +4,19 @@ import pytest
 from PIL import Image
 
 from hf_mixer.commands import export
-from hf_mixer.deployment.formats import missing_reason
 
-from ..helpers import make_folder, save_classifier
+from ..helpers import make_folder, needs_export, save_classifier
+
+
+needs_onnx = needs_export("onnx", "int8")
 
 
 @pytest.fixture
 def folder(tmp_path):
-    reason = missing_reason("onnx", "int8")
-    if reason is not None:
-        pytest.skip(reason)
     return save_classifier(tmp_path / "model", ["cat", "dog"])
 
 
+@needs_onnx
 def test_int8_is_calibrated_on_a_folder_of_images_and_the_difference_is_printed(folder, tmp_path, capsys):
     images = make_folder(tmp_path / "images")
     export.main([str(folder), str(tmp_path / "out"), "--format=onnx", "--dtype=int8", f"--calibration_dir={images}"])
@@ -41,6 +41,7 @@ def test_calibration_images_are_drawn_from_all_and_each_only_once(tmp_path):
     assert sorted(shades(100)) == list(range(20))
 
 
+@needs_onnx
 @pytest.mark.parametrize(
     ("options", "message"),
     [

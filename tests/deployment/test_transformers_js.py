@@ -14,13 +14,12 @@ from transformers import pipeline
 
 from hf_mixer import MixerImageProcessorPil, load_checkpoint
 from hf_mixer.deployment import export_model, transformers_js
-from hf_mixer.deployment.formats import missing_reason
 from hf_mixer.deployment.transformers_js import describe_browser_processor, write_transformers_js
 
-from ..helpers import save_classifier
+from ..helpers import needs_export, save_classifier
 
 
-pytestmark = pytest.mark.skipif(missing_reason("onnx") is not None, reason=str(missing_reason("onnx")))
+pytestmark = needs_export("transformers.js")
 # Bilinear and bicubic, stretched or cropped, larger and smaller crops, offsets that are rounded, one channel
 SETTINGS = [
     ({"size": {"height": 24, "width": 40}}, (3, 24, 40)),
