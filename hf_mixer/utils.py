@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What several rooms of the package share. It imports nothing of them."""
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -8,7 +9,7 @@ import platform
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,15 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
             f"{path} has to hold a JSON object, got {type(content).__name__}. Write it again, or remove it."
         )
     return content
+
+
+def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return a checksum of tensors, of their names, types and shapes."""
+    checksum = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        checksum.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        checksum.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return checksum.hexdigest()
 
 
 def error_message(error: Exception) -> str:

@@ -21,7 +21,7 @@ from ..configuration_mixer import MixerConfig
 from ..image_processing_mixer import MixerImageProcessor
 from ..image_processing_pil_mixer import MixerImageProcessorPil
 from ..modeling_mixer import MixerForImageClassification
-from ..utils import check_destination, is_hub_id, read_json, written_whole
+from ..utils import check_destination, hash_tensors, is_hub_id, read_json, written_whole
 from .card import write_card
 from .formats import DTYPES, FORMATS, check_format, quiet_exporters
 from .quantization import MAX_DEVIATION, deviation, find_recipes, halve, relative_difference, to_float16
@@ -203,7 +203,13 @@ def export_model(
         folder.mkdir()
         write_settings(folder, model.config, image_processor)
         manifest = write_programs(folder, format, programs, image_processor)
-        manifest[RECORD_KEY] |= {"format": format, "dynamic": dynamic, "batch_size": batch_size, "recipe": recipe}
+        manifest[RECORD_KEY] |= {
+            "format": format,
+            "dynamic": dynamic,
+            "batch_size": batch_size,
+            "recipe": recipe,
+            "weights": hash_tensors(model.state_dict()),
+        }
         (folder / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         expected = answer(model, images)
         differences = {each: compare(folder, each, images, expected) for each in dtypes}

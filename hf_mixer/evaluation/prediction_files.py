@@ -19,13 +19,12 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from datasets import Dataset, Features, IterableDataset, List, Value
 
 from ..data.images import ImageDataError
 from ..output_folder import LOCK_NAME
 from ..progress import progress_bar
-from ..utils import read_json, written_whole
+from ..utils import hash_tensors, read_json, written_whole
 from .prediction import Prediction, Predictor
 
 
@@ -216,9 +215,7 @@ def describe_model(predictor: Predictor) -> str:
     checksum = hashlib.sha256()
     for path in getattr(predictor.model, "files", ()):  # an exported model has no weights that torch knows of
         checksum.update(path.read_bytes())
-    for name, tensor in sorted(predictor.model.state_dict().items()):
-        checksum.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        checksum.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    checksum.update(hash_tensors(predictor.model.state_dict()).encode())
     processor = predictor.reader.image_processor.to_dict()
     rest = [predictor.problem_type, predictor.labels, predictor.thresholds, processor]
     checksum.update(json.dumps(rest, sort_keys=True, default=str).encode())

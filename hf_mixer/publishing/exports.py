@@ -14,7 +14,8 @@ from ..deployment.formats import FORMATS, check_format, program_files
 from ..deployment.quantization import relative_difference
 from ..deployment.runtime import MANIFEST_NAME, RECORD_KEY, is_export
 from ..deployment.transformers_js import DTYPE_NAMES
-from ..utils import format_bytes, list_requirements, read_json
+from ..modeling_mixer import MixerForImageClassification
+from ..utils import format_bytes, hash_tensors, list_requirements, read_json
 from .remote_code import predict
 from .saving import CARD_NAME
 
@@ -90,28 +91,32 @@ def write_extras(folder: Path, directory: Path, extras: Iterable[str]) -> None:
         `ValueError`: an export is of another model, or the model cannot be exported.
         `ImportError`: something that an export needs is not installed.
     """
-    expected = None
+    model = image_processor = None
     for format in dict.fromkeys(extras):
         if format == HANDLER:
             if not (directory / REQUIREMENTS_NAME).exists():
                 requirements = "\n".join(list_requirements())
                 (directory / REQUIREMENTS_NAME).write_text(f"{requirements}\n", encoding="utf-8")
         elif (folder / format).exists():
-            expected = expected or predict(*load_checkpoint(str(folder)))
-            check_same_model(folder / format, expected)
+            if model is None:
+                model, image_processor = load_checkpoint(str(folder))
+            check_same_model(folder / format, model, image_processor)
         else:
             export_model(str(folder), directory / format, format)
             # The card of the repository speaks of it
             (directory / format / CARD_NAME).unlink()
 
 
-def check_same_model(export: Path, expected: dict[str, Any]) -> None:
+def check_same_model(export: Path, model: MixerForImageClassification, image_processor: Any) -> None:
     """
     Raises:
-        `ValueError`: an export has other labels or other outputs than `expected`, what `predict` returned for the model.
+        `ValueError`: an export was made of other weights than those of `model`, or answers otherwise.
     """
     way_out = "export the model again, or remove that folder, and it is exported in float32"
-    for dtype in read_record(export)["programs"]:
+    expected, record = predict(model, image_processor), read_record(export)
+    if record.get("weights") != hash_tensors(model.float().state_dict()):
+        raise ValueError(f"{export} was made of other weights than those of the model: {way_out}")
+    for dtype in record["programs"]:
         actual = predict(*load_exported(export, dtype))
         if actual["labels"] != expected["labels"]:
             raise ValueError(f"{export} has other labels than the model: {way_out}")
@@ -119,7 +124,7 @@ def check_same_model(export: Path, expected: dict[str, Any]) -> None:
         # Written as a negation, which refuses NaN too
         if not share <= BOUNDS[dtype]:
             raise ValueError(
-                f"{export} is not of this model: in {dtype} its outputs differ by {share:.1e} of the largest: {way_out}"
+                f"{export} is damaged: in {dtype} its outputs differ by {share:.1e} of the largest from the model's: {way_out}"
             )
 
 
