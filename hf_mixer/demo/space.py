@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import SpaceCardData
 
@@ -15,7 +16,7 @@ from ..utils import check_destination, list_requirements, written_whole
 
 GRADIO_VERSION = "6.31.0"
 # How the Hub shows a Space in its lists
-APPEARANCE = {"emoji": "🧩", "colorFrom": "yellow", "colorTo": "purple"}
+APPEARANCE: dict[str, Any] = {"emoji": "🧩", "colorFrom": "yellow", "colorTo": "purple"}
 README = """---
 {metadata}
 ---
