@@ -28,14 +28,21 @@ inputs = AutoImageProcessor.from_pretrained("{name}")(Image.open("photo.jpg"), r
 
 `hf-mixer predict {name} photo.jpg` does the same, `hf-mixer evaluate` measures it."""
 IN_JAVASCRIPT = """```js
-import {{ pipeline }} from '@huggingface/transformers';
-
-const classifier = await pipeline('image-classification', '{name}', {{ dtype: '{dtype}' }});
-console.log(await classifier('photo.jpg'));
+{code}
 ```
 
 The program resizes images itself, as Pillow does, so that the answers in fp32 and fp16 are those of Python. A list of images has
 to have one size. `q8` is smaller and less exact."""
+CLASSIFIER = """import {{ pipeline }} from '@huggingface/transformers';
+
+const classifier = await pipeline('image-classification', '{name}', {{ dtype: '{dtype}' }});
+console.log(await classifier('photo.jpg'));"""
+# The pipeline would apply a softmax
+OUTPUTS = """import {{ pipeline, RawImage }} from '@huggingface/transformers';
+
+const {{ model, processor }} = await pipeline('image-classification', '{name}', {{ dtype: '{dtype}' }});
+const {{ pixel_values }} = await processor([await RawImage.read('photo.jpg')]);
+console.log((await model({{ pixel_values }})).logits{function}.tolist());"""
 CARD = """---
 {metadata}
 ---
@@ -88,11 +95,15 @@ def write_card(
         base_model_relation="quantized" if base_model and "int8" in files else None,
     )
     name = folder.name
+    is_single_label = bool(config.num_labels) and config.problem_type in (None, "single_label_classification")
     if format == "transformers.js":
-        usage = IN_JAVASCRIPT.format(name=name, dtype=DTYPE_NAMES[next(iter(files))])
+        function = ".sigmoid()" if config.problem_type == "multi_label_classification" else ""
+        template = CLASSIFIER if is_single_label else OUTPUTS
+        code = template.format(name=name, dtype=DTYPE_NAMES[next(iter(files))], function=function)
+        usage = IN_JAVASCRIPT.format(code=code)
     else:
         answer = "print(model(**inputs).logits)"
-        if config.num_labels and config.problem_type in (None, "single_label_classification"):
+        if is_single_label:
             answer = "print(model.config.id2label[int(model(**inputs).logits.argmax())])"
         usage = IN_PYTHON.format(name=name, options=LOADING.get(format, ""), answer=answer)
     rows = []
