@@ -3,8 +3,8 @@
 
 import os
 from collections.abc import Iterable
+from importlib.util import find_spec
 
-from datasets import disable_progress_bars
 from tqdm import tqdm
 
 from transformers.utils.logging import disable_progress_bar
@@ -20,5 +20,7 @@ def quiet_libraries(has_watcher: bool = False) -> None:
     Have transformers show no bars for loading weights, and `datasets` none for its steps, unless somebody watches a download.
     """
     disable_progress_bar()
-    if not has_watcher:
+    if not has_watcher and find_spec("datasets") is not None:
+        from datasets import disable_progress_bars
+
         disable_progress_bars()

@@ -14,7 +14,7 @@ program, in its own runtime, and through the model. The largest difference, as a
 int8 is calibrated on a few hundred images such as the model will get, from --calibration_dir or --dataset_name. Without them,
 ONNX programs and ExecuTorch scale activations in every batch, and OpenVINO keeps them in float.
 
-`hf-mixer predict DEST` and `hf-mixer evaluate DEST` run what was exported. Needs `pip install "hf_mixer[export]"`.
+`hf-mixer predict DEST` and `hf-mixer evaluate DEST` run what was exported. Needs `pip install "hf_mixer[train,export]"`.
 """
 
 import argparse
@@ -112,6 +112,7 @@ def run(parsed: argparse.Namespace) -> None:
     with one_line_errors():
         if has_images and parsed.dtype != "int8" and parsed.format != "transformers.js":
             raise ValueError("images are for the calibration of int8: add --dtype int8, or leave them out")
+        print(f"Exporting {parsed.source}, which takes from seconds to minutes ...", flush=True)
         export = export_model(
             parsed.source,
             parsed.destination,

@@ -21,7 +21,7 @@ def test_int8_is_calibrated_on_a_folder_of_images_and_the_difference_is_printed(
     images = make_folder(tmp_path / "images")
     export.main([str(folder), str(tmp_path / "out"), "--format=onnx", "--dtype=int8", f"--calibration_dir={images}"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("int8: largest difference to the model ")
+    assert lines[1].startswith("int8: largest difference to the model ")
     assert lines[-1] == f"wrote {tmp_path / 'out'}"
     assert (tmp_path / "out/model.onnx").is_file()
 
