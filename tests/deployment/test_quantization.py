@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exported programs in int8: how much of them is, and how far they are from the model."""
 
+from collections import Counter
+
 import pytest
 import torch
 
-from hf_mixer import MixerConfig, MixerForImageClassification
+from hf_mixer import MixerConfig, MixerForImageClassification, load_checkpoint
 from hf_mixer.deployment.export import Tracing
 from hf_mixer.deployment.formats import quiet_exporters
 from hf_mixer.deployment.quantization import (
@@ -14,7 +16,7 @@ from hf_mixer.deployment.quantization import (
     find_sensitive_layers,
 )
 
-from ..helpers import needs_export
+from ..helpers import ROOT, needs_export
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,15 @@ def is_quantized(node):
 
 def int8_products(program):
     return sum(node.op_type in ("MatMul", "Gemm") and is_quantized(node) for node in program.graph)
+
+
+@needs_export("onnx", "int8")
+def test_without_images_all_33_products_of_nano_are_in_int8_in_onnx():
+    nano, _ = load_checkpoint(str(ROOT / "model_cards/mixer-nano-cifar10"))
+    program = export(nano, "onnx", first_recipe("onnx", nano)).program
+    operators = Counter(node.op_type for node in program.graph)
+    assert operators["MatMulInteger"] == 33
+    assert not {"MatMul", "Gemm", "Expand"} & operators.keys()
 
 
 @pytest.fixture(scope="module")
