@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from ..configuration_mixer import to_pair
 from ..deployment import export_model, load_exported
+from ..deployment.signal_stack import keep_signal_stack
 from ..image_processing_pil_mixer import MixerImageProcessorPil
 
 
@@ -48,5 +49,6 @@ def run_exported(model: PreTrainedModel, runtime: str, dtype: str) -> PreTrained
     if dtype == "bfloat16":
         # The program is in float32
         config = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-        exported.exported.to("cpu", config=config)
+        with keep_signal_stack():
+            exported.exported.to("cpu", config=config)
     return exported

@@ -34,6 +34,7 @@ from .runtime import (
     runtime_options,
 )
 from .settings import describe_image_processor, write_settings
+from .signal_stack import keep_signal_stack
 from .transformers_js import FILE_NAMES, write_transformers_js
 
 
@@ -108,7 +109,8 @@ class Tracing:
         expected, deviations = answer(self.model, images), []
         for recipe in find_recipes(self.format, self.model, calibration, None if self.dynamic else self.batch_size):
             exported = self.trace(self.model, quantizer=recipe.quantizer)
-            exported.to("cpu", **runtime_options(str(exported.export_format), torch.get_num_threads(), "int8"))
+            with keep_signal_stack():
+                exported.to("cpu", **runtime_options(str(exported.export_format), torch.get_num_threads(), "int8"))
             program = ExportedMixerForImageClassification(self.model.config, exported, self.batch_size, self.dynamic)
             deviations.append(deviation(expected, answer(program, images)))
             if deviations[-1] <= MAX_DEVIATION:
@@ -118,6 +120,7 @@ class Tracing:
             f"{MAX_DEVIATION}: calibrate it on other images, or take float16"
         )
 
+    @keep_signal_stack()
     def trace(self, model: MixerForImageClassification, **options) -> Any:
         """Run the exporter of the format; `options` are those of its configuration."""
         from transformers import exporters

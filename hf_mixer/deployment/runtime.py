@@ -20,6 +20,7 @@ from ..threads import useful_threads
 from ..utils import is_hub_id, read_json
 from .formats import FORMATS, check_format, program_files, quiet_exporters
 from .settings import read_settings
+from .signal_stack import keep_signal_stack
 
 
 MANIFEST_NAME = "export.json"
@@ -244,6 +245,7 @@ def find_export(
     return folder
 
 
+@keep_signal_stack()
 def load_program(path: Path, manifest: dict[str, Any], num_threads: int, dtype: str) -> Any:
     """Return the `ExportedModel` of transformers for the program of a type in a file, loaded into its runtime."""
     from transformers.exporters import AutoHfExporter, ExportedComponent, ExportedModel, ExportMetadata

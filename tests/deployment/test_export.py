@@ -1,8 +1,10 @@
 """An export answers as the model does, runs without this package, and is left behind whole or not at all."""
 
+import ctypes
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import numpy as np
@@ -14,6 +16,7 @@ from PIL import Image
 from hf_mixer import load_checkpoint
 from hf_mixer.deployment import export, export_model, formats, load_exported
 from hf_mixer.deployment.formats import DTYPES, FORMATS, missing_reason
+from hf_mixer.deployment.signal_stack import SignalStack
 
 from ..helpers import ROOT, TIMM_TINY, needs_export, save_classifier
 
@@ -87,6 +90,22 @@ def test_an_export_answers_as_the_model_in_batches_of_any_size(model_folder, exp
         error = (actual.float() - expected).abs().max() / expected.abs().max()
         assert error <= 2 * tolerance
         assert dtype == "float32" or error > 1e-5
+
+
+@needs_export("openvino")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, where OpenVINO sets a signal stack")
+def test_openvino_leaves_a_thread_no_signal_stack(export_once):
+    """It would free its own in an order in which the next signal ends the process."""
+
+    def load_and_look() -> int:
+        program, _ = load_exported(folder)
+        stack = SignalStack()
+        ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack))
+        return stack.size
+
+    folder, _ = export_once("openvino", "float32")
+    with ThreadPoolExecutor() as new_thread:  # which has none
+        assert new_thread.submit(load_and_look).result() == 0
 
 
 @needs_export("onnx", "float16")
