@@ -98,7 +98,7 @@ def test_openvino_leaves_a_thread_no_signal_stack(export_once):
     """It would free its own in an order in which the next signal ends the process."""
 
     def load_and_look() -> int:
-        program, _ = load_exported(folder)
+        _program, _ = load_exported(folder)
         stack = SignalStack()
         ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack))
         return stack.size
