@@ -59,7 +59,8 @@ mattered. Images stay on the visitor's device. `python -m http.server` in this f
 any static web server will do, with HTTPS for the camera and for use without a network.
 
 `model` holds the network as ONNX models in the layout of transformers.js; the page itself resizes images for it.
-`library` holds files of two packages from npm: {packages}.
+`library` holds files of two packages from npm: {packages}. Their licenses are
+`library/LICENSE` and `LICENSE-onnxruntime-web.txt`.
 """
 
 

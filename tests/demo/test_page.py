@@ -105,6 +105,9 @@ def test_page_is_complete(registry, folder, photo, tmp_path, capsys):
     }
     assert (page / "library/transformers.min.js").read_text() == "dist/transformers.min.js"
     assert (page / "examples/1.jpg").read_bytes() == photo.read_bytes()
+    # One package comes with its license, the other one without
+    assert (page / "library/LICENSE").is_file()
+    assert "Copyright (c) Microsoft Corporation" in (page / "LICENSE-onnxruntime-web.txt").read_text()
     settings = json.loads((page / "page.json").read_text())
     assert (settings["title"], settings["model"], settings["labels"]) == ("pets", "me/pets", ["cat", "dog", "owl"])
     assert (settings["problem_type"], settings["image_size"], settings["grid"]) == (

@@ -42,7 +42,13 @@ async function load({ dtype, device }) {
   const progress_callback = ({ status, file, loaded, total }) => {
     if (status === "progress" && file.endsWith(".onnx")) report({ type: "loading", loaded, total });
   };
-  model = await AutoModelForImageClassification.from_pretrained("model", { dtype, device, progress_callback });
+  try {
+    model = await AutoModelForImageClassification.from_pretrained("model", { dtype, device, progress_callback });
+  } catch (error) {
+    // transformers.js 4.3.1 tells of its settings where a file is missing
+    if (!error.message.includes("was not found locally")) throw error;
+    throw new Error("its file cannot be loaded. Without a network, choose a precision that was used before.", { cause: error });
+  }
   const [height, width] = settings.image_size;
   // The first run is slower than all others
   await run(new Float32Array(settings.processing.num_channels * height * width), 1, height, width);

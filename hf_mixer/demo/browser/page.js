@@ -31,6 +31,8 @@ let isReady = false;
 // The newest image: its number, its file, the answer of the model and the falls of the map
 let image = { id: 0 };
 let times = [];
+// How many images have been asked for: an example that arrives after a newer one is left out
+let asked = 0;
 
 function say(text) {
   element("status").textContent = text;
@@ -44,6 +46,7 @@ function showError(message) {
 // ---- images -------------------------------------------------------------------------------------------------------
 
 function useImage(file, name = "Your image") {
+  asked += 1;
   showError(null);
   image = { id: image.id + 1, file };
   const preview = element("preview");
@@ -121,10 +124,13 @@ function showExamples() {
     button.type = "button";
     button.append(picture);
     button.addEventListener("click", async () => {
+      asked += 1;
+      const mine = asked;
       try {
         const response = await fetch(file);
         if (!response.ok) throw new Error(`status ${response.status}`);
-        useImage(await response.blob(), name);
+        const example = await response.blob();
+        if (mine === asked) useImage(example, name);
       } catch (error) {
         showError(`The example ${name} cannot be loaded (${error.message}).`);
       }
@@ -146,7 +152,7 @@ function showAnswer({ outputs, milliseconds, picture, isTransparent, isExact }) 
   explain(settings.problem_type === "regression" ? 0 : entries[0].index);
 
   times = [...times, milliseconds].slice(-9);
-  const median = times.toSorted((first, second) => first - second)[Math.floor(times.length / 2)];
+  const median = [...times].sort((first, second) => first - second)[Math.floor(times.length / 2)];
   const text = median.toLocaleString("en", { maximumSignificantDigits: 2 });
   element("model-speed").textContent = `${text} ms per image`;
 }
