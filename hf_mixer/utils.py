@@ -178,9 +178,12 @@ def find_output_dir(model: str, output_dir: Path | None) -> Path:
 
 
 def check_destination(path: Path) -> None:
-    """Refuse to write over a file or over a folder that is not empty."""
+    """Refuse to write over a file or over a folder that is not empty, and where nothing can be written."""
     if path.is_file() or (path.exists() and any(path.iterdir())):
         raise ValueError(f"{path} already exists and is no empty folder: choose another destination, or remove it")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise ValueError(f"{path} cannot be written: {parent} is no folder, or read-only. Choose another destination")
 
 
 @contextmanager

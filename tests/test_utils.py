@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hf_mixer.utils import check_device, one_line_errors, read_json
+from hf_mixer.utils import check_destination, check_device, one_line_errors, read_json
 
 
 def test_what_the_user_can_mend_ends_in_one_line():
@@ -46,3 +46,13 @@ def test_a_device_that_is_not_there_is_named(monkeypatch):
     assert check_device("cuda:1") == torch.device("cuda:1")
     with pytest.raises(ValueError, match="cuda:2 is not there: this machine has cpu and 2 of cuda$"):
         check_device("cuda:2")
+
+
+def test_a_destination_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file is no folder, or read-only. Choose another destination"):
+        check_destination(tmp_path / "file/folder/new")
+    check_destination(tmp_path / "folder/new")
+    monkeypatch.setattr("os.access", lambda *args: False)
+    with pytest.raises(ValueError, match="new cannot be written"):
+        check_destination(tmp_path / "new")

@@ -18,6 +18,7 @@ ONNX programs and ExecuTorch scale activations in every batch, and OpenVINO keep
 """
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -109,21 +110,24 @@ def run(parsed: argparse.Namespace) -> None:
 
     quiet_libraries()
     has_images = parsed.calibration_dir is not None or parsed.dataset_name is not None
-    with one_line_errors():
-        if has_images and parsed.dtype != "int8" and parsed.format != "transformers.js":
-            raise ValueError("images are for the calibration of int8: add --dtype int8, or leave them out")
-        print(f"Exporting {parsed.source}, which takes from seconds to minutes ...", flush=True)
-        export = export_model(
-            parsed.source,
-            parsed.destination,
-            parsed.format,
-            parsed.dtype,
-            dynamic=parsed.dynamic,
-            batch_size=parsed.batch_size,
-            calibration_images=read_calibration_images(parsed) if has_images else None,
-            base_model=parsed.base_model,
-            revision=parsed.revision,
-        )
+    try:
+        with one_line_errors():
+            if has_images and parsed.dtype != "int8" and parsed.format != "transformers.js":
+                raise ValueError("images are for the calibration of int8: add --dtype int8, or leave them out")
+            print(f"Exporting {parsed.source}, which takes from seconds to minutes ...", flush=True)
+            export = export_model(
+                parsed.source,
+                parsed.destination,
+                parsed.format,
+                parsed.dtype,
+                dynamic=parsed.dynamic,
+                batch_size=parsed.batch_size,
+                calibration_images=read_calibration_images(parsed) if has_images else None,
+                base_model=parsed.base_model,
+                revision=parsed.revision,
+            )
+    except KeyboardInterrupt:
+        sys.exit("interrupted: nothing was written")
     for dtype, difference in export.differences.items():
         print(f"{dtype}: largest difference to the model {difference:.1e} of the largest output")
     if export.recipe is not None:

@@ -63,6 +63,15 @@ def test_what_cannot_be_done_is_said_in_one_line(folder, tmp_path, monkeypatch, 
     assert not (tmp_path / "out").exists()
 
 
+def test_an_interrupted_export_ends_in_one_line(folder, tmp_path, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_mixer.deployment.export_model", interrupt)
+    with pytest.raises(SystemExit, match="^interrupted: nothing was written$"):
+        export.main([str(folder), str(tmp_path / "out"), "--format=onnx"])
+
+
 @pytest.mark.parametrize(
     "options",
     [["--calibration_dir=a", "--dataset_name=b"], ["--num_calibration_images=0"]],
