@@ -53,7 +53,11 @@ PARTS = {
     "training": (120, f"{SPEED} {B16} --mode training --executions eager default"),
     "cifar10-nano": (420, f"{TRAINING} --recipe cifar10-nano"),
     "latency": (120, f"{SPEED} --variants B/16 --batch_sizes 1 --executions eager reduce-overhead"),
-    "float8": (120, f"{SPEED} {B16} --dtypes bfloat16 float8 --executions default --implementations hf_mixer"),
+    # A file of its own, because it measures bfloat16 again
+    "float8": (
+        120,
+        f"{BENCHMARK} float8 --results_dir {{folder}}/{{part}} {B16} --executions default --implementations hf_mixer",
+    ),
     "sizes": (240, f"{SPEED} --variants S/16 L/16 --batch_sizes 256 --executions eager default"),
     "cifar10": (120, f"{SPEED} --variants cifar10 --batch_sizes 1024 --executions eager default"),
     "inference-tuned": (420, f"{SPEED} {B16} --executions eager default max-autotune"),
