@@ -156,6 +156,7 @@ def make_trainer(
     train_dataset=None,
     callbacks=None,
     problem_type: str = "single_label_classification",
+    teacher=None,
     **arguments,
 ) -> MixerTrainer:
     torch.manual_seed(0)
@@ -193,6 +194,7 @@ def make_trainer(
         data_collator=collate_images,
         train_labels=np.array(images["label"]) if train_dataset is None else None,
         callbacks=callbacks,
+        teacher=teacher,
         **({"compute_metrics": lambda prediction: {"count": len(prediction.label_ids)}} if has_classes else {}),
     )
 

@@ -135,6 +135,7 @@ def build_trainer(prepared, data_args, training_args):
         train_dataset=splits.get("train"),
         eval_dataset=splits["validation"],
         train_labels=read_labels(prepared.dataset["train"]) if has_labels else None,
+        teacher=prepared.teacher,
         data_collator=collate_images,
         processing_class=prepared.image_processor,
         callbacks=[TrainingCurvesCallback()] if training_args.do_train else [],
@@ -221,6 +222,7 @@ def train(trainer, checkpoint: str | None, description: dict, command_line: list
             command=describe_command(command_line),
             recipe=data_args.recipe,
             base_model=model_args.model_name_or_path and name_source(model_args.model_name_or_path),
+            teacher_model=model_args.teacher_model and name_source(model_args.teacher_model),
         )
     return result.metrics
 

@@ -155,6 +155,7 @@ def describe_training(run: dict[str, Any]) -> dict[str, Any]:
         "training images": format_count(dataset.get("num_train_images")),
         "validation images": format_count(dataset.get("num_eval_images")),
         "training images by label": describe_counts(counts) if counts else "",
+        "learned, too, from the answers of": link(run["teacher_model"]) if run.get("teacher_model") else "",
         "unreadable images left out": format_count(dataset.get("num_skipped_images")),
         "hardware": plain(run.get("hardware") or ""),
         "processes": str(run["num_processes"]) if (run.get("num_processes") or 1) > 1 else "",

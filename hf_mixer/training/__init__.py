@@ -4,6 +4,7 @@
 from .arguments import MixerTrainingArguments
 from .augmentation import BatchAugmentation
 from .checkpointing import FiniteLossCallback, SafeCheckpointTrainer, TrainingError
+from .distillation import Distillation
 from .ema import EmaCallback
 from .losses import ClassificationLoss, MultiLabelLoss, RegressionLoss
 from .optimization import parameter_groups
@@ -13,6 +14,7 @@ from .trainer import MixerTrainer
 __all__ = [
     "BatchAugmentation",
     "ClassificationLoss",
+    "Distillation",
     "EmaCallback",
     "FiniteLossCallback",
     "MixerTrainer",

@@ -58,6 +58,7 @@ RANGES: list[tuple[str, Callable[[float], bool], tuple[str, ...]]] = [
             "cutmix_alpha",
         ),
     ),
+    ("in [0, 1]", lambda value: 0 <= value <= 1, ("distillation_alpha",)),
     ("a positive number", lambda value: 0 < value < math.inf, ("logging_steps", "eval_steps", "save_steps")),
     ("in [0, 1)", lambda value: 0 <= value < 1, ("label_smoothing_factor", "adam_beta1", "adam_beta2")),
     ("in (0, 1)", lambda value: 0 < value < 1, ("ema_decay",)),
@@ -129,6 +130,9 @@ class MixerTrainingArguments(TrainingArguments):
 
     binary_cross_entropy: bool = field(
         default=False, metadata={"help": "Sigmoid and binary cross-entropy in place of softmax and cross-entropy."}
+    )
+    distillation_alpha: float = field(
+        default=0.5, metadata={"help": "With a teacher_model, the weight of its answers in the loss, from 0 to 1."}
     )
     ema_decay: float | None = field(
         default=None, metadata={"help": "Evaluate and save an exponential moving average of the weights, e.g. 0.999."}

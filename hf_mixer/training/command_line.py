@@ -158,6 +158,13 @@ class ModelArguments:
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run the code that image_processor_name brings along. A Mixer needs none."}
     )
+    teacher_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "A trained Mixer on the Hub, a folder or a file, whose answers the model learns beside the labels "
+            "(knowledge distillation): for the same labels and images of the same size."
+        },
+    )
     ignore_mismatched_sizes: bool = field(
         default=False, metadata={"help": "Start with a new head where the pretrained one has other labels."}
     )
@@ -182,7 +189,7 @@ ARGUMENT_GROUPS = {
         cutmix_*
         """.split(),
     "loss and labels": """
-        label_smoothing_factor binary_cross_entropy regression_loss label_threshold balanced_sampling
+        label_smoothing_factor distillation_alpha binary_cross_entropy regression_loss label_threshold balanced_sampling
         """.split(),
     "evaluation and saving": """
         do_* eval_* per_device_eval_batch_size save_* load_best_model_at_end greater_is_better

@@ -43,6 +43,9 @@ from .objective import SPECIFIC_ARGUMENTS
 
 logger = logging.getLogger(__name__)
 
+# What an image processor does to pixels, apart from resizing
+PIXEL_SETTINGS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+
 
 @dataclass
 class PreparedRun:
@@ -60,6 +63,8 @@ class PreparedRun:
     # Arguments of the recipe that were changed, because the labels do not allow them
     changed: list[str] = field(default_factory=list)
     num_skipped_images: int = 0
+    # The model that the model learns from, too
+    teacher: Any = None
     # Whether all images of `test` have a label
     has_test_labels: bool = False
 
@@ -93,6 +98,8 @@ def prepare_run(
             )
         dataset = use_labels_of_model(dataset, labels, model.config)
     run = PreparedRun(dataset, labels, problem_type, model, image_processor, conversion, source, changed, num_skipped)
+    if training_args.do_train and model_args.teacher_model is not None:
+        run.teacher = load_teacher(model_args, model, image_processor)
     if training_args.do_predict:
         if "test" not in dataset:
             raise ValueError(
@@ -260,6 +267,35 @@ def build_model(model_args: ModelArguments, labels: list[str], problem_type: str
             model_args.image_processor_name, trust_remote_code=model_args.trust_remote_code, **hub
         )
     return model, image_processor
+
+
+def load_teacher(model_args: ModelArguments, model, image_processor):
+    """
+    Return the model to learn from.
+
+    Raises:
+        `ValueError`: it has other labels, or takes other pixels than the model that is trained.
+    """
+    teacher, its_processor = load_checkpoint(
+        model_args.teacher_model, cache_dir=model_args.cache_dir, token=model_args.token
+    )
+    found, needed = (
+        {
+            "labels": list(config.id2label.values()),
+            "problem_type": problem_type_of(config),
+            "num_channels": config.num_channels,
+            "image_size": to_pair(config.image_size),
+            **{name: getattr(processor, name) for name in PIXEL_SETTINGS},
+        }
+        for config, processor in ((teacher.config, its_processor), (model.config, image_processor))
+    )
+    for name, value in needed.items():
+        if found[name] != value:
+            raise ValueError(
+                f"--teacher_model {model_args.teacher_model} has {name} {found[name]}, and the model to train {value}: take "
+                "a teacher that was trained on the same labels, with images of the same size"
+            )
+    return teacher
 
 
 def load_trained_model(source: str, model_args: ModelArguments):

@@ -64,6 +64,7 @@ def write_training_run(
     command: str | None = None,
     recipe: str | None = None,
     base_model: str | None = None,
+    teacher_model: str | None = None,
 ) -> None:
     """
     Write `training_run.json` into the output folder: what was trained, on what, how, and how fast.
@@ -78,12 +79,15 @@ def write_training_run(
             they are known, `class_counts`, `num_skipped_images` and `image_conversion`.
         base_model (`str`, *optional*):
             The pretrained model that the run started from.
+        teacher_model (`str`, *optional*):
+            The model that the run learned from, beside the labels.
     """
     args: MixerTrainingArguments = trainer.args
     record = {
         "command": command,
         "recipe": recipe,
         "base_model": base_model,
+        "teacher_model": teacher_model,
         "dataset": dataset,
         "hyperparameters": hyperparameters(args),
         "hardware": describe_hardware(args.device, args.world_size),

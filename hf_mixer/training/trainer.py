@@ -32,6 +32,7 @@ from .checkpointing import (
     find_checkpoint_to_resume,
 )
 from .early_stopping import ResumableEarlyStopping
+from .distillation import Distillation
 from .ema import EmaCallback
 from .objective import build_loss, check_arguments, check_metric, measure
 from .optimization import parameter_groups
@@ -75,6 +76,9 @@ class MixerTrainer(SafeCheckpointTrainer):
             The labels of all training images, in the form that the data set gives them. `class_weights` and
             `balanced_sampling` need them, and regression takes the scale of its loss from them: without them, the labels
             are taken to have a mean of 0 and a standard deviation of 1.
+        teacher ([`~transformers.PreTrainedModel`], *optional*):
+            A trained model whose answers the model learns beside the labels: see
+            [`~hf_mixer.training.distillation.Distillation`].
         kwargs:
             More arguments for [`~transformers.Trainer`].
 
@@ -97,6 +101,7 @@ class MixerTrainer(SafeCheckpointTrainer):
         processing_class,
         write_card=None,
         train_labels: np.ndarray | None = None,
+        teacher=None,
         **kwargs,
     ):
         config = model.config
@@ -118,6 +123,11 @@ class MixerTrainer(SafeCheckpointTrainer):
             warnings.filterwarnings("ignore", "Label smoothing is not compatible with multi-label classification")
             super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
         self.check_setup()
+        self.distillation = None
+        if teacher is not None:
+            self.distillation = Distillation(teacher.to(args.device), args.distillation_alpha)
+            if args.torch_compile:
+                teacher.compile(backend=args.torch_compile_backend)
         normalizes, rescales = processing_class.do_normalize, processing_class.do_rescale
         self.normalization: dict[str, Any] = {
             "mean": processing_class.image_mean if normalizes else 0.0,
@@ -291,6 +301,9 @@ class MixerTrainer(SafeCheckpointTrainer):
                 inputs = self.augmentation(inputs)
             else:
                 inputs = {**inputs, "pixel_values": normalize_pixels(inputs["pixel_values"], **self.normalization)}
+        if self.distillation is not None and model.training:
+            with self.accelerator.autocast():
+                inputs = {**inputs, "labels": self.distillation.soften(inputs["pixel_values"], inputs["labels"])}
         if not model.training:
             # In evaluation, each batch counts for itself
             num_items_in_batch = None
