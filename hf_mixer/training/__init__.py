@@ -7,6 +7,7 @@ from .checkpointing import FiniteLossCallback, SafeCheckpointTrainer, TrainingEr
 from .distillation import Distillation
 from .ema import EmaCallback
 from .losses import ClassificationLoss, MultiLabelLoss, RegressionLoss
+from .muon import Muon
 from .optimization import parameter_groups
 from .trainer import MixerTrainer
 
@@ -20,6 +21,7 @@ __all__ = [
     "MixerTrainer",
     "MixerTrainingArguments",
     "MultiLabelLoss",
+    "Muon",
     "RegressionLoss",
     "SafeCheckpointTrainer",
     "TrainingError",

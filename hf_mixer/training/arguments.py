@@ -137,6 +137,9 @@ class MixerTrainingArguments(TrainingArguments):
     ema_decay: float | None = field(
         default=None, metadata={"help": "Evaluate and save an exponential moving average of the weights, e.g. 0.999."}
     )
+    muon: bool = field(
+        default=False, metadata={"help": "Muon for the matrices of the layers, and AdamW for all else."}
+    )
     layer_decay: float = field(
         default=1.0, metadata={"help": "Factor on the learning rate from one layer to the one below it, e.g. 0.75."}
     )
@@ -229,6 +232,14 @@ class MixerTrainingArguments(TrainingArguments):
         optimizers = [name.value for name in OptimizerNames]
         if self.optim not in optimizers:
             raise ValueError(f"--optim has to be one of {', '.join(optimizers)}, got {self.optim!r}")
+        if self.muon and self.optim not in ("adamw_torch", "adamw_torch_fused"):
+            raise ValueError(
+                f"--muon takes AdamW for all but matrices: leave out --optim {OptimizerNames(self.optim).value}"
+            )
+        if self.muon and self.fp16:
+            raise ValueError(
+                "--muon takes no float16, whose gradients are scaled: train with --bf16 true, or without --fp16"
+            )
         _ = self.fixed_label_threshold
         BatchAugmentation(1, 0.0, 1.0, num_labels=2, **self.augmentation_settings())
 

@@ -181,7 +181,7 @@ ARGUMENT_GROUPS = {
     "data": (*(entry.name for entry in fields(DataTrainingArguments)), "cache_images", "dataloader_*"),
     "model": tuple(entry.name for entry in fields(ModelArguments)),
     "optimization": """
-        max_steps gradient_accumulation_steps optim* adam_* lr_* warmup_* weight_decay layer_decay max_grad_norm
+        max_steps gradient_accumulation_steps optim* muon adam_* lr_* warmup_* weight_decay layer_decay max_grad_norm
         ema_decay seed data_seed
         """.split(),
     "augmentation": """

@@ -18,7 +18,11 @@ def layer_depth(name: str, num_layers: int) -> int:
 
 
 def parameter_groups(
-    model: PreTrainedModel, learning_rate: float, weight_decay: float = 0.0, layer_decay: float = 1.0
+    model: PreTrainedModel,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    layer_decay: float = 1.0,
+    muon: bool = False,
 ) -> list[dict[str, Any]]:
     """
     Sort the trainable parameters of a Mixer into groups for an optimizer: norms, biases and the mask token go without
@@ -34,9 +38,11 @@ def parameter_groups(
         layer_decay (`float`, *optional*, defaults to 1.0):
             Factor on the learning rate from one layer to the one below it, in (0, 1], as in
             [BEiT](https://huggingface.co/papers/2106.08254).
+        muon (`bool`, *optional*, defaults to `False`):
+            Whether the matrices of the layers get groups of their own, for [`~hf_mixer.training.muon.Muon`].
 
     Returns:
-        `list[dict]`: groups with `params`, `lr` and `weight_decay`, those with `learning_rate` itself first.
+        `list[dict]`: groups with `params`, `lr`, `weight_decay` and, with `muon`, that, those with `learning_rate` itself first.
 
     Raises:
         `ValueError`: `layer_decay` is not in (0, 1].
@@ -52,15 +58,19 @@ def parameter_groups(
     if not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay has to be in (0, 1], got {layer_decay}")
     top = model.config.num_hidden_layers + 1
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    groups: dict[tuple[int, bool, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         depth = layer_depth(name, model.config.num_hidden_layers) if layer_decay < 1 else top
         decays = parameter.ndim > 1 and not name.endswith("mask_token")
-        if (depth, decays) not in groups:
+        is_for_muon = muon and parameter.ndim == 2 and "layers" in name.split(".")
+        key = depth, decays, is_for_muon
+        if key not in groups:
             rate = learning_rate * layer_decay ** (top - depth)
-            groups[depth, decays] = {"params": [], "lr": rate, "weight_decay": weight_decay if decays else 0.0}
-        groups[depth, decays]["params"].append(parameter)
+            groups[key] = {"params": [], "lr": rate, "weight_decay": weight_decay if decays else 0.0}
+            if muon:
+                groups[key]["muon"] = is_for_muon
+        groups[key]["params"].append(parameter)
     # `Trainer` logs the learning rate of the first one
     return [groups[key] for key in sorted(groups, reverse=True)]

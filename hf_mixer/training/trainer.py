@@ -31,9 +31,10 @@ from .checkpointing import (
     describe_last_checkpoint,
     find_checkpoint_to_resume,
 )
-from .early_stopping import ResumableEarlyStopping
 from .distillation import Distillation
+from .early_stopping import ResumableEarlyStopping
 from .ema import EmaCallback
+from .muon import Muon
 from .objective import build_loss, check_arguments, check_metric, measure
 from .optimization import parameter_groups
 from .regression import LabelScale
@@ -170,6 +171,8 @@ class MixerTrainer(SafeCheckpointTrainer):
             raise ValueError(
                 "--ema_decay does not go with FSDP, which shards the weights: train with DDP, or without it"
             )
+        if self.is_fsdp_enabled and args.muon:
+            raise ValueError("--muon does not go with FSDP, which shards the matrices: train with DDP, or without it")
         if self.is_fsdp_enabled and self.label_scale is not None:
             raise ValueError("regression does not go with FSDP, which shards the classifier: train with DDP")
         if self.label_scale is not None:
@@ -287,9 +290,9 @@ class MixerTrainer(SafeCheckpointTrainer):
         if self.optimizer is None:
             model = self.model if model is None else model
             args = self.args
-            groups = parameter_groups(model, args.learning_rate, args.weight_decay, args.layer_decay)
+            groups = parameter_groups(model, args.learning_rate, args.weight_decay, args.layer_decay, args.muon)
             optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(args, model)
-            self.optimizer = optimizer_class(groups, **kwargs)
+            self.optimizer = (Muon if args.muon else optimizer_class)(groups, **kwargs)
             if self.label_scale is not None:
                 self.label_scale.standardize(model.classifier, self.optimizer)
         return self.optimizer

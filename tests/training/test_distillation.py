@@ -57,7 +57,13 @@ def test_a_resumed_run_goes_on_with_its_teacher(tmp_path):
     def make(**arguments):
         teacher = make_trainer(tmp_path).model
         return make_trainer(
-            tmp_path / "run", teacher=teacher, max_steps=6, save_strategy="steps", save_steps=3, **AUGMENTED, **arguments
+            tmp_path / "run",
+            teacher=teacher,
+            max_steps=6,
+            save_strategy="steps",
+            save_steps=3,
+            **AUGMENTED,
+            **arguments,
         )
 
     whole, resumed = make(), make()
@@ -84,6 +90,9 @@ def test_a_teacher_of_something_else_is_refused(tmp_path):
         with pytest.raises(ValueError, match=message):
             load(model)
     with pytest.raises(ValueError, match="has image_mean"):
-        load(make_model(num_labels=3), MixerImageProcessorPil(size={"height": 16, "width": 16}, image_mean=[0.1, 0.2, 0.3]))
+        load(
+            make_model(num_labels=3),
+            MixerImageProcessorPil(size={"height": 16, "width": 16}, image_mean=[0.1, 0.2, 0.3]),
+        )
     with pytest.raises(ValueError, match="regression"):
         Distillation(make_model("regression", num_labels=2), 0.5)
