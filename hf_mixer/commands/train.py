@@ -175,7 +175,7 @@ def announce_source(data_args, training_args) -> None:
     print(wrap(f"Training on {source}. {recipe}."), flush=True)
 
 
-def announce_run(prepared, trainer, description: dict, data_args) -> None:
+def announce_run(prepared, trainer, description: dict, data_args, teacher_model: str | None) -> None:
     """Print what was found, and what the run will do with it."""
     from ..data.images import count_special_images
     from ..training import summary
@@ -195,6 +195,8 @@ def announce_run(prepared, trainer, description: dict, data_args) -> None:
         conversion = description.get("image_conversion", {})
         entries += [("caution", line) for line in summary.describe_special_images(special, conversion)]
     entries.append(("model", summary.describe_model(trainer.model, prepared.base_model)))
+    if prepared.teacher is not None:
+        entries.append(("teacher", summary.describe_model(prepared.teacher, teacher_model)))
     entries.append(("device", summary.describe_device(training_args)))
     if training_args.do_train:
         entries.append(("steps", summary.describe_steps(training_args, description["num_train_images"])))
@@ -299,7 +301,7 @@ def run(parsed: tuple) -> None:
             if is_main and training_args.do_train:
                 keep_cards(trainer)
             if is_main:
-                announce_run(prepared, trainer, description, data_args)
+                announce_run(prepared, trainer, description, data_args, model_args.teacher_model)
         try:
             train_metrics = None
             if training_args.do_train:

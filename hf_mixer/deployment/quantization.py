@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from transformers.exporters import ExportQuantizer
 
 
-# The most that a quantized program may deviate, see `deviation`. The CIFAR-10 model of `model_cards` loses 0.0 points of accuracy
-# on 5,000 test images at 0.01, 0.1 to 0.3 at 0.03, 0.0 to 0.1 at 0.05, 0.1 at 0.06, 0.7 at 0.1, and 32 at 0.7.
+# The most that a quantized program may deviate, see `deviation`. A model of 0.6 M parameters and 79.8 % on CIFAR-10 loses 0.0 points
+# of accuracy on 5,000 test images at 0.01, 0.1 to 0.3 at 0.03, 0.0 to 0.1 at 0.05, 0.1 at 0.06, 0.7 at 0.1, and 32 at 0.7.
 MAX_DEVIATION = 0.08
 # The operators of ONNX that linear layers become. Patches are embedded in float: int8 changes neither the accuracy nor the
 # speed of that model.

@@ -100,6 +100,10 @@ def prepare_run(
     run = PreparedRun(dataset, labels, problem_type, model, image_processor, conversion, source, changed, num_skipped)
     if training_args.do_train and model_args.teacher_model is not None:
         run.teacher = load_teacher(model_args, model, image_processor)
+    elif "distillation_alpha" in data_args.given:
+        raise ValueError(
+            "--distillation_alpha is the weight of a teacher in the training: name it with --teacher_model"
+        )
     if training_args.do_predict:
         if "test" not in dataset:
             raise ValueError(

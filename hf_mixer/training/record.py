@@ -83,13 +83,14 @@ def write_training_run(
             The model that the run learned from, beside the labels.
     """
     args: MixerTrainingArguments = trainer.args
+    teaching = {"distillation_alpha": args.distillation_alpha} if teacher_model else {}
     record = {
         "command": command,
         "recipe": recipe,
         "base_model": base_model,
         "teacher_model": teacher_model,
         "dataset": dataset,
-        "hyperparameters": hyperparameters(args),
+        "hyperparameters": hyperparameters(args) | teaching,
         "hardware": describe_hardware(args.device, args.world_size),
         "num_processes": args.world_size,
         "versions": library_versions(),

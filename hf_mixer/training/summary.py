@@ -116,7 +116,8 @@ def describe_steps(args, num_train_images: int | None) -> str:
     """Return how many steps and epochs the run has, how many images a step takes, and how it learns."""
     per_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
     scheduler = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
-    learning = f"{args.optim.value}, learning rate {args.learning_rate:g} ({scheduler})"
+    optimizer = f"muon and {args.optim.value}" if args.muon else args.optim.value
+    learning = f"{optimizer}, learning rate {args.learning_rate:g} ({scheduler})"
     if num_train_images is None:
         return f"{args.max_steps:,} of {per_step} images; {learning}"
     rounded = math.floor if args.dataloader_drop_last else math.ceil

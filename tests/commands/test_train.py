@@ -95,11 +95,41 @@ def test_fine_tuning_takes_foreign_checkpoints_at_another_resolution(photos, tmp
             "--variant S/16 is for a model from scratch",
         ),
         (["--do_train", "false", "--do_eval", "true"], "there is no trained model in --output_dir"),
+        (["--distillation_alpha", "0.5"], "name it with --teacher_model"),
+        (["--teacher_model", "nowhere"], "nowhere"),
     ],
 )
 def test_bad_arguments_end_in_one_line(arguments, message, tmp_path):
     train_and_fail(message, "--output_dir", tmp_path / "out", *arguments)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_learns_from_a_teacher(trained, photos, tmp_path, capsys):
+    arguments = [
+        "--train_dir",
+        photos,
+        "--recipe",
+        "none",
+        *TINY,
+        "--hidden_size",
+        16,
+        "--muon",
+        "true",
+        "--max_steps",
+        2,
+    ]
+    train("--output_dir", tmp_path / "out", "--teacher_model", trained, *arguments)
+    output = capsys.readouterr().out
+    assert "teacher" in output
+    assert "muon and adamw" in output
+    record = json.loads((tmp_path / "out" / "training_run.json").read_text())
+    assert Path(record["teacher_model"]).name == trained.name
+    assert record["hyperparameters"]["distillation_alpha"] == 0.5
+    assert f"`{trained.name}`" in (tmp_path / "out" / "README.md").read_text()
+
+    train_and_fail(
+        "has image_size", "--output_dir", tmp_path / "no", "--teacher_model", trained, *arguments, "--image_size", 32
+    )
 
 
 def test_a_folder_with_a_model_is_not_written_over(trained):
