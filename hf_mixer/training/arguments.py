@@ -236,10 +236,6 @@ class MixerTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"--muon takes AdamW for all but matrices: leave out --optim {OptimizerNames(self.optim).value}"
             )
-        if self.muon and self.fp16:
-            raise ValueError(
-                "--muon takes no float16, whose gradients are scaled: train with --bf16 true, or without --fp16"
-            )
         _ = self.fixed_label_threshold
         BatchAugmentation(1, 0.0, 1.0, num_labels=2, **self.augmentation_settings())
 

@@ -4,7 +4,7 @@
 from collections import defaultdict
 
 import torch
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 
 
 # Of the quintic iteration in https://kellerjordan.github.io/posts/muon
@@ -29,7 +29,25 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
     return matrices
 
 
-class Muon(AdamW):
+def check_optimizer_state(optimizer: Optimizer, state_dict: dict) -> None:
+    """
+    Refuse the state of an optimizer with other groups of parameters, before it is loaded.
+
+    Raises:
+        `ValueError`: the two differ in `muon` or in the number of their groups.
+    """
+    saved, own = (
+        [group.get("muon", False) for group in groups]
+        for groups in (state_dict["param_groups"], optimizer.param_groups)
+    )
+    if saved != own:
+        raise ValueError(
+            "the optimizer in the checkpoint has other groups of parameters: go on with the --muon and the --layer_decay that "
+            "it was trained with"
+        )
+
+
+class Muon(Optimizer):
     """
     [Muon](https://kellerjordan.github.io/posts/muon/) for the parameter groups with `muon=True`, and
     [`~torch.optim.AdamW`] for the others.
@@ -40,14 +58,16 @@ class Muon(AdamW):
 
     Args:
         params:
-            Parameter groups. Those with `muon=True` hold matrices only.
-        lr (`float`, *optional*, defaults to 1e-3), weight_decay and more:
-            As for [`~torch.optim.AdamW`]; these two hold for both.
+            Parameters or parameter groups. Groups with `muon=True` hold matrices only.
+        lr (`float`, *optional*, defaults to 1e-3), weight_decay (`float`, *optional*, defaults to 0.01):
+            Learning rate and weight decay of both.
+        betas, eps, fused:
+            As for [`~torch.optim.AdamW`], which takes them.
         momentum (`float`, *optional*, defaults to 0.95):
-            Share of Muon's moving average of the gradients that is kept at each step.
+            Share of Muon's moving average of the gradients that is kept at each step, in [0, 1).
 
     Raises:
-        `ValueError`: a group with `muon=True` holds something else than matrices.
+        `ValueError`: a group with `muon=True` holds something else than matrices, or `momentum` is out of range.
 
     Example:
 
@@ -55,53 +75,60 @@ class Muon(AdamW):
     >>> optimizer = Muon(parameter_groups(model, learning_rate=3e-3, weight_decay=0.05, muon=True))
     ```"""
 
-    def __init__(self, params, lr: float = 1e-3, momentum: float = 0.95, **kwargs):
-        super().__init__(params, lr, **kwargs)
-        for group in self.param_groups:
-            group.setdefault("muon", False)
-            group.setdefault("momentum", momentum)
-            for parameter in group["params"] if group["muon"] else ():
-                if parameter.ndim != 2:
-                    raise ValueError(f"Muon takes matrices, got a parameter of shape {tuple(parameter.shape)}")
+    def __init__(
+        self,
+        params,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        momentum: float = 0.95,
+        fused: bool | None = None,
+    ):
+        # It works on the groups and the state of this optimizer
+        self.adamw = AdamW([torch.zeros(0)], lr, betas, eps, weight_decay, fused=fused)
+        super().__init__(params, {**self.adamw.defaults, "muon": False, "momentum": momentum})
+
+    def add_param_group(self, param_group: dict) -> None:
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        if not 0 <= group["momentum"] < 1:
+            raise ValueError(f"momentum has to be in [0, 1), got {group['momentum']}")
+        for parameter in group["params"] if group["muon"] else ():
+            if parameter.ndim != 2:
+                raise ValueError(f"Muon takes matrices, got a parameter of shape {tuple(parameter.shape)}")
 
     @torch.no_grad()
     def step(self, closure=None):
-        groups = self.param_groups
-        self.param_groups = [group for group in groups if not group["muon"]]
-        try:
-            loss = super().step(closure)
-        finally:
-            self.param_groups = groups
-        for group in groups:
-            matrices = [matrix for matrix in group["params"] if matrix.grad is not None]
-            if group["muon"] and matrices:
-                self.step_matrices(matrices, group)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.adamw.state = self.state
+        self.adamw.param_groups = [group for group in self.param_groups if not group["muon"]]
+        self.adamw.step()
+        for group in self.param_groups:
+            if group["muon"]:
+                self.step_matrices(group)
         return loss
 
-    def step_matrices(self, matrices: list[torch.Tensor], group: dict) -> None:
-        """Move matrices by Muon's step, with the settings of their group."""
-        for matrix in matrices:
-            if not self.state[matrix]:
-                # AdamW looks for the number of steps when it loads a state
-                self.state[matrix] = {"step": torch.zeros(()), "momentum_buffer": torch.zeros_like(matrix)}
-        states, lr = [self.state[matrix] for matrix in matrices], group["lr"]
-        averages = [state["momentum_buffer"] for state in states]
-        # What the optimizers of torch 2.11 to 2.13 use themselves to start one kernel for many tensors: it has no public name
-        torch._foreach_add_([state["step"] for state in states], 1)
-        gradients = [matrix.grad for matrix in matrices]
-        torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
-        # Nesterov's look ahead
-        updates = list(torch._foreach_lerp(gradients, averages, group["momentum"]))
-        by_shape = defaultdict(list)
-        for index, update in enumerate(updates):
-            by_shape[tuple(sorted(update.shape))].append(index)
-        for shape, indices in by_shape.items():
-            stack = torch.stack(
-                [updates[index] if updates[index].shape == shape else updates[index].mT for index in indices]
-            )
-            stack = orthogonalize(stack).float() * (UPDATE_RMS * max(shape) ** 0.5)
-            for index, update in zip(indices, stack.unbind()):
-                updates[index] = update if updates[index].shape == shape else update.mT
-        torch._foreach_mul_(matrices, 1 - lr * group["weight_decay"])
-        torch._foreach_mul_(updates, lr)
-        torch._foreach_sub_(matrices, updates)
+    def step_matrices(self, group: dict) -> None:
+        """Move the matrices of a group by Muon's step."""
+        # By shape, the wide side last
+        updates: dict[tuple[int, ...], list[tuple[torch.Tensor, torch.Tensor]]] = defaultdict(list)
+        for matrix in group["params"]:
+            if matrix.grad is None:
+                continue
+            state, momentum = self.state[matrix], group["momentum"]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(matrix)
+            average = state["momentum_buffer"].lerp_(matrix.grad, 1 - momentum)
+            # Nesterov's look ahead
+            update = matrix.grad.lerp(average, momentum)
+            is_tall = matrix.shape[0] > matrix.shape[1]
+            updates[tuple(sorted(matrix.shape))].append((matrix.mT, update.mT) if is_tall else (matrix, update))
+        for shape, pairs in updates.items():
+            stack = orthogonalize(torch.stack([update for _, update in pairs]))
+            stack = stack.float() * (group["lr"] * UPDATE_RMS * max(shape) ** 0.5)
+            for (matrix, _), update in zip(pairs, stack):
+                matrix.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update)

@@ -38,6 +38,7 @@ from ..utils import name_source
 from .arguments import MixerTrainingArguments
 from .balance import count_classes
 from .command_line import REGULARIZATION_FIELDS, DataTrainingArguments, ModelArguments
+from .distillation import check_teacher
 from .objective import SPECIFIC_ARGUMENTS
 
 
@@ -98,11 +99,18 @@ def prepare_run(
             )
         dataset = use_labels_of_model(dataset, labels, model.config)
     run = PreparedRun(dataset, labels, problem_type, model, image_processor, conversion, source, changed, num_skipped)
-    if training_args.do_train and model_args.teacher_model is not None:
+    if model_args.teacher_model is not None:
+        if not training_args.do_train:
+            raise ValueError("--teacher_model is for training: leave it out to evaluate")
         run.teacher = load_teacher(model_args, model, image_processor)
     elif "distillation_alpha" in data_args.given:
         raise ValueError(
             "--distillation_alpha is the weight of a teacher in the training: name it with --teacher_model"
+        )
+    elif training_args.do_train and training_args.distillation_alpha != MixerTrainingArguments.distillation_alpha:
+        logger.warning(
+            "The recipe is for a model that learns from another one, and --teacher_model names none: this one learns from the "
+            "labels alone"
         )
     if training_args.do_predict:
         if "test" not in dataset:
@@ -278,26 +286,18 @@ def load_teacher(model_args: ModelArguments, model, image_processor):
     Return the model to learn from.
 
     Raises:
-        `ValueError`: it has other labels, or takes other pixels than the model that is trained.
+        `ValueError`: it answers for other labels or images, or sees other pixels than the model that is trained.
     """
     teacher, its_processor = load_checkpoint(
         model_args.teacher_model, cache_dir=model_args.cache_dir, token=model_args.token
     )
-    found, needed = (
-        {
-            "labels": list(config.id2label.values()),
-            "problem_type": problem_type_of(config),
-            "num_channels": config.num_channels,
-            "image_size": to_pair(config.image_size),
-            **{name: getattr(processor, name) for name in PIXEL_SETTINGS},
-        }
-        for config, processor in ((teacher.config, its_processor), (model.config, image_processor))
-    )
-    for name, value in needed.items():
-        if found[name] != value:
+    check_teacher(teacher.config, model.config)
+    for name in PIXEL_SETTINGS:
+        found, needed = getattr(its_processor, name), getattr(image_processor, name)
+        if found != needed:
             raise ValueError(
-                f"--teacher_model {model_args.teacher_model} has {name} {found[name]}, and the model to train {value}: take "
-                "a teacher that was trained on the same labels, with images of the same size"
+                f"the image processor of --teacher_model {model_args.teacher_model} has {name}={found}, and that of the model "
+                f"{needed}: both have to see the same pixels, give the model this one with --image_processor_name"
             )
     return teacher
 

@@ -83,14 +83,18 @@ def write_training_run(
             The model that the run learned from, beside the labels.
     """
     args: MixerTrainingArguments = trainer.args
-    teaching = {"distillation_alpha": args.distillation_alpha} if teacher_model else {}
+    settings = hyperparameters(args)
+    if teacher_model is None:
+        settings.pop("distillation_alpha", None)
+    else:
+        settings["distillation_alpha"] = args.distillation_alpha
     record = {
         "command": command,
         "recipe": recipe,
         "base_model": base_model,
         "teacher_model": teacher_model,
         "dataset": dataset,
-        "hyperparameters": hyperparameters(args) | teaching,
+        "hyperparameters": settings,
         "hardware": describe_hardware(args.device, args.world_size),
         "num_processes": args.world_size,
         "versions": library_versions(),

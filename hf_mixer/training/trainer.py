@@ -34,7 +34,7 @@ from .checkpointing import (
 from .distillation import Distillation
 from .early_stopping import ResumableEarlyStopping
 from .ema import EmaCallback
-from .muon import Muon
+from .muon import Muon, check_optimizer_state
 from .objective import build_loss, check_arguments, check_metric, measure
 from .optimization import parameter_groups
 from .regression import LabelScale
@@ -126,8 +126,9 @@ class MixerTrainer(SafeCheckpointTrainer):
         self.check_setup()
         self.distillation = None
         if teacher is not None:
-            self.distillation = Distillation(teacher.to(args.device), args.distillation_alpha)
+            self.distillation = Distillation(teacher.to(args.device), model, args.distillation_alpha)
             if args.torch_compile:
+                # Whatever the mode: CUDA graphs of two models would write over each other's outputs
                 teacher.compile(backend=args.torch_compile_backend)
         normalizes, rescales = processing_class.do_normalize, processing_class.do_rescale
         self.normalization: dict[str, Any] = {
@@ -171,8 +172,10 @@ class MixerTrainer(SafeCheckpointTrainer):
             raise ValueError(
                 "--ema_decay does not go with FSDP, which shards the weights: train with DDP, or without it"
             )
-        if self.is_fsdp_enabled and args.muon:
-            raise ValueError("--muon does not go with FSDP, which shards the matrices: train with DDP, or without it")
+        if args.muon and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError(
+                "--muon does not go with FSDP and DeepSpeed, which divide the matrices: train with DDP, or without it"
+            )
         if self.is_fsdp_enabled and self.label_scale is not None:
             raise ValueError("regression does not go with FSDP, which shards the classifier: train with DDP")
         if self.label_scale is not None:
@@ -293,6 +296,7 @@ class MixerTrainer(SafeCheckpointTrainer):
             groups = parameter_groups(model, args.learning_rate, args.weight_decay, args.layer_decay, args.muon)
             optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(args, model)
             self.optimizer = (Muon if args.muon else optimizer_class)(groups, **kwargs)
+            self.optimizer.register_load_state_dict_pre_hook(check_optimizer_state)
             if self.label_scale is not None:
                 self.label_scale.standardize(model.classifier, self.optimizer)
         return self.optimizer

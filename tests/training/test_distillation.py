@@ -25,7 +25,7 @@ def test_the_targets_lie_between_labels_and_answers(problem_type):
     answers = 1 / (1 + (-logits).exp()) if is_multi else logits.exp() / logits.exp().sum(-1, keepdim=True)
     hard = torch.eye(3)[[0, 2, 1, 0]]
     labels = hard if is_multi else torch.tensor([0, 2, 1, 0])
-    targets = Distillation(teacher.train(), 0.25).soften(pixels, labels)
+    targets = Distillation(teacher.train(), teacher, 0.25).soften(pixels, labels)
     torch.testing.assert_close(targets, 0.75 * hard + 0.25 * answers)
 
 
@@ -51,6 +51,17 @@ def test_a_teacher_without_weight_changes_nothing(tmp_path):
     teacher = make_trainer(tmp_path).model
     assert train(teacher=teacher, distillation_alpha=0.0) == train()
     assert train(teacher=teacher, distillation_alpha=0.5) != train()
+
+
+def test_accumulated_batches_are_one(tmp_path):
+    def train(**arguments):
+        teacher = make_trainer(tmp_path).model
+        trainer = make_trainer(tmp_path, teacher=teacher, max_steps=5, **arguments)
+        trainer.train()
+        return losses_of(trainer.state.log_history)
+
+    parts = train(per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    assert parts == pytest.approx(train(per_device_train_batch_size=8), abs=1e-4)
 
 
 def test_a_resumed_run_goes_on_with_its_teacher(tmp_path):
@@ -83,16 +94,20 @@ def test_a_teacher_of_something_else_is_refused(tmp_path):
     student_processor = processor
     assert load(make_model(num_labels=3, hidden_size=24)).config.hidden_size == 24
     for model, message in (
-        (make_model(num_labels=4), "has labels"),
-        (make_model(num_labels=3, image_size=32), "has image_size"),
-        (make_model("multi_label_classification", num_labels=3), "has problem_type"),
+        (make_model(num_labels=4), "num_labels is 4, and the model's 3"),
+        (make_model(num_labels=3, image_size=32), "image_size is"),
+        (make_model("multi_label_classification", num_labels=3), "problem_type is"),
+        (
+            make_model(id2label={0: "LABEL_1", 1: "LABEL_0", 2: "LABEL_2"}),
+            "label 0 is 'LABEL_1', and the model's 'LABEL_0'",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             load(model)
-    with pytest.raises(ValueError, match="has image_mean"):
+    with pytest.raises(ValueError, match="image_mean="):
         load(
             make_model(num_labels=3),
             MixerImageProcessorPil(size={"height": 16, "width": 16}, image_mean=[0.1, 0.2, 0.3]),
         )
     with pytest.raises(ValueError, match="regression"):
-        Distillation(make_model("regression", num_labels=2), 0.5)
+        make_trainer(tmp_path, problem_type="regression", teacher=make_model("regression", num_labels=2))

@@ -34,8 +34,8 @@ def test_it_is_the_muon_of_torch_and_adamw():
     train([muon, AdamW(theirs[-1:], betas=(0.8, 0.9), **settings)], theirs)
     torch.testing.assert_close(ours[-1], theirs[-1])
     for matrix, expected, shape in zip(ours, theirs, SHAPES):
-        # Both compute in bfloat16, in another order. All steps together move the weights by about 0.02
-        assert (matrix - expected).norm() < 2e-3 * len(matrix.flatten()) ** 0.5, shape
+        # All steps together move the weights by about 0.01
+        assert (matrix - expected).square().mean().sqrt() < 1e-4, shape
 
 
 def test_only_matrices_of_layers_are_for_muon(tmp_path):
@@ -47,9 +47,11 @@ def test_only_matrices_of_layers_are_for_muon(tmp_path):
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
 
-def test_it_trains_and_resumes(tmp_path):
-    def make():
-        return make_trainer(tmp_path / "run", muon=True, max_steps=8, save_strategy="steps", save_steps=4)
+@pytest.mark.parametrize("layer_decay", [1.0, 0.75])
+def test_it_trains_and_resumes(layer_decay, tmp_path):
+    def make(muon=True):
+        settings = {"max_steps": 8, "save_strategy": "steps", "save_steps": 4, "layer_decay": layer_decay}
+        return make_trainer(tmp_path / "run", muon=muon, **settings)
 
     whole, resumed = make(), make()
     first = whole.train().metrics["train_loss"]
@@ -57,6 +59,34 @@ def test_it_trains_and_resumes(tmp_path):
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
     assert same_weights(whole.model.state_dict(), resumed.model.state_dict())
     assert first < make_trainer(tmp_path, learning_rate=0.0, max_steps=8).train().metrics["train_loss"]
+    with pytest.raises(ValueError, match="go on with the --muon"):
+        make(muon=False).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
+
+
+def test_hooks_run_once_a_step():
+    AdamW([torch.zeros(1, requires_grad=True)])  # From here on, torch runs the hooks of all AdamW
+    matrix, bias = (torch.nn.Parameter(torch.ones(shape)) for shape in ((2, 3), (3,)))
+    optimizer, steps = Muon([{"params": [matrix], "muon": True}, {"params": [bias]}]), []
+    optimizer.register_step_pre_hook(lambda *_: steps.append("before"))
+    optimizer.register_step_post_hook(lambda *_: steps.append("after"))
+
+    def closure():
+        optimizer.zero_grad()
+        (matrix.sum() + bias.sum()).backward()
+
+    for _ in range(2):
+        optimizer.step(closure)
+    assert steps == ["before", "after"] * 2
+    assert torch.equal(matrix.grad, torch.ones(2, 3))
+
+
+def test_regression_learns_as_well(tmp_path):
+    def error(**arguments):
+        trainer = make_trainer(tmp_path, problem_type="regression", muon=True, num_train_epochs=20, **arguments)
+        trainer.train()
+        return trainer.evaluate()["eval_mae"]
+
+    assert error() < 0.7 * error(learning_rate=0.0)
 
 
 def test_what_it_cannot_take_is_refused(tmp_path):
@@ -64,5 +94,5 @@ def test_what_it_cannot_take_is_refused(tmp_path):
         Muon([{"params": [torch.nn.Parameter(torch.zeros(3))], "muon": True}])
     with pytest.raises(ValueError, match="leave out --optim sgd"):
         MixerTrainingArguments(str(tmp_path), muon=True, optim="sgd")
-    with pytest.raises(ValueError, match="takes no float16"):
-        MixerTrainingArguments(str(tmp_path), muon=True, fp16=True)
+    with pytest.raises(ValueError, match=r"momentum has to be in \[0, 1\), got 5"):
+        Muon([torch.nn.Parameter(torch.zeros(3))], momentum=5)
