@@ -14,6 +14,8 @@ import argparse
 import shutil
 from pathlib import Path
 
+from PIL import Image
+
 from hf_mixer import load_checkpoint
 from hf_mixer.commands import evaluate
 from hf_mixer.publishing import create_card, save_card
@@ -46,6 +48,9 @@ def main():
     if evaluation_arguments:
         evaluate.run(evaluation)
     with one_line_errors():
+        for path in folder.glob("*.png"):
+            # As small as they get without a loss: nothing in them is transparent
+            Image.open(path).convert("RGB").save(path, optimize=True)
         card = save_card(create_card(folder), folder)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     print(f"{folder}: {size / 1e6:.2f} MB of weights, card in {card.name}")

@@ -30,7 +30,8 @@ def test_folder_is_complete_without_code_and_answers_in_float32(folder, monkeypa
     names = {path.name for path in folder.iterdir()}
     assert {"README.md", "model.safetensors", "preprocessor_config.json", "evaluation.json"} <= names
     assert not list(folder.glob("*.py"))
-    assert (folder / "model.safetensors").stat().st_size <= 2.5e6
+    # A clone brings them along
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 3e6
     with safe_open(folder / "model.safetensors", "pt") as file:
         assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"F32"}
     # The examples in the card name the folder from the root of the repository
