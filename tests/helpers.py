@@ -194,7 +194,7 @@ def make_trainer(
         data_collator=collate_images,
         train_labels=np.array(images["label"]) if train_dataset is None else None,
         callbacks=callbacks,
-        teacher=teacher,
+        teacher=MixerForImageClassification(config) if teacher == "untrained" else teacher,
         **({"compute_metrics": lambda prediction: {"count": len(prediction.label_ids)}} if has_classes else {}),
     )
 

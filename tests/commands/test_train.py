@@ -128,7 +128,14 @@ def test_a_model_learns_from_a_teacher(trained, photos, tmp_path, capsys):
     assert f"`{trained.name}`" in (tmp_path / "out" / "README.md").read_text()
 
     train_and_fail(
-        "teacher.s image_size", "--output_dir", tmp_path / "no", "--teacher_model", trained, *arguments, "--image_size", 32
+        "teacher.s image_size",
+        "--output_dir",
+        tmp_path / "no",
+        "--teacher_model",
+        trained,
+        *arguments,
+        "--image_size",
+        32,
     )
 
 

@@ -21,10 +21,12 @@ OTHER_LABELS = {
         "gradient_accumulation_steps": 2,
         "dataloader_drop_last": True,
         "label_threshold": "best_f1",
+        "teacher": "untrained",
         "num_train_epochs": 2,
     },
     "regression": {
         "problem_type": "regression",
+        "muon": True,
         "weight_decay": 0.1,
         "dataloader_drop_last": True,
         "num_train_epochs": 2,
