@@ -102,7 +102,7 @@ def prepare_run(
     if model_args.teacher_model is not None:
         if not training_args.do_train:
             raise ValueError("--teacher_model is for training: leave it out to evaluate")
-        run.teacher = load_teacher(model_args, model, image_processor)
+        run.teacher = load_teacher(model_args.teacher_model, model_args, model, image_processor)
     elif "distillation_alpha" in data_args.given:
         raise ValueError(
             "--distillation_alpha is the weight of a teacher in the training: name it with --teacher_model"
@@ -281,22 +281,20 @@ def build_model(model_args: ModelArguments, labels: list[str], problem_type: str
     return model, image_processor
 
 
-def load_teacher(model_args: ModelArguments, model, image_processor):
+def load_teacher(source: str, model_args: ModelArguments, model, image_processor):
     """
     Return the model to learn from.
 
     Raises:
         `ValueError`: it answers for other labels or images, or sees other pixels than the model that is trained.
     """
-    teacher, its_processor = load_checkpoint(
-        model_args.teacher_model, cache_dir=model_args.cache_dir, token=model_args.token
-    )
+    teacher, its_processor = load_checkpoint(source, cache_dir=model_args.cache_dir, token=model_args.token)
     check_teacher(teacher.config, model.config)
     for name in PIXEL_SETTINGS:
         found, needed = getattr(its_processor, name), getattr(image_processor, name)
         if found != needed:
             raise ValueError(
-                f"the image processor of --teacher_model {model_args.teacher_model} has {name}={found}, and that of the model "
+                f"the image processor of --teacher_model {source} has {name}={found}, and that of the model "
                 f"{needed}: both have to see the same pixels, give the model this one with --image_processor_name"
             )
     return teacher

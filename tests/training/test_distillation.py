@@ -89,7 +89,7 @@ def test_a_teacher_of_something_else_is_refused(tmp_path):
     def load(model, processor=processor):
         model.save_pretrained(tmp_path)
         processor.save_pretrained(tmp_path)
-        return load_teacher(ModelArguments(teacher_model=str(tmp_path)), student, student_processor)
+        return load_teacher(str(tmp_path), ModelArguments(), student, student_processor)
 
     student_processor = processor
     assert load(make_model(num_labels=3, hidden_size=24)).config.hidden_size == 24
