@@ -37,7 +37,8 @@ def test_plot_weights_draws_any_source(source, tmp_path, run_script):
 def test_a_model_folder_holds_weights_settings_card_and_pictures_but_no_code(tmp_path, run_script):
     source = save_classifier(tmp_path / "trained", ["cat", "dog"])
     load_checkpoint(source, dtype="bfloat16")[0].save_pretrained(source)
-    (source / "training_curves.png").write_bytes(b"picture")
+    curves = Image.effect_noise((40, 30), 50).convert("RGBA")
+    curves.save(source / "training_curves.png")
     photos = make_folder(tmp_path / "photos")
     run_script("make_model_folder.py", source, tmp_path / "model", "--eval_dir", photos)
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [
@@ -52,6 +53,9 @@ def test_a_model_folder_holds_weights_settings_card_and_pictures_but_no_code(tmp
         "preprocessor_config.json",
         "training_curves.png",
     ]
+    picture = tmp_path / "model" / "training_curves.png"
+    assert picture.stat().st_size < (source / picture.name).stat().st_size
+    assert Image.open(picture).tobytes() == curves.convert("RGB").tobytes()
     narrow, exact = (load_checkpoint(folder)[0] for folder in (source, tmp_path / "model"))
     assert (narrow.dtype, exact.dtype) == (torch.bfloat16, torch.float32)
     for before, after in zip(narrow.parameters(), exact.parameters(), strict=True):
