@@ -3,7 +3,7 @@ import yaml
 
 from hf_mixer.commands.train import RECIPES
 from hf_mixer.training.command_line import parse_training_arguments, read_recipe
-from hf_mixer.training.preparation import build_model
+from hf_mixer.training.models import build_model
 
 
 NUM_PARAMETERS = {"cifar10-nano": 677_322, "cifar10-small": 4_360_970, "digits": 143_314}

@@ -8,7 +8,7 @@ import torch
 from hf_mixer import MixerConfig, MixerForImageClassification, MixerImageProcessorPil
 from hf_mixer.training import Distillation
 from hf_mixer.training.command_line import ModelArguments
-from hf_mixer.training.preparation import load_teacher
+from hf_mixer.training.models import load_teacher
 from tests.helpers import AUGMENTED, losses_of, make_trainer, same_weights
 
 

@@ -1,13 +1,10 @@
 from types import SimpleNamespace
 
 import pytest
-import torch
 
-from hf_mixer.checkpoints import load_checkpoint
 from hf_mixer.training import MixerTrainingArguments
-from hf_mixer.training.command_line import DataTrainingArguments, ModelArguments
-from hf_mixer.training.preparation import build_model, fit_to_labels, set_stream_length
-from tests.helpers import save_classifier
+from hf_mixer.training.command_line import DataTrainingArguments
+from hf_mixer.training.preparation import fit_to_labels, set_stream_length
 
 
 @pytest.mark.parametrize(
@@ -60,10 +57,3 @@ def test_a_recipe_gives_way_where_it_does_not_fit_the_labels(problem_type, expec
     data_args = DataTrainingArguments()
     data_args.given = frozenset({"metric_for_best_model", "label_smoothing_factor", "cutmix_alpha"})
     assert settings(data_args) == ("accuracy", 0.1, 1.0)
-
-
-def test_narrow_weights_are_trained_in_float32(tmp_path):
-    folder = save_classifier(tmp_path / "narrow", ["cat", "dog"])
-    load_checkpoint(folder, dtype="bfloat16")[0].save_pretrained(folder)
-    model, _ = build_model(ModelArguments(model_name_or_path=str(folder)), ["cat", "dog"])
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
