@@ -77,8 +77,8 @@ def load_teacher(source: str, model_args: ModelArguments, model, image_processor
         found, needed = getattr(its_processor, name), getattr(image_processor, name)
         if found != needed:
             raise ValueError(
-                f"the image processor of --teacher_model {source} has {name}={found}, and that of the model "
-                f"{needed}: both have to see the same pixels, give the model this one with --image_processor_name"
+                f"the image processor of --teacher_model {source} has {name}={found}, and that of the model {needed}, but both "
+                f"have to see the same pixels: take the teacher's for the model, too, with --image_processor_name {source}"
             )
     return teacher
 
