@@ -252,8 +252,10 @@ def measure(arguments: argparse.Namespace, accelerator, model, transform, datase
 
 def evaluate(arguments: argparse.Namespace, accelerator) -> None:
     """Evaluate the model as it is, and write the results."""
-    from ..data.images import ImageConversion, ImageTransform
+    from ..data.images import ImageConversion, ImageTransform, find_image_format
+    from ..evaluation.examples import save_example
     from ..evaluation.pictures import save_pictures
+    from ..evaluation.prediction import Predictor
     from ..evaluation.results import (
         check_replaceable,
         find_home,
@@ -289,6 +291,9 @@ def evaluate(arguments: argparse.Namespace, accelerator) -> None:
     if not accelerator.is_main_process:
         return
     measured_on["num_images"] = len(dataset)
+    image_format = find_image_format(dataset)
+    if image_format is not None:
+        measured_on["image_format"] = image_format
     if conversion.options():
         measured_on["image_conversion"] = conversion.options()
     about = {
@@ -309,7 +314,13 @@ def evaluate(arguments: argparse.Namespace, accelerator) -> None:
     def read_image(row: int):
         return pixels[row]["pixel_values"].permute(1, 2, 0).clamp(0, 255).byte().numpy()
 
-    write_results(output_dir, results, lambda folder: save_pictures(folder, results, scores, read_image))
+    predictor = Predictor(model, image_processor, label_threshold=arguments.label_threshold)
+    write_results(
+        output_dir,
+        results,
+        lambda folder: save_pictures(folder, results, scores, read_image),
+        lambda folder: save_example(folder, results, scores, dataset, predictor, conversion),
+    )
     print_summary(results, output_dir)
 
 
@@ -358,7 +369,7 @@ def evaluate_sizes(arguments: argparse.Namespace, accelerator) -> None:
 
 
 def print_summary(results: dict, output_dir: Path) -> None:
-    from ..evaluation.metrics import METRICS
+    from ..evaluation.metrics import METRICS, confidence_interval
 
     dataset = results["dataset"]
     part = ", drawn at random" if "max_eval_samples" in dataset else ""
@@ -367,6 +378,9 @@ def print_summary(results: dict, output_dir: Path) -> None:
     for key, metric in METRICS[results["problem_type"]].items():
         if key in results:
             lines[metric.title] = f"{results[key]:9.2%}" if metric.is_share else f"{results[key]:9.4g}"
+            if metric.is_mean_over_images:
+                low, high = confidence_interval(results[key], dataset["num_images"])
+                lines[metric.title] += f"  (95 % interval: {low:.2%} to {high:.2%})"
     lines["loss"] = f"{results['loss']:9.4g}"
     if "agreement" in results:
         lines["like float32"] = f"{results['agreement']:9.2%}"
