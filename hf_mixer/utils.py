@@ -161,6 +161,13 @@ def list_requirements() -> list[str]:
     return [line for line in requirements if "extra ==" not in line and ">=" in line]
 
 
+def find_home_page() -> str | None:
+    """Return the address of the repository of this package, where its metadata name one."""
+    urls = importlib.metadata.metadata("hf_mixer").get_all("Project-URL") or []
+    labels = dict(url.split(", ", 1) for url in urls)
+    return labels.get("Repository")
+
+
 def format_bytes(size: float) -> str:
     """Return a number of bytes for people, such as `"1.2 MB"`."""
     for unit in ("B", "kB", "MB"):

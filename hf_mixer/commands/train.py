@@ -92,25 +92,33 @@ def run_errors(training_args) -> Iterator[None]:
 
 
 def keep_cards(trainer) -> None:
-    """
-    Have the README.md that a person wrote on the Hub in the output folder, before the first of what goes up there. Refuse a
-    folder without a name for the model card.
-    """
-    from ..publishing.saving import choose_card_name
+    """Have the card with what its owner wrote last, here or on the Hub, in the output folder before the first push."""
+    from huggingface_hub import HfApi
+
+    from ..publishing.saving import CARD_NAME, choose_readme, read_cards, write_cards
     from ..publishing.upload import fetch_cards
 
-    folder = Path(trainer.args.output_dir)
-    if trainer.args.push_to_hub:
-        fetch_cards(trainer.hub_model_id, folder, trainer.args.hub_revision, trainer.args.hub_token)
-    choose_card_name(folder)
+    args, folder = trainer.args, Path(trainer.args.output_dir)
+    if args.push_to_hub:
+        local, remote = (
+            read_cards(folder),
+            fetch_cards(HfApi(token=args.hub_token), trainer.hub_model_id, args.hub_revision),
+        )
+        readme = choose_readme(local, remote)
+        write_cards({**remote, CARD_NAME: readme} if readme else {}, folder)
 
 
 def write_card(output_dir, repo_id: str | None = None) -> None:
-    """Write the model card into a trained folder, beside a README.md that a person wrote."""
+    """Write the model card into a trained folder, or say why the one that is there stays as it is."""
     from ..publishing.card import create_card
+    from ..publishing.merging import CardConflict
     from ..publishing.saving import save_card
 
-    path = save_card(create_card(output_dir, repo_id=repo_id), output_dir)
+    try:
+        path = save_card(create_card(output_dir, repo_id=repo_id), output_dir)
+    except CardConflict as conflict:
+        print(f"README.md in {output_dir} stays as it is: {conflict}", flush=True)
+        return
     if path.name != "README.md":
         print(f"README.md was written by hand and stays as it is: the model card is {path}", flush=True)
 

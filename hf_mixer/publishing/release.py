@@ -5,16 +5,17 @@ import codecs
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..utils import read_json
-from .card import PICTURES, create_card, read_model
+from .card import PICTURES, create_card, read_folder
+from .examples import EXAMPLES
 from .exports import find_extra_files, write_extras
-from .saving import CARD_NAME, choose_card_name
+from .saving import CARD_NAME, OTHER_CARD_NAME, merge_cards, read_cards, write_cards
 
 
 # Each goes up where the folder has it
@@ -26,6 +27,7 @@ OPTIONAL_FILES = (
     "eval_results.json",
     "evaluation.json",
     *PICTURES,
+    *EXAMPLES,
     "LICENSE",
     "NOTICE",
 )
@@ -50,10 +52,15 @@ def prepare_release(
     revision: str | None = None,
     token: str | None = None,
     extras: Sequence[str] = (),
+    license: str | None = None,
+    base_model: str | None = None,
+    given: Collection[str] = (),
+    cards: Mapping[str, str] | None = None,
+    overwrite_card: bool = False,
 ) -> list[str]:
     """
-    Put into `directory` what goes to the Hub of a trained folder: links to its files, the code that they need, and a card,
-    beside the README.md of the folder where that is somebody's own.
+    Put into `directory` what goes to the Hub of a folder: links to its files, the code that they need, and a card, in which
+    everything that its owner has written stays.
 
     Exports go into folders of their own. One that the folder holds in the same place is compared with the model and goes up
     as it is. The others are made, in float32.
@@ -73,6 +80,15 @@ def prepare_release(
             What else goes up: exports, by their formats `"onnx"`, `"openvino"`, `"executorch"` and `"transformers.js"`, and
             `"handler"`, which is for Inference Endpoints.
 
+        license (`str`, *optional*), base_model (`str`, *optional*):
+            See `create_card`.
+        given (`Collection[str]`, *optional*):
+            Which of these replace what a card has.
+        cards (`Mapping[str, str]`, *optional*):
+            The cards that the Hub holds, by their names.
+        overwrite_card (`bool`, *optional*, defaults to `False`):
+            Whether what is generated, and the card in the folder, replaces edits that contradict it.
+
     Returns:
         `list[str]`: Names in the folder that stay behind; those of folders end in `/`.
 
@@ -82,9 +98,7 @@ def prepare_release(
         `ImportError`: something that an export needs is not installed.
     """
     sources = find_model_files(folder)
-    card_name = choose_card_name(folder)
-    names = OPTIONAL_FILES if card_name == CARD_NAME else (*OPTIONAL_FILES, CARD_NAME)
-    sources |= {name: folder / name for name in names if (folder / name).is_file()}
+    sources |= {name: folder / name for name in OPTIONAL_FILES if (folder / name).is_file()}
     sources |= find_extra_files(folder, extras)
     for name, source in sources.items():
         (directory / name).parent.mkdir(exist_ok=True, parents=True)
@@ -93,9 +107,11 @@ def prepare_release(
         except OSError:  # Windows allows links to some users only
             shutil.copyfile(source, directory / name)
     write_extras(folder, directory, extras)
-    create_card(folder, repo_id=repo_id, revision=revision, release=directory).save(directory / card_name)
+    card = create_card(folder, repo_id, revision, directory, license, base_model)
+    merged = merge_cards(str(card), read_cards(folder), cards or {}, given, overwrite_card)
+    write_cards(merged, directory)
     refuse_secrets(directory, token)
-    return list_left_out(folder, {*sources, card_name})
+    return list_left_out(folder, {*sources, CARD_NAME, OTHER_CARD_NAME})
 
 
 def list_left_out(folder: Path, taken: set[str]) -> list[str]:
@@ -118,7 +134,7 @@ def find_model_files(folder: Path) -> dict[str, Path]:
     Raises:
         `ValueError`: the folder lacks something, or holds another model.
     """
-    read_model(folder)
+    read_folder(folder)
     names = [CONFIG_NAME, IMAGE_PROCESSOR_NAME]
     if (folder / SAFE_WEIGHTS_NAME).is_file():
         names.append(SAFE_WEIGHTS_NAME)

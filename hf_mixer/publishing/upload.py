@@ -7,18 +7,24 @@ command again, which sends only what the Hub does not have.
 """
 
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from json import JSONDecodeError
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
-from huggingface_hub.errors import BadRequestError, HfHubHTTPError, HTTPError, RepositoryNotFoundError
+from huggingface_hub import CommitOperationAdd, HfApi, ModelInfo, constants, get_token
+from huggingface_hub.errors import (
+    BadRequestError,
+    HfHubHTTPError,
+    HTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-from .saving import CARD_NAME, OTHER_CARD_NAME, is_generated, read_card
+from ..utils import is_hub_id
+from .saving import CARD_NAME, OTHER_CARD_NAME, decode_card
 
 
 COMMIT_MESSAGE = "Upload MLP-Mixer with hf_mixer"
@@ -98,6 +104,7 @@ def publish(
     revision: str | None = None,
     create_pr: bool = False,
     tag: str | None = None,
+    cards: dict[str, str] | None = None,
 ) -> Publication:
     """
     Bring a repository to hold the files of a folder, in one commit with what differs, and compare the hashes of what the Hub
@@ -118,9 +125,11 @@ def publish(
             Open a pull request instead of committing to the branch.
         tag (`str`, *optional*):
             Tag the commit.
+        cards (`dict[str, str]`, *optional*):
+            What `fetch_cards` returned when the card in the folder was made. If the Hub has others by now, nothing is sent.
 
     Raises:
-        `ValueError`: the repository, the revision, the tag or a card that somebody wrote is in the way.
+        `ValueError`: the repository, the revision or the tag is in the way.
         `PermissionError`, `ConnectionError`, `OSError`, `RuntimeError`: see `clear_errors`.
     """
     branch = revision or constants.DEFAULT_REVISION
@@ -136,8 +145,8 @@ def publish(
             )
         head, tagged = prepare_branch(api, repo_id, branch, tag)
         changed, kept = compare(api, repo_id, folder, head)
-        if head is not None and not create_pr:
-            refuse_to_replace_cards(api, repo_id, folder, changed, head)
+        if cards is not None and head is not None and fetch_cards(api, repo_id, head) != cards:
+            raise RuntimeError(REFUSALS[412][1].format(repo_id=repo_id))
         finished: tuple[str, str] | None = None
         if head is not None and not changed:
             finished = head, f"{api.endpoint}/{repo_id}/commit/{head}"
@@ -232,45 +241,58 @@ def compare(api: HfApi, repo_id: str, folder: Path, revision: str | None) -> tup
     return changed, [name for name in report.missing_paths if name != ".gitattributes"]
 
 
-def find_own_card(api: HfApi, repo_id: str, name: str, revision: str | None) -> Path | None:
-    """Return where a card on the Hub is that hf-mixer did not write or that was edited; None where there is no such card."""
-    if not api.file_exists(repo_id, name, revision=revision):
-        return None
-    path = Path(api.hf_hub_download(repo_id, name, revision=revision))
-    return None if is_generated(read_card(path)) else path
-
-
-def refuse_to_replace_cards(api: HfApi, repo_id: str, folder: Path, changed: list[str], revision: str) -> None:
+def fetch_cards(api: HfApi, repo_id: str, revision: str | None = None) -> dict[str, str]:
     """
-    Raises:
-        `ValueError`: a generated card would replace one on the Hub that a person wrote or edited.
-    """
-    for name in (CARD_NAME, OTHER_CARD_NAME):
-        is_ours = name in changed and is_generated(read_card(folder / name))
-        if is_ours and find_own_card(api, repo_id, name, revision):
-            raise ValueError(
-                f"{repo_id} has a {name} that hf-mixer did not write or that was edited, and it is not replaced. Nothing was "
-                f"sent. To keep it, put it into the folder that you publish: `hf download {repo_id} {name} --local-dir "
-                f"FOLDER`. To replace it, delete it first, `hf repos delete-files {repo_id} {name}`, or propose the other "
-                "with --create-pr."
-            )
-
-
-def fetch_cards(repo_id: str, folder: Path, revision: str | None = None, token: str | None = None) -> None:
-    """
-    Put a card on the Hub that hf-mixer did not write or that was edited into a folder that will go up to that repository,
-    so that the Hub keeps it. One in the folder that is somebody's own stays.
+    Return the cards of a repository, by their names; none where it does not exist. A branch that does not exist is going to
+    start with those of `main`.
 
     Raises:
         `PermissionError`, `ConnectionError`, `OSError`, `RuntimeError`: see `clear_errors`.
     """
-    api = HfApi(token=token)
     with clear_errors(repo_id):
-        for name in (CARD_NAME, OTHER_CARD_NAME):
-            path = folder / name
-            own_card = find_own_card(api, repo_id, name, revision)
-            if own_card is not None and (not path.exists() or is_generated(read_card(path))):
-                shutil.copyfile(own_card, path)
+        try:
+            info = find_model(api, repo_id, revision)
+        except RepositoryNotFoundError:
+            return {}
+        names = {file.rfilename for file in info.siblings or []}.intersection((CARD_NAME, OTHER_CARD_NAME))
+        paths = {name: api.hf_hub_download(repo_id, name, revision=info.sha) for name in names}
+        return {name: decode_card(Path(path).read_bytes()) for name, path in paths.items()}
+
+
+def find_model(api: HfApi, repo_id: str, revision: str | None) -> ModelInfo:
+    try:
+        return api.model_info(repo_id, revision=revision)
+    except RevisionNotFoundError:
+        return api.model_info(repo_id)
+
+
+def find_license(api: HfApi, base_model: str | None) -> str | None:
+    """Return the licence in the card of a model on the Hub; nothing where there is no such model or it names none."""
+    if base_model is None or not is_hub_id(base_model):
+        return None
+    with clear_errors(base_model):
+        try:
+            metadata = api.model_info(base_model).card_data
+        except RepositoryNotFoundError:
+            return None
+    licence = metadata.license if metadata is not None else None
+    return licence if isinstance(licence, str) else None
+
+
+def add_to_collection(api: HfApi, repo_id: str, collection: str) -> str:
+    """
+    Add a model to a collection, if it is not in it, and return its address.
+
+    Args:
+        collection (`str`):
+            The address of a collection, its slug, or the title of one of the user's, which is created where there is none.
+    """
+    slug = collection.removeprefix(f"{api.endpoint}/collections/")
+    with clear_errors(repo_id):
+        if "/" not in slug:
+            slug = api.create_collection(collection, exists_ok=True).slug
+        api.add_collection_item(slug, item_id=repo_id, item_type="model", exists_ok=True)
+    return f"{api.endpoint}/collections/{slug}"
 
 
 def find_pull_request(api: HfApi, repo_id: str, folder: Path) -> tuple[str, str] | None:

@@ -8,27 +8,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from transformers.image_utils import PILImageResampling
 
 from ..configuration_mixer import MixerConfig, to_pair
-from ..evaluation.metrics import METRICS, Metric
+from ..evaluation.metrics import METRICS, Metric, confidence_interval
 from ..flops import estimate_flops
 from ..image_processing_pil_mixer import MixerImageProcessorPil
-from ..modeling_mixer import MixerForImageClassification
-from ..utils import hide_tokens, is_hub_id
+from ..modeling_mixer import MixerPreTrainedModel
+from ..utils import format_bytes, hide_tokens, is_hub_id
 
 
 MAX_LABELS = 30
+# As safetensors names types, and as torch does
+TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8"}
 # From so many times as many images of one label as of another on, the card warns
 IMBALANCE = 10
 
+# Whose images a training does not see
+VALIDATION_SPLITS = (None, "val", "valid", "validation")
 # Data that the template has a note on: what it is called in the card, and how its names look.
 KNOWN_DATA = {
     "cifar10": ("CIFAR-10", r"cifar[-_]?10(?!\d)"),
     "imagenet-1k": ("ImageNet-1k", r"imagenet[-_]?1k|in1k"),
     "imagenet-21k": ("ImageNet-21k", r"imagenet[-_]?2[12]k|in2[12]k"),
     "digits": ("scikit-learn digits", r"^scikit-learn digits$"),
+}
+# The number of images of their splits, and the format of their files, as their authors published them
+PUBLISHED = {
+    "cifar10": ({"train": 50_000, "test": 10_000}, "PNG"),
+    "imagenet-1k": ({"train": 1_281_167, "validation": 50_000, "test": 100_000}, "JPEG"),
 }
 # Names of folders and files that say nothing without that of the folder around them
 SPLITS = ("train", "val", "valid", "validation", "test")
@@ -40,7 +50,9 @@ EXTREMES = {
 }
 
 
-def describe_model(config: MixerConfig, processor: MixerImageProcessorPil) -> dict[str, Any]:
+def describe_model(
+    config: MixerConfig, processor: MixerImageProcessorPil, model_class: type[MixerPreTrainedModel]
+) -> dict[str, Any]:
     """Return what the card says about the network, its images and its labels."""
     height, width = to_pair(config.image_size)
     colors = {1: "grey images", 3: "images"}
@@ -50,13 +62,17 @@ def describe_model(config: MixerConfig, processor: MixerImageProcessorPil) -> di
         "colors": colors.get(config.num_channels, f"images with {config.num_channels} channels"),
         "is_grey": config.num_channels == 1,
         "num_labels": config.num_labels,
+        "hidden_size": config.hidden_size,
+        "num_patches": config.num_patches,
+        "grid": config.grid,
+        "out_indices": [max(1, config.num_hidden_layers // 2), config.num_hidden_layers],
         "outputs": describe_outputs(config),
         "labels": describe_labels(config),
         "thresholds": config.label_thresholds,
         "threshold_table": describe_thresholds(config),
         "preprocessing": describe_preprocessing(processor),
         "converts": processor.do_convert_rgb,
-        "architecture": describe_architecture(config),
+        "architecture": describe_architecture(config, model_class),
     }
 
 
@@ -124,9 +140,20 @@ def describe_conversion(dataset: dict[str, Any]) -> dict[str, Any]:
     return {"conversion": " and ".join(steps), "background": json.dumps(color) if color else None, "scaled": scaled}
 
 
-def describe_architecture(config: MixerConfig) -> list[tuple[str, str]]:
+def describe_weights(folder: Path) -> str:
+    """Return the types and the size of the weights in a folder, or nothing where there are none."""
+    paths = sorted(folder.glob("*.safetensors"))
+    types = set()
+    for path in paths:
+        with safe_open(path, "pt") as file:
+            types |= {file.get_slice(name).get_dtype() for name in file.keys()}
+    size = format_bytes(sum(path.stat().st_size for path in paths))
+    return f"{', '.join(sorted(TYPES.get(name, name) for name in types))}, {size}" if paths else ""
+
+
+def describe_architecture(config: MixerConfig, model_class: type[MixerPreTrainedModel]) -> list[tuple[str, str]]:
     with torch.device("meta"):
-        num_parameters = MixerForImageClassification(config).num_parameters()
+        num_parameters = model_class(config).num_parameters()
     patch_height, patch_width = to_pair(config.patch_size)
     rows, columns = config.grid
     macs = estimate_flops(config) // 2
@@ -153,7 +180,7 @@ def describe_training(run: dict[str, Any]) -> dict[str, Any]:
     facts = {
         "data": link_dataset(dataset) if dataset.get("name") else "",
         "training images": format_count(dataset.get("num_train_images")),
-        "validation images": format_count(dataset.get("num_eval_images")),
+        describe_eval_split(dataset): format_count(dataset.get("num_eval_images")),
         "training images by label": describe_counts(counts) if counts else "",
         "learned, too, from the answers of": link(run["teacher_model"]) if run.get("teacher_model") else "",
         "unreadable images left out": format_count(dataset.get("num_skipped_images")),
@@ -185,18 +212,48 @@ def describe_counts(counts: dict[str, int]) -> str:
     return f"{counts[fewest]:,} ({code(fewest)}) to {counts[most]:,} ({code(most)})"
 
 
+def describe_eval_split(dataset: dict[str, Any]) -> str:
+    """Return what the images are called that a training was measured on: validation images, unless they are something else."""
+    split = dataset.get("eval_split")
+    return "validation images" if split in VALIDATION_SPLITS else f"images of the split {code(split)}, measured along"
+
+
 def describe_measurement(dataset: dict[str, Any]) -> str:
-    """Say which images the figures of an evaluation are from."""
-    images = count(dataset["num_images"], "image") if dataset.get("num_images") else "the images"
-    split = f" of the split {code(dataset['split'])}" if dataset.get("split") else ""
-    return images + split + (f" of {link_dataset(dataset)}" if dataset.get("name") else "")
+    """Say which images figures are from: how many of how many, and in which form where that is not the published one."""
+    number, split = dataset.get("num_images"), dataset.get("split")
+    known = find_known_data(dataset.get("name"))
+    sizes, published_format = PUBLISHED.get(known[-1], ({}, "")) if known else ({}, "")
+    total, form = sizes.get(split or "", 0), dataset.get("image_format")
+    if number and total > number:
+        images = f"{number:,} of the {count(total, 'image')}"
+    else:
+        images = count(number, "image") if number else "the images"
+    is_compressed = published_format == "PNG" and form == "JPEG"
+    return (
+        images
+        + (f" of the split {code(split)}" if split else "")
+        + (f" of {link_dataset(dataset)}" if dataset.get("name") else "")
+        + (", JPEG-compressed" if is_compressed else "")
+    )
 
 
 def describe_validation(dataset: dict[str, Any]) -> str:
-    """Say which images the figures of a training are from. It may have held them back, or had them from another folder."""
-    number, split = dataset.get("num_eval_images"), dataset.get("eval_split")
-    images = f"the {count(number, 'validation image') if number else 'validation images'} of the training"
-    return images if split in (None, "validation") else f"{images}, the split {code(split)} of {link_dataset(dataset)}"
+    """Say which images the figures of a training are from. It may have held them back, or had them from another split."""
+    if dataset.get("split") not in VALIDATION_SPLITS:
+        return f"{describe_measurement(dataset)}, along with the training"
+    number = dataset.get("num_images")
+    return f"the {count(number, 'validation image') if number else 'validation images'} of the training"
+
+
+def describe_choices(run: dict[str, Any]) -> str:
+    """Say what of a run was chosen by the images that it was measured on."""
+    hyperparameters = run.get("hyperparameters") or {}
+    chosen = {
+        "The weights were": hyperparameters.get("metric_for_best_model"),
+        "The thresholds of the labels were": hyperparameters.get("label_threshold") == "best_f1",
+    }
+    texts = [text for text, is_chosen in chosen.items() if is_chosen]
+    return " and ".join([*texts[:1], *(text[0].lower() + text[1:] for text in texts[1:])])
 
 
 def describe_extremes(problem_type: str, per_class: list[dict[str, Any]]) -> str:
@@ -208,7 +265,7 @@ def describe_extremes(problem_type: str, per_class: list[dict[str, Any]]) -> str
     # Written as the figure that sums up the whole model
     metric = next(iter(METRICS[problem_type].values()))
     ends = [
-        f"{format_metric(metric, entry[key])} ({code(entry['label'])}"
+        f"{format_metric(metric, entry[key], entry.get('num_images'))} ({code(entry['label'])}"
         + (f", {count(entry['num_images'], 'image')})" if "num_images" in entry else ")")
         for entry in (measured[0], measured[-1])
     ]
@@ -268,10 +325,21 @@ def link_dataset(dataset: dict[str, Any]) -> str:
     return f"[{dataset_name(name)}](https://huggingface.co/datasets/{name}){config}"
 
 
-def format_metric(metric: Metric, value: float) -> str:
+def format_metric(metric: Metric, value: float, num_images: int | None = None) -> str:
+    """Return a figure with the digits that a number of images carries."""
     if metric.is_share:
-        return f"{value * 100:.2f} %"
+        digits = 2 if num_images is None else min(2, max(0, len(str(num_images)) - 3))
+        return f"{value * 100:.{digits}f} %"
     return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+
+
+def format_interval(metric: Metric, value: float, num_images: int | None) -> str:
+    """Return the 95 % interval of a figure that is the mean over images; nothing of the others."""
+    if not (metric.is_mean_over_images and num_images):
+        return ""
+    low, high = confidence_interval(value, num_images)
+    digits = 2 if num_images >= 100_000 else 1
+    return f"({low * 100:.{digits}f} to {high * 100:.{digits}f} %)"
 
 
 def format_count(number: int | None) -> str:
