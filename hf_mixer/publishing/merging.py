@@ -27,7 +27,7 @@ NOTES = (
 NOTES_PATTERN = re.compile(re.escape(NOTES).replace(r"\{\}", "(.*?)") + r"\s*")
 FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\n(.*?\n)?---[ \t]*(?:\n|\Z)", re.DOTALL)
 # A key of the metadata, after the comments above it
-KEY = re.compile(r"^(#.*\n)*([\w-]+):", re.MULTILINE)
+KEY = re.compile(r"^(?:#.*\n)*([\w-]+):", re.MULTILINE)
 # Where two versions of it differ, neither is right for both
 RESULTS = "model-index"
 UNICODE_GREATER = r"\u003e"
@@ -242,21 +242,19 @@ def renew_metadata(
             continue
         else:
             continue
-        comment = "".join(line for line in entries.pop(key, "").splitlines(keepends=True) if line.startswith("#"))
-        if value is not None:
-            entries[key] = comment + dump(key, value)
+        if value is None:
+            entries.pop(key, None)
+        else:
+            above = re.match(r"(?:#.*\n)*", entries.get(key, ""))
+            entries[key] = (above[0] if above else "") + dump(key, value)
     return "".join(entries.values()), disputed
 
 
 def split_entries(card: ParsedCard) -> dict[str, str]:
     """Return the text of every key of the metadata as it stands in a card, comments included, where it is written as usual."""
-    text = card.front_matter
-    starts = [match.start() for match in KEY.finditer(text)]
-    ends = [*starts[1:], len(text)]
-    entries = {}
-    for start, end in zip([0, *starts[1:]], ends):
-        entry = text[start:end]
-        entries[KEY.search(entry)[2]] = entry
+    found = list(KEY.finditer(card.front_matter))
+    ends = [match.start() for match in found[1:]] + [len(card.front_matter)]
+    entries = {match[1]: card.front_matter[match.start() : end] for match, end in zip(found, ends)}
     if entries.keys() != card.metadata.keys():
         return {key: dump(key, value) for key, value in card.metadata.items()}
     return entries
