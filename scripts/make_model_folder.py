@@ -38,7 +38,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
 
 def make_small(path: Path) -> None:
     """Save a picture in fewer bytes: most in 256 colors, which lines and letters hardly need."""
-    image = Image.open(path)
+    image: Image.Image = Image.open(path)
     if path.name not in EXACT:
         # Nothing in them is transparent
         image = image.convert("RGB").quantize(256, kmeans=5, dither=Image.Dither.NONE)

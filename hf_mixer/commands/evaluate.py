@@ -9,9 +9,10 @@ Evaluate a model on labelled images.
     accelerate launch scripts/evaluate.py outputs/photos --eval_dir photos_of_this_year
 
 Prints the metrics and writes evaluation.json and pictures into the folder of the model: confusion_matrix.png, or
-confused_pairs.png where there are more than 60 labels, per_class.png, calibration.png, regression.png, and mistakes.png
-with the images that the model is most wrong about. A result on other data never replaces the one on the model's own,
-unless --overwrite is given.
+confused_pairs.png where there are more than 60 labels, per_class.png, calibration.png, regression.png, predictions.png
+with right and wrong answers that nobody picked, and mistakes.png with the images that the model is most wrong about. One
+image that it gets right becomes example.png or example.jpg, for the model card. A result on other data never replaces the
+one on the model's own, unless --overwrite is given.
 
 With --image_size it measures what the model keeps at other sizes without any training: it resizes the model and its images,
 prints one line per size, the model's own first, and writes nothing.

@@ -34,15 +34,13 @@ def rank_images(results: dict[str, Any], scores: dict[str, np.ndarray]) -> dict[
             What `evaluate_model` returns.
 
     Returns:
-        `dict[str, np.ndarray]`: the numbers of the images, under what they have in common. Of models that choose labels
-        first the images that they get right and then the others, both from the most to the least confident answer. With
-        several labels per image, the image is right if they all are, and as confident as the label that is closest to its
-        threshold. In regression all images, from the smallest to the largest error.
+        `dict[str, np.ndarray]`: the numbers of the images. Of a model that chooses labels first `right` and then `wrong`,
+        both from the most to the least confident answer. With several labels per image, an answer is right if they all
+        are, and as confident as the label that is closest to its threshold. In regression only `estimates`, from the
+        smallest to the largest error.
     """
     if results["problem_type"] == REGRESSION:
-        return {
-            "Estimates, from the best to the worst": np.argsort(relative_errors(scores).max(axis=1), kind="stable")
-        }
+        return {"estimates": np.argsort(relative_errors(scores).max(axis=1), kind="stable")}
     if results["problem_type"] == SINGLE_LABEL:
         is_right, confidences = scores["predictions"] == scores["labels"], scores["confidences"]
     else:
@@ -51,10 +49,7 @@ def rank_images(results: dict[str, Any], scores: dict[str, np.ndarray]) -> dict[
         is_right = (predict_present(logits, thresholds) == (scores["labels"] > 0.5)).all(axis=1)
         confidences = np.abs(expit(logits) - thresholds).min(axis=1)
     order = np.argsort(-confidences, kind="stable")
-    return {
-        "Right, from the most to the least confident": order[is_right[order]],
-        "Wrong, from the most to the least confident": order[~is_right[order]],
-    }
+    return {"right": order[is_right[order]], "wrong": order[~is_right[order]]}
 
 
 def save_example(

@@ -25,6 +25,11 @@ from .plots import (
 
 # Images of each kind among the predictions, which fill a row
 NUM_PREDICTIONS = 8
+TITLES = {
+    "right": "Right: {count:,} of {total:,} images, from the most to the least confident",
+    "wrong": "Wrong: {count:,} of {total:,} images, from the most to the least confident",
+    "estimates": "Estimates, from the smallest to the largest error",
+}
 
 
 def save_pictures(
@@ -72,11 +77,11 @@ def save_pictures(
         save_per_class(place("per_class.png"), names, [entry["num_images"] for entry in per_class], shares)
     # Nobody chose these images: they are at equal distances among all of their kind
     predictions = {
-        f"{title} ({len(images):,} images)": [
+        TITLES[kind].format(count=len(images), total=len(scores["labels"])): [
             (read_image(image), describe_prediction(results, scores, image))
             for image in images[evenly_spaced(len(images), NUM_PREDICTIONS)].tolist()
         ]
-        for title, images in rank_images(results, scores).items()
+        for kind, images in rank_images(results, scores).items()
         if len(images)
     }
     save_contact_sheet(place("predictions.png"), predictions, NUM_PREDICTIONS)

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from .fonts import drawable, fit_text, text_width
@@ -206,8 +207,8 @@ def save_contact_sheet(
         columns = min(columns, max(map(len, groups.values())))
         heights = [0.35 + (edge + 0.36) * -(-len(group) // columns) for group in groups.values()]
         longest_title = max(text_width(title, TITLE_FONT_SIZE) for title in groups)
-        figure = Figure(figsize=(max(width * columns, longest_title + 0.2), sum(heights)), layout="constrained")
-        figure.get_layout_engine().set(w_pad=SHEET_PADDING, h_pad=SHEET_PADDING, wspace=0, hspace=0)
+        layout = ConstrainedLayoutEngine(w_pad=SHEET_PADDING, h_pad=SHEET_PADDING, wspace=0, hspace=0)
+        figure = Figure(figsize=(max(width * columns, longest_title + 0.2), sum(heights)), layout=layout)
         parts = figure.subfigures(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
         captions = iter([fit_text(line, font_size, width - 0.05) for line in lines])
         for part, (title, group) in zip(parts, groups.items()):

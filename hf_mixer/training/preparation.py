@@ -12,7 +12,7 @@ from datasets import DatasetDict
 
 from ..configuration_mixer import MixerConfig
 from ..data.datasets import load_evaluation_dataset, load_image_dataset, prepare_image_dataset
-from ..data.images import ImageConversion, ImageTransform
+from ..data.images import ImageConversion, ImageTransform, find_image_format
 from ..data.labels import (
     REGRESSION,
     SINGLE_LABEL,
@@ -334,6 +334,7 @@ def describe_dataset(run: PreparedRun, data_args: DataTrainingArguments) -> dict
         "eval_split": data_args.eval_split or "validation",
         "num_train_images": None if is_stream or "train" not in dataset else len(dataset["train"]),
         "num_eval_images": None if is_stream else len(dataset["validation"]),
+        "eval_image_format": None if is_stream else find_image_format(dataset["validation"]),
         "problem_type": run.problem_type,
     }
     if run.num_skipped_images:
