@@ -16,6 +16,7 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 from ..configuration_mixer import MixerConfig
 from ..data.labels import problem_type_of
 from ..evaluation.metrics import METRICS, Metric
+from ..evaluation.results import EXAMPLES
 from ..image_processing_pil_mixer import MixerImageProcessorPil
 from ..modeling_mixer import (
     MixerBackbone,
@@ -25,7 +26,7 @@ from ..modeling_mixer import (
     MixerPreTrainedModel,
 )
 from ..utils import find_home_page, is_hub_id, read_json
-from .examples import EXAMPLES, answer_example
+from .examples import answer_example
 from .exports import HANDLER_NAME, describe_exports
 from .merging import sign_card
 from .wording import (
@@ -116,11 +117,8 @@ def create_card(
     run |= {"base_model": base_model} if base_model else {}
     evaluation = read_results(folder / "evaluation.json")
     trained_on = run.get("dataset") or {}
-    validated_on = {
-        **trained_on,
-        "split": trained_on.get("eval_split"),
-        "num_images": trained_on.get("num_eval_images"),
-    }
+    names = {"split": "eval_split", "num_images": "num_eval_images", "image_format": "eval_image_format"}
+    validated_on = {**trained_on, **{name: trained_on.get(key) for name, key in names.items()}}
     if evaluation:
         measured, measured_on = evaluation, evaluation.get("dataset") or {}
         measurement = describe_measurement(measured_on)
@@ -157,6 +155,7 @@ def create_card(
         title=plain(name),
         no_purpose=NO_PURPOSE,
         kind=kind,
+        architecture_name=config.architectures[0],
         task=metadata["pipeline_tag"],
         problem_type=problem_type,
         **describe_source(folder, repo_id, revision),

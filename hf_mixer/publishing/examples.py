@@ -12,10 +12,6 @@ from ..checkpoints import load_checkpoint
 from ..data.labels import MULTI_LABEL, REGRESSION, problem_type_of
 
 
-# The names under which the evaluation leaves an image, the first one that is there
-EXAMPLES = ("example.png", "example.jpg")
-
-
 def answer_example(folder: Path, example: str) -> str:
     """Return what the classifier in `folder` says of its image `example`, as the quick start of the card prints it, rounded."""
     model, image_processor = load_checkpoint(str(folder))

@@ -11,9 +11,9 @@ from pathlib import Path
 from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from ..evaluation.results import EXAMPLES
 from ..utils import read_json
 from .card import PICTURES, create_card, read_folder
-from .examples import EXAMPLES
 from .exports import find_extra_files, write_extras
 from .saving import CARD_NAME, OTHER_CARD_NAME, merge_cards, read_cards, write_cards
 

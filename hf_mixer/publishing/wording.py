@@ -65,7 +65,7 @@ def describe_model(
         "hidden_size": config.hidden_size,
         "num_patches": config.num_patches,
         "grid": config.grid,
-        "out_indices": [max(1, config.num_hidden_layers // 2), config.num_hidden_layers],
+        "out_indices": sorted({max(1, config.num_hidden_layers // 2), config.num_hidden_layers}),
         "outputs": describe_outputs(config),
         "labels": describe_labels(config),
         "thresholds": config.label_thresholds,

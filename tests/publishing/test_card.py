@@ -91,7 +91,7 @@ transparency is dropped
 ## Architecture
 | parameters | 8,655 |
 | patches | 2 x 2 of 8 x 8 pixels |
-| weights | float32, 
+| weights | float32,
 ## Training
 hf-mixer train --dataset_name uoft-cs/cifar10 --output_dir out --token ***
 | training images | 45,000 |
@@ -201,7 +201,7 @@ def test_without_evaluation_the_metrics_of_training_count(trained):
     (trained / "eval_results.json").write_text('{"eval_accuracy": 0.5, "eval_loss": NaN, "eval_runtime": 3.0}')
     card = create_card(trained)
     assert "| accuracy | 50.0 % (48.6 to 51.4 %) |" in card.text
-    assert "Measured on the 5,000 validation images of the training." in card.text
+    assert "Measured on the 5,000 validation images of the training, in brackets" in card.text
     (result,) = card.data.eval_results
     assert (result.metric_type, result.metric_value, result.dataset_split) == ("accuracy", 0.5, "validation")
 
