@@ -57,17 +57,19 @@ class ParsedCard:
     def sections(self) -> dict[str, str]:
         return {name: text for name, text in self.parts if name}
 
+    def own_lines(self) -> list[str]:
+        """Return all that its owner did to the card since it was generated: lines of text, and a line for every other edit."""
+        noted = self.notes or {"metadata": {}, "sections": {}}
+        lines = [line.strip() for name, text in self.parts if not name for line in text.splitlines() if line.strip()]
+        sections = {name: digest(text) for name, text in self.sections.items()}
+        for found, known in ((sections, noted["sections"]), (note_metadata(self.metadata), noted["metadata"])):
+            changed = sorted(name for name in {*found, *known} if found.get(name) != known.get(name))
+            lines += [f"{name}: {json.dumps(found.get(name), sort_keys=True)}" for name in changed]
+        return lines
+
     def edits(self) -> str:
         """Return a checksum of all that its owner did to the card since it was generated."""
-        noted = self.notes or {"metadata": {}, "sections": {}}
-        texts = [" ".join(text.split()) for name, text in self.parts if not name and text.strip()]
-        sections = {name: digest(text) for name, text in self.sections.items()}
-        metadata = note_metadata(self.metadata)
-        changed = [
-            sorted((name, found.get(name)) for name in {*found, *known} if found.get(name) != known.get(name))
-            for found, known in ((sections, noted["sections"]), (metadata, noted["metadata"]))
-        ]
-        return digest([texts, *changed])
+        return digest(self.own_lines())
 
 
 def digest(content: Any) -> str:
@@ -128,6 +130,10 @@ def read_notes(text: str) -> dict[str, Any]:
 def is_marked(text: str) -> bool:
     """Whether there are generated parts in a card."""
     return SECTION.search(text) is not None or NOTES_PATTERN.search(text) is not None
+
+
+def without_notes(text: str) -> str:
+    return NOTES_PATTERN.sub("", text).replace("\r\n", "\n").strip()
 
 
 def compose_card(card: ParsedCard, edits: str, local_edits: str) -> str:
@@ -286,7 +292,7 @@ def choose_card(local: str | None, remote: str | None, notes: dict[str, Any], ov
     base = notes.get("edits" if notes and here.notes == notes else "local_edits")
     if here.edits() in (there.edits(), base, here.notes.get("blank")):
         return remote
-    if overwrite or there.edits() == notes.get("edits") == base:
+    if overwrite or there.edits() == notes.get("edits") == base or {*there.own_lines()} <= {*here.own_lines()}:
         return local
     raise CardConflict(
         "the README.md on the Hub and the one in the folder were both edited. Bring what you want to keep into the one on the "

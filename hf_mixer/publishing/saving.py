@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from .merging import choose_card, compose_card, is_marked, parse_card, renew_card
+from .merging import choose_card, compose_card, is_marked, parse_card, renew_card, without_notes
 
 
 CARD_NAME = "README.md"
@@ -46,7 +46,7 @@ def merge_cards(
         generated (`str`):
             The new card.
         local (`Mapping[str, str]`), remote (`Mapping[str, str]`):
-            The cards beside the model, and those on the Hub.
+            The cards beside the model, and those where the new ones go, such as on the Hub.
         given (`Collection[str]`, *optional*):
             Keys of the metadata that the owner gives now, whatever the cards say.
         overwrite (`bool`, *optional*, defaults to `False`):
@@ -58,13 +58,23 @@ def merge_cards(
     if overwrite:
         local, remote = ({name: text for name, text in cards.items() if is_sound(text)} for cards in (local, remote))
     readme = choose_readme(local, remote, overwrite)
+    # What the folder has brought is noted, so that the same is not brought again
+    is_news = readme != remote.get(CARD_NAME)
     local_edits = parse_card(local.get(CARD_NAME, generated)).edits()
     if readme is None or is_marked(readme) or overwrite:
-        card = renew_card(readme if readme and is_marked(readme) else None, generated, given, overwrite)
-        return {CARD_NAME: compose_card(card, card.edits(), local_edits)}
+        existing = readme if readme and is_marked(readme) else None
+        card = renew_card(existing, generated, given, overwrite)
+        text = compose_card(card, card.edits(), local_edits)
+        return {CARD_NAME: text if is_news else keep_same(existing, text)}
     other = remote.get(OTHER_CARD_NAME) or local.get(OTHER_CARD_NAME)
     card = renew_card(other, generated, given)
-    return {CARD_NAME: readme, OTHER_CARD_NAME: compose_card(card, parse_card(readme).edits(), local_edits)}
+    text = compose_card(card, parse_card(readme).edits(), local_edits)
+    return {CARD_NAME: readme, OTHER_CARD_NAME: text if is_news else keep_same(other, text)}
+
+
+def keep_same(existing: str | None, renewed: str) -> str:
+    """Return a renewed card, or the existing one where nothing but the notes would change."""
+    return existing if existing is not None and without_notes(existing) == without_notes(renewed) else renewed
 
 
 def choose_readme(local: Mapping[str, str], remote: Mapping[str, str], overwrite: bool = False) -> str | None:
@@ -99,6 +109,6 @@ def save_card(card: ModelCard, folder: str | os.PathLike, overwrite: bool = Fals
     Raises:
         `ValueError`: a generated part was edited, and is now generated otherwise, or the card that is there is damaged.
     """
-    cards = merge_cards(str(card), read_cards(Path(folder)), {}, overwrite=overwrite)
+    cards = merge_cards(str(card), {}, read_cards(Path(folder)), overwrite=overwrite)
     write_cards(cards, Path(folder))
     return Path(folder, list(cards)[-1])

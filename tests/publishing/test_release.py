@@ -56,7 +56,9 @@ def test_a_dry_run_names_what_would_go_up_and_sends_nothing(publish, hub, folder
     output = publish("alice/mixer", "--dry-run")
     assert set(re.findall(r"^ +\S+ k?B  (\S+\.\w+)", output, re.MULTILINE)) == names
     assert f"{(folder / 'model.safetensors').stat().st_size / 1000:.1f} kB  model.safetensors\n" in output
-    assert "README.md  (made anew)\n" in output
+    assert "README.md  (made from the folder)\n" in output
+    assert "names no licence" in output
+    assert 'Write it under "About this model"' in output
     assert "Stays behind: .env, checkpoint-3/, notes.py, optimizer.pt, training_args.bin\n" in output
     assert hub.requests == []
 
@@ -67,7 +69,7 @@ def test_a_dry_run_names_what_would_go_up_and_sends_nothing(publish, hub, folder
         ("model.safetensors", None, "holds no weights"),
         ("config.json", None, "holds no config.json"),
         ("config.json", "{", "not valid JSON"),
-        ("config.json", '{"architectures": ["MixerModel"]}', "push_to_hub"),
+        ("config.json", '{"architectures": ["ViTModel"]}', "holds no Mixer"),
         ("preprocessor_config.json", None, "holds no preprocessor_config.json"),
         ("preprocessor_config.json", "{}", "names no code"),
         ("resizing_mixer.py", None, "lacks resizing_mixer.py"),

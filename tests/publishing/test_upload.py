@@ -8,6 +8,7 @@ import huggingface_hub
 import pytest
 
 from hf_mixer.commands.train import main as train
+from hf_mixer.publishing.merging import sign_card
 from tests.helpers import make_folder, make_trainer
 
 
@@ -37,29 +38,55 @@ def test_second_publication_sends_only_what_changed(publish, hub, on_hub, folder
     assert set(hub.uploads.values()) == {1}
 
 
-def test_a_generated_card_on_the_hub_is_replaced_and_one_that_somebody_edited_is_not(publish, hub, folder):
+def edit_card(hub, old: str, new: str) -> None:
+    """Edit README.md on the Hub."""
+    card = hub.files("alice/mixer")["README.md"].decode()
+    assert old in card
+    api = huggingface_hub.HfApi(token="hf_alice_write")
+    api.upload_file(path_or_fileobj=card.replace(old, new).encode(), path_in_repo="README.md", repo_id="alice/mixer")
+
+
+def test_what_was_written_into_the_card_on_the_hub_stays(publish, hub, folder):
     publish("alice/mixer")
     (folder / "training_run.json").write_text('{"hardware": "an abacus"}')
     assert "Changed README.md, training_run.json\n" in publish("alice/mixer")
+    edit_card(hub, "## About this model\n", "## About this model\n\nFor counting planes.\n")
+    edit_card(hub, "tags:\n", "license: mit\ntags:\n")
+    assert "nothing was sent" in publish("alice/mixer")
+    for options, branch in (((), "main"), (("--create-pr",), "refs/pr/1")):
+        (folder / "training_run.json").write_text(f'{{"hardware": "an abacus for {branch}"}}')
+        publish("alice/mixer", *options)
+        card = hub.files("alice/mixer", branch)["README.md"].decode()
+        for words in ("For counting planes.", "license: mit\n", f"an abacus for {branch}"):
+            assert words in card
 
-    card = hub.files("alice/mixer")["README.md"].replace(b"# mixer", b"# My own mixer")
-    api = huggingface_hub.HfApi(token="hf_alice_write")
-    api.upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id="alice/mixer")
-    (folder / "training_run.json").write_text('{"hardware": "two of them"}')
-    message = publish("alice/mixer", refused=True)
-    assert "alice/mixer has a README.md that hf-mixer did not write or that was edited" in message
-    assert hub.files("alice/mixer")["README.md"] == card
-    assert "refs/pr/1" not in hub.repos["alice/mixer"].refs
-    publish("alice/mixer", "--create-pr")
-    assert hub.files("alice/mixer", "refs/pr/1")["README.md"] != card
-    assert hub.files("alice/mixer")["README.md"] == card
 
-    # As the message says
-    assert "hf download alice/mixer README.md --local-dir" in message
-    huggingface_hub.hf_hub_download("alice/mixer", "README.md", local_dir=folder, token="hf_alice_write")
+def test_an_edit_that_contradicts_is_shown_and_nothing_is_sent(publish, hub, folder, capsys):
     publish("alice/mixer")
-    assert hub.files("alice/mixer")["README.md"] == card
-    assert b"two of them" in hub.files("alice/mixer")["MODEL_CARD.md"]
+    edit_card(hub, "| layers | 1 |", "| layers | one |")
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config.replace('"hidden_act": "gelu"', '"hidden_act": "relu"'))
+    before = hub.files("alice/mixer")
+    message = publish("alice/mixer", refused=True)
+    assert "section 'architecture'" in message
+    assert "-| layers | one |" in capsys.readouterr().out
+    assert hub.files("alice/mixer") == before
+    publish("alice/mixer", "--overwrite-card")
+    assert b"| layers | 1 |" in hub.files("alice/mixer")["README.md"]
+
+
+def test_a_card_that_changes_while_it_is_renewed_is_not_lost(publish, hub, folder, monkeypatch):
+    publish("alice/mixer")
+    (folder / "all_results.json").write_text("{}")
+    create_repo = huggingface_hub.HfApi.create_repo
+
+    def overtaken(self, repo_id, **options):
+        edit_card(hub, "## About this model\n", "## About this model\n\nJust now.\n")
+        return create_repo(self, repo_id, **options)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", overtaken)
+    assert "has received another commit in the meantime" in publish("alice/mixer", refused=True)
+    monkeypatch.undo()
 
 
 def test_training_that_pushes_keeps_a_readme_that_somebody_wrote_on_the_hub(hub, tmp_path):
@@ -79,8 +106,33 @@ def test_training_that_pushes_keeps_a_readme_that_somebody_wrote_on_the_hub(hub,
 def test_a_readme_of_your_own_follows_your_edits(publish, hub, folder):
     for text in ("# Mine\n", "# Mine, and better\n"):
         (folder / "README.md").write_text(text)
-        assert "README.md goes up as it is in the folder" in publish("alice/mixer")
+        assert "Nothing in README.md was generated, so it stays as it is" in publish("alice/mixer")
         assert hub.files("alice/mixer")["README.md"].decode() == text
+    edit_card(hub, "# Mine", "# Mine, on the Hub")
+    publish("alice/mixer")
+    assert hub.files("alice/mixer")["README.md"] == b"# Mine, on the Hub, and better\n"
+
+
+def test_the_licence_is_given_or_that_of_the_base_model_or_none(publish, hub, folder):
+    def licence(*options):
+        publish("alice/mixer", *options)
+        return huggingface_hub.ModelCard(hub.files("alice/mixer")["README.md"].decode()).data.license
+
+    api = huggingface_hub.HfApi(token="hf_alice_write")
+    api.create_repo("alice/base")
+    (folder / "training_run.json").write_text('{"base_model": "alice/base"}')
+    assert licence() is None
+    api.upload_file(path_or_fileobj=b"---\nlicense: mit\n---\n", path_in_repo="README.md", repo_id="alice/base")
+    assert licence() == "mit"
+    assert licence("--license", "apache-2.0") == "apache-2.0"
+    edit_card(hub, "license: apache-2.0", "license: bsd")
+    assert licence() == "bsd"
+
+
+def test_a_model_goes_into_a_collection(publish, hub):
+    for name in ("Mixers", "Mixers", "alice/mixers-1"):
+        assert f"In the collection {hub.endpoint}/collections/alice/mixers-1" in publish("mixer", "--collection", name)
+    assert hub.collections == {"alice/mixers-1": ["alice/mixer"]}
 
 
 def test_branch_tag_and_pull_request(publish, hub, on_hub, folder):
@@ -238,8 +290,8 @@ def test_a_full_disk_is_named(publish, monkeypatch):
 
 
 def test_a_card_that_the_hub_refuses_stops_all(publish, hub, monkeypatch):
-    card = huggingface_hub.ModelCard("---\nlicense: [mit, 3]\n---\n# Mixer")
-    monkeypatch.setattr("hf_mixer.publishing.release.create_card", lambda folder, **options: card)
+    card = huggingface_hub.ModelCard(sign_card("---\nlicense: [mit, 3]\n---\n# Mixer"))
+    monkeypatch.setattr("hf_mixer.publishing.release.create_card", lambda *arguments: card)
     message = publish("alice/mixer", refused=True)
     assert message == 'error: the Hub refuses the metadata of the card: "license" must be a string. Nothing was sent.'
     assert not hub.repos
