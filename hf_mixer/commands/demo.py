@@ -73,8 +73,10 @@ def run(arguments: argparse.Namespace) -> None:
     from huggingface_hub import HfApi
 
     from ..demo.space import export_space, write_space
+    from ..hub_errors import clear_errors
     from ..progress import quiet_libraries
     from ..publishing.card import read_model
+    from ..publishing.upload import find_commit
     from ..utils import one_line_errors
 
     quiet_libraries()
@@ -94,7 +96,8 @@ def run(arguments: argparse.Namespace) -> None:
             if arguments.export_space is not None:
                 revision = None
                 if arguments.repo_id is not None:
-                    revision = HfApi().model_info(arguments.repo_id, revision=arguments.revision).sha
+                    with clear_errors(arguments.repo_id, is_upload=False):
+                        revision = find_commit(HfApi(), arguments.repo_id, arguments.revision)
                 export_space(arguments.export_space, arguments.folder, arguments.repo_id, revision, examples)
                 print(
                     f"{arguments.export_space} is ready: `python app.py` there runs it, and on the Hub it is a Space"

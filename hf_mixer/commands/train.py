@@ -271,6 +271,7 @@ def announce_outcome(trainer, train_metrics: dict, prepared, data_args) -> None:
 def run(parsed: tuple) -> None:
     import transformers
 
+    from ..hub_errors import clear_errors
     from ..memory import keep_freed_memory
     from ..threads import limit_threads
     from ..training.preparation import check_results, describe_dataset, prepare_run
@@ -315,7 +316,8 @@ def run(parsed: tuple) -> None:
         if training_args.push_to_hub and training_args.do_train:
             if is_main:
                 keep_cards(trainer)
-            trainer.push_to_hub()
+            with one_line_errors(), clear_errors(training_args.hub_model_id):
+                trainer.push_to_hub()
         elif training_args.do_train:
             trainer.create_model_card()
         if is_main and training_args.do_predict:

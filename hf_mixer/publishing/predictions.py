@@ -6,8 +6,9 @@ from pathlib import Path
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 
 from ..evaluation.prediction_files import DATA_FOLDER, STATE_NAME
+from ..hub_errors import clear_errors
 from .release import CARD_NAME
-from .upload import clear_errors, connect
+from .upload import connect
 
 
 DATA_FILES = f"{DATA_FOLDER}/*.parquet"
