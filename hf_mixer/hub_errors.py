@@ -27,7 +27,7 @@ TRANSIENT_STATUS = (408, 429, 500, 502, 503, 504)
 # No answer at all. Xet raises the last two.
 BROKEN = (HTTPError, ConnectionError, TimeoutError)
 # What huggingface_hub raises where an answer is not what it expects
-GARBLED = (KeyError, IndexError, TypeError, AttributeError, ValueError, FileMetadataError)
+GARBLED = (KeyError, IndexError, TypeError, AttributeError, AssertionError, ValueError, FileMetadataError)
 # The status of an answer in the texts of Xet's errors, such as "(401 Unauthorized)"
 STATUS_IN_TEXT = re.compile(r"\b([45]\d\d) ([A-Z]\w+(?: [A-Z]\w+)*)")
 # Hosts that the Hub itself sends its clients to
@@ -51,6 +51,8 @@ class Exchange:
     is_upload: bool
     # The option that makes a proposal of what may not be sent
     propose: str | None
+    # What to do after a failure that may pass
+    way_on: str
     # Anything was answered, and what goes up was announced: huggingface_hub uploads right after that
     has_answer: bool = False
     has_begun: bool = False
@@ -66,8 +68,8 @@ class Exchange:
     @property
     def run_again(self) -> str:
         if self.has_begun:
-            return "What has arrived is kept: run the same command again to finish."
-        return "Nothing was sent: run the same command again." if self.is_upload else "Run the same command again."
+            return f"What has arrived is kept: {self.way_on} to finish."
+        return f"Nothing was sent: {self.way_on}." if self.is_upload else f"{self.way_on.capitalize()}."
 
 
 def find_login_page(response: Any) -> str | None:
@@ -87,7 +89,12 @@ def find_login_page(response: Any) -> str | None:
 
 
 @contextmanager
-def clear_errors(repo_id: str | None, is_upload: bool = True, propose: str | None = None) -> Iterator[None]:
+def clear_errors(
+    repo_id: str | None,
+    is_upload: bool = True,
+    propose: str | None = None,
+    way_on: str = "run the same command again",
+) -> Iterator[None]:
     """
     Turn what huggingface_hub raises into one clear line that names the way out. Errors of our own pass.
 
@@ -98,6 +105,8 @@ def clear_errors(repo_id: str | None, is_upload: bool = True, propose: str | Non
             Whether the user wants to send something. If so, the line says whether anything was sent.
         propose (`str`, *optional*):
             The option of the command with which the user may propose what the token does not allow.
+        way_on (`str`, *optional*, defaults to `"run the same command again"`):
+            What the user is to do after a failure that may pass.
 
     Raises:
         `ConnectionError`: the Hub cannot be reached, keeps failing, or something else answers in its place.
@@ -106,7 +115,7 @@ def clear_errors(repo_id: str | None, is_upload: bool = True, propose: str | Non
         `ValueError`: HF_ENDPOINT is no address.
         `RuntimeError`: another refusal.
     """
-    exchange = Exchange(repo_id, is_upload, propose)
+    exchange = Exchange(repo_id, is_upload, propose, way_on)
     hooks = get_session().event_hooks["response"]
     hooks.append(exchange.watch)
     try:
@@ -143,8 +152,8 @@ def explain(error: Exception, exchange: Exchange) -> Exception | None:
     # Xet's errors carry no number, only the text
     if any("No space left on device" in str(cause) for cause in causes):
         return OSError(
-            "the disk is full. Free some space, or set TMPDIR and HF_HOME to folders on another disk, and run the same "
-            "command again."
+            "the disk is full. Free some space, or set TMPDIR and HF_HOME to folders on another disk, and "
+            f"{exchange.way_on}."
         )
     if not (isinstance(error, BROKEN) or passes_through_hub(error)) or isinstance(error, HFValidationError):
         return None
@@ -160,7 +169,7 @@ def explain(error: Exception, exchange: Exchange) -> Exception | None:
         if isinstance(cause, LoginPageError):
             return ConnectionError(
                 f"a login page of the network ({cause}) answered in place of the Hub: log in there with a browser, then "
-                "run the same command again"
+                f"{exchange.way_on}"
             )
         if isinstance(cause, GarbledAnswerError):
             return explain_garbled(str(cause), exchange)
@@ -185,7 +194,10 @@ def explain(error: Exception, exchange: Exchange) -> Exception | None:
         return explain_broken(reason, exchange)
     has_no_number = isinstance(error, OSError) and error.errno is None
     if exchange.has_answer and (isinstance(error, GARBLED) or has_no_number):
-        return explain_garbled(f"{type(error).__name__}: {error}", exchange)
+        # A sentence of huggingface_hub's own says enough, and what follows may advise its arguments
+        is_sentence = isinstance(error, OSError | ValueError)
+        reason = re.split(r"\. | \(", str(error))[0] if is_sentence else f"{type(error).__name__}: {error}"
+        return explain_garbled(reason.strip(" .:"), exchange)
     return None
 
 
@@ -193,7 +205,9 @@ def explain_unknown(exchange: Exchange, is_gated: bool) -> Exception:
     """Say that a repository does not exist, or is not for this user."""
     name = exchange.repo_id
     if is_gated:
-        return PermissionError(f"{name} is gated on the Hub: ask for access on its page, and log in with `hf auth login`")
+        return PermissionError(
+            f"{name} is gated on the Hub: ask for access on its page, and log in with `hf auth login`"
+        )
     if exchange.is_upload:
         return PermissionError(f"{name} does not exist, or the token does not let you see it. Is the name right?")
     return PermissionError(
@@ -205,7 +219,7 @@ def explain_unknown(exchange: Exchange, is_gated: bool) -> Exception:
 def explain_status(status: int, reason: str, exchange: Exchange) -> Exception:
     """Say what an answer of the Hub, or of the servers that keep its files, means."""
     answer = f"the Hub answered {status} ({reason})"
-    where = exchange.repo_id or "the Hub"
+    name = exchange.repo_id
     if status in TRANSIENT_STATUS:
         return ConnectionError(f"{answer}. {exchange.run_again}")
     if status == 401:
@@ -216,21 +230,21 @@ def explain_status(status: int, reason: str, exchange: Exchange) -> Exception:
     if status == 403 and exchange.is_upload:
         proposal = f"or propose it with {exchange.propose}, " if exchange.propose else ""
         return PermissionError(
-            f"the token does not allow this on {where}: {answer}. Choose a name under your own, {proposal}or make a token "
-            "that may write to it at https://huggingface.co/settings/tokens"
+            f"the token does not allow this{f' on {name}' if name else ''}: {answer}. Choose a name under your own, {proposal}or make a token "
+            "that may write at https://huggingface.co/settings/tokens"
         )
     if status == 403:
         return PermissionError(
-            f"the token does not let you read {where}: {answer}. Ask for access on its page, or make a token that may read "
+            f"the token does not let you read {name}: {answer}. Ask for access on its page, or make a token that may read "
             "it at https://huggingface.co/settings/tokens"
         )
-    if status == 412 and exchange.repo_id is not None:
+    if status == 412 and exchange.is_upload and name is not None:
         return RuntimeError(
-            f"{where} has received another commit in the meantime, and nothing was changed. Look at it, and run the same "
-            "command again to publish on top of it."
+            f"{name} has received another commit in the meantime, and nothing was changed. Look at it, and "
+            f"{exchange.way_on} to publish on top of it."
         )
     return RuntimeError(
-        f"{where}: {answer}. {exchange.run_again} If it stays so, https://status.huggingface.co may say why."
+        f"{f'{name}: ' if name else ''}{answer}. {exchange.run_again} If it stays so, https://status.huggingface.co may say why."
     )
 
 
@@ -239,11 +253,11 @@ def explain_broken(reason: str, exchange: Exchange) -> Exception:
     if "CERTIFICATE_VERIFY_FAILED" in reason:
         return ConnectionError(
             f"another machine answered in place of the Hub ({reason}): log in to this network with a browser, or set "
-            "SSL_CERT_FILE to the certificates of its proxy, then run the same command again"
+            f"SSL_CERT_FILE to the certificates of its proxy, then {exchange.way_on}"
         )
     if urlsplit(constants.ENDPOINT).hostname not in HUB_HOSTS:
-        reason = f"{reason}; HF_ENDPOINT is {constants.ENDPOINT}"
-    return ConnectionError(f"the connection to the Hub failed ({reason}). {exchange.run_again}")
+        reason = f"{reason.rstrip('.')}; HF_ENDPOINT is {constants.ENDPOINT}"
+    return ConnectionError(f"the connection to the Hub failed ({reason.rstrip('.')}). {exchange.run_again}")
 
 
 def explain_garbled(reason: str, exchange: Exchange) -> Exception:

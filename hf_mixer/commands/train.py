@@ -298,7 +298,8 @@ def run(parsed: tuple) -> None:
                 keep_freed_memory()
             if training_args.do_eval and not training_args.do_train:
                 check_results(training_args.output_dir, description)
-            trainer, splits, console = build_trainer(prepared, data_args, training_args)
+            with clear_errors(training_args.hub_model_id):  # which the trainer creates
+                trainer, splits, console = build_trainer(prepared, data_args, training_args)
             if is_main and training_args.do_train:
                 keep_cards(trainer)
             if is_main:
@@ -314,9 +315,10 @@ def run(parsed: tuple) -> None:
         finally:
             console.close()
         if training_args.push_to_hub and training_args.do_train:
-            if is_main:
-                keep_cards(trainer)
-            with one_line_errors(), clear_errors(training_args.hub_model_id):
+            way_on = f"`hf-mixer publish {training_args.output_dir} {trainer.hub_model_id}` is enough"
+            with one_line_errors(), clear_errors(trainer.hub_model_id, way_on=way_on):
+                if is_main:
+                    keep_cards(trainer)
                 trainer.push_to_hub()
         elif training_args.do_train:
             trainer.create_model_card()

@@ -85,7 +85,7 @@ def check_repository(api: HfApi, repo_id: str, private: bool) -> None:
             f"{repo_id} exists and is public. Make it private in its settings first, choose another name, or leave out "
             "--private. Nothing was sent."
         )
-    files = set(api.list_repo_files(repo_id, repo_type="dataset")) - {".gitattributes"}
+    files = set(map(str, api.list_repo_files(repo_id, repo_type="dataset"))) - {".gitattributes"}
     if files and STATE_NAME not in files:
         raise ValueError(
             f"{repo_id} holds something else than predictions ({', '.join(sorted(files)[:3])}): choose another name. "
