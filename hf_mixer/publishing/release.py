@@ -15,6 +15,7 @@ from ..utils import read_json
 from .card import PICTURES, create_card, read_model
 from .exports import find_extra_files, write_extras
 from .saving import CARD_NAME, choose_card_name
+from .wording import label_names, refuse_control_characters
 
 
 # Each goes up where the folder has it
@@ -116,9 +117,10 @@ def find_model_files(folder: Path) -> dict[str, Path]:
     Return, by their names in a repository, the files that it takes to run the model in `folder` without this package.
 
     Raises:
-        `ValueError`: the folder lacks something, or holds another model.
+        `ValueError`: the folder lacks something, or holds another model, or its labels cannot be shown.
     """
-    read_model(folder)
+    config, _ = read_model(folder)
+    refuse_control_characters(label_names(config))
     names = [CONFIG_NAME, IMAGE_PROCESSOR_NAME]
     if (folder / SAFE_WEIGHTS_NAME).is_file():
         names.append(SAFE_WEIGHTS_NAME)

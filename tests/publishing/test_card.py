@@ -61,11 +61,11 @@ It sorts images of 16 x 16 pixels into 3 labels and was fine-tuned from
 | expected calibration error | 3.12 % |
 | loss | 0.25 |
 Measured on 10,000 images of the split `test` of [CIFAR-10]
-from 87.50 % (`sea \\| lake`, 6,000 images) to 95.00 % (`plane`, 4,000 images)
+from 87.50 % (<code>sea &#124; lake</code>, 6,000 images) to 95.00 % (`plane`, 4,000 images)
 (confusion_matrix.png)
 (calibration.png)
 ## Labels
-`plane`, `sea \\| lake`, `` `quoted` ``
+`plane`, <code>sea &#124; lake</code>, <code>&#96;quoted&#96;</code>
 ## How to use it
 import hf_mixer
 trust_remote_code=True
@@ -285,7 +285,7 @@ def test_card_says_what_was_done_to_the_data(trained):
     (trained / "training_run.json").write_text(json.dumps({**RUN, "dataset": data}))
     text = create_card(trained).text
     assert_complete(text)
-    assert "| training images by label | 20 (`sea \\| lake`) to 500 (`plane`) |" in text
+    assert "| training images by label | 20 (<code>sea &#124; lake</code>) to 500 (`plane`) |" in text
     assert "| unreadable images left out | 3 |" in text
     assert "Its training images are uneven" in between(text, "Limits and biases")
     preprocessing = between(text, "Preprocessing")

@@ -341,6 +341,14 @@ def test_names_that_cannot_be_are_refused_before_anything_is_made(options, publi
     assert not hub.repos
 
 
+def test_a_label_that_no_page_can_show_stops_all(publish, hub, folder):
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace("plane", "pl\\u0000ane"))
+    message = publish("alice/mixer", refused=True)
+    assert message.startswith(r"error: label 0, 'pl\x00ane', holds the control character U+0000")
+    assert not hub.requests
+
+
 def test_a_token_given_to_the_training_is_not_published(hub, tmp_path):
     trainer = make_trainer(tmp_path / "run", push_to_hub=True, hub_model_id="alice/run", hub_token="hf_alice_write")
     trainer.save_model()
