@@ -27,6 +27,7 @@ TOKENS = {
     "hf_bob_write": ("bob", "write"),
 }
 NULL_COMMIT = "0" * 40
+Failure = int | str | tuple[int, bytes, dict[str, str]] | Callable[[], None]
 
 
 class HubError(Exception):
@@ -99,15 +100,15 @@ class LoopbackHub:
         self.server.shutdown()
         self.server.server_close()
 
-    def fail(self, pattern: str, how: int | str | Callable[[], None] = 503, times: int = 1) -> None:
+    def fail(self, pattern: str, how: Failure = 503, times: int = 1) -> None:
         """
-        Let the next `times` requests whose `"METHOD /path"` matches `pattern` fail: with an HTTP status, by `"drop"`
-        (the connection closes halfway through the body) or a call before that, or by `"lost"` (the work is done, the
-        answer never sent).
+        Let the next `times` requests whose `"METHOD /path"` matches `pattern` fail: with an HTTP status, with another
+        answer (status, content, headers), by `"drop"` (the connection closes halfway through the body) or a call before
+        that, or by `"lost"` (the work is done, the answer never sent).
         """
         self.failures.append([pattern, how, times])
 
-    def next_failure(self, request: str) -> int | str | Callable[[], None] | None:
+    def next_failure(self, request: str) -> Failure | None:
         with self.lock:
             self.requests.append(request)
             for failure in self.failures:
@@ -310,7 +311,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             if isinstance(failure, int):
                 raise HubError(failure, "Service unavailable")
-            answer = self.answer(body)
+            answer = failure if isinstance(failure, tuple) else self.answer(body)
             status, content, *more = answer if isinstance(answer, tuple) else (200, answer)
             headers.update(*more)
         except HubError as error:

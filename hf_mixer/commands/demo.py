@@ -26,7 +26,6 @@ import argparse
 import importlib.util
 import runpy
 import sys
-import tempfile
 from pathlib import Path
 
 
@@ -73,12 +72,15 @@ def run(arguments: argparse.Namespace) -> None:
     from huggingface_hub import HfApi
 
     from ..demo.space import export_space, write_space
+    from ..hub_errors import clear_errors
     from ..progress import quiet_libraries
     from ..publishing.card import read_model
+    from ..publishing.upload import find_commit
+    from ..temporary_folders import temporary_folder
     from ..utils import one_line_errors
 
     quiet_libraries()
-    with tempfile.TemporaryDirectory() as space:
+    with temporary_folder("mixer-demo-") as space:
         with one_line_errors():
             read_model(arguments.folder)  # which refuses a folder without one
             examples = find_examples(arguments.examples)
@@ -94,7 +96,8 @@ def run(arguments: argparse.Namespace) -> None:
             if arguments.export_space is not None:
                 revision = None
                 if arguments.repo_id is not None:
-                    revision = HfApi().model_info(arguments.repo_id, revision=arguments.revision).sha
+                    with clear_errors(arguments.repo_id, is_upload=False):
+                        revision = find_commit(HfApi(), arguments.repo_id, arguments.revision)
                 export_space(arguments.export_space, arguments.folder, arguments.repo_id, revision, examples)
                 print(
                     f"{arguments.export_space} is ready: `python app.py` there runs it, and on the Hub it is a Space"
@@ -102,9 +105,9 @@ def run(arguments: argparse.Namespace) -> None:
                 return
             if importlib.util.find_spec("gradio") is None:
                 raise ValueError('this needs Gradio: `pip install "hf_mixer[demo]"`')
-            write_space(Path(space), arguments.folder, examples=examples)
+            write_space(space, arguments.folder, examples=examples)
         # The page is the Space that would be exported
-        sys.path.insert(0, space)
+        sys.path.insert(0, str(space))
         runpy.run_path(f"{space}/app.py", run_name="__main__")
 
 

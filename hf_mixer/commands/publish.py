@@ -31,7 +31,6 @@ command finishes: what the Hub has is not sent again.
 
 import argparse
 import sys
-import tempfile
 from pathlib import Path
 
 
@@ -208,11 +207,12 @@ def print_kept(repo_id: str, kept: list[str]) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from ..temporary_folders import temporary_folder
     from ..utils import one_line_errors
 
     try:
-        with one_line_errors(), tempfile.TemporaryDirectory(prefix="mixer-release-") as release:
-            publish_folder(arguments, Path(release))
+        with one_line_errors(), temporary_folder("mixer-release-") as release:
+            publish_folder(arguments, release)
     except KeyboardInterrupt:
         sys.exit("interrupted: the same command goes on where this one stopped")
 

@@ -279,6 +279,7 @@ def announce_outcome(trainer, train_metrics: dict, prepared, data_args) -> None:
 def run(parsed: tuple) -> None:
     import transformers
 
+    from ..hub_errors import clear_errors
     from ..memory import keep_freed_memory
     from ..threads import limit_threads
     from ..training.preparation import check_results, describe_dataset, prepare_run
@@ -305,7 +306,8 @@ def run(parsed: tuple) -> None:
                 keep_freed_memory()
             if training_args.do_eval and not training_args.do_train:
                 check_results(training_args.output_dir, description)
-            trainer, splits, console = build_trainer(prepared, data_args, training_args)
+            with clear_errors(training_args.hub_model_id):  # which the trainer creates
+                trainer, splits, console = build_trainer(prepared, data_args, training_args)
             if is_main and training_args.do_train:
                 keep_cards(trainer)
             if is_main:
@@ -321,9 +323,11 @@ def run(parsed: tuple) -> None:
         finally:
             console.close()
         if training_args.push_to_hub and training_args.do_train:
-            if is_main:
-                keep_cards(trainer)
-            trainer.push_to_hub()
+            way_on = f"`hf-mixer publish {training_args.output_dir} {trainer.hub_model_id}` is enough"
+            with one_line_errors(), clear_errors(trainer.hub_model_id, way_on=way_on):
+                if is_main:
+                    keep_cards(trainer)
+                trainer.push_to_hub()
         elif training_args.do_train:
             trainer.create_model_card()
         if is_main and training_args.do_predict:

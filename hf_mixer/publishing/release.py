@@ -16,6 +16,7 @@ from ..utils import read_json
 from .card import PICTURES, create_card, read_folder
 from .exports import find_extra_files, write_extras
 from .saving import CARD_NAME, OTHER_CARD_NAME, merge_cards, read_cards, write_cards
+from .wording import label_names, refuse_control_characters
 
 
 # Each goes up where the folder has it
@@ -132,9 +133,10 @@ def find_model_files(folder: Path) -> dict[str, Path]:
     Return, by their names in a repository, the files that it takes to run the model in `folder` without this package.
 
     Raises:
-        `ValueError`: the folder lacks something, or holds another model.
+        `ValueError`: the folder lacks something, or holds another model, or its labels cannot be shown.
     """
-    read_folder(folder)
+    _, config, _ = read_folder(folder)
+    refuse_control_characters(label_names(config))
     names = [CONFIG_NAME, IMAGE_PROCESSOR_NAME]
     if (folder / SAFE_WEIGHTS_NAME).is_file():
         names.append(SAFE_WEIGHTS_NAME)

@@ -37,11 +37,13 @@ def predict_without_package(folder: Path) -> dict:
         `ValueError`: the folder does not load there.
         `OSError`: there is no space for temporary files.
     """
+    from ..temporary_folders import temporary_folder
+
     program = "import runpy, sys; sys.modules['hf_mixer'] = None; runpy.run_path(sys.argv[1], run_name='__main__')"
-    with tempfile.TemporaryDirectory(prefix="mixer-remote-code-") as temporary:
+    with temporary_folder("mixer-remote-code-") as temporary:
         environment = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
-        environment |= {"HF_HOME": temporary, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-        environment |= {"HF_MODULES_CACHE": str(Path(temporary, "modules"))}
+        environment |= {"HF_HOME": str(temporary), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+        environment |= {"HF_MODULES_CACHE": str(temporary / "modules")}
         result = subprocess.run(
             [sys.executable, "-c", program, __file__, str(folder.resolve())],
             capture_output=True,

@@ -7,22 +7,19 @@ command again, which sends only what the Hub does not have.
 """
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from json import JSONDecodeError
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelInfo, constants, get_token
 from huggingface_hub.errors import (
     BadRequestError,
     HfHubHTTPError,
-    HTTPError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
+from ..hub_errors import OVERTAKEN, GarbledAnswerError, clear_errors
 from ..utils import is_hub_id
 from .saving import CARD_NAME, OTHER_CARD_NAME, decode_card
 
@@ -30,29 +27,6 @@ from .saving import CARD_NAME, OTHER_CARD_NAME, decode_card
 COMMIT_MESSAGE = "Upload MLP-Mixer with hf_mixer"
 # Pull requests that may hold these files already, when the same command runs again
 NUM_PULL_REQUESTS = 20
-# The Hub, or a proxy before it, may answer the same request later
-TRANSIENT_STATUS = (408, 429, 500, 502, 503, 504)
-# No answer at all, or a proxy's page in the place of one
-BROKEN = (HTTPError, JSONDecodeError, ConnectionError, TimeoutError)
-# What other statuses of an answer mean
-REFUSALS = {
-    401: (
-        PermissionError,
-        "the token is not valid or has expired ({answer}). Make another at https://huggingface.co/settings/tokens and log in "
-        "with `hf auth login`, or set HF_TOKEN",
-    ),
-    403: (
-        PermissionError,
-        "the token does not allow this on {repo_id}: {answer}. Choose a name under your own, or propose it with --create-pr, "
-        "or make a token that may write to it at https://huggingface.co/settings/tokens",
-    ),
-    412: (
-        RuntimeError,
-        "{repo_id} has received another commit in the meantime, and nothing was changed. Look at it, and run the same command "
-        "again to publish on top of it.",
-    ),
-}
-RUN_AGAIN = "What has arrived is kept: run the same command again to finish."
 
 
 @dataclass(frozen=True)
@@ -86,14 +60,27 @@ def connect(token: str | None = None) -> tuple[HfApi, str]:
             "are made at https://huggingface.co/settings/tokens"
         )
     api = HfApi(token=token)
-    with clear_errors("whoami"):
-        account = api.whoami()
-    if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
-        raise PermissionError(
-            f"the token of {account['name']} only reads: make one with the role `write` at "
-            "https://huggingface.co/settings/tokens"
-        )
-    return api, account["name"]
+    with clear_errors(None):
+        match api.whoami():
+            case {"name": str(name), "auth": {"accessToken": {"role": "read"}}}:
+                raise PermissionError(
+                    f"the token of {name} only reads: make one with the role `write` at "
+                    "https://huggingface.co/settings/tokens"
+                )
+            case {"name": str(name)}:
+                return api, name
+        raise GarbledAnswerError("it does not say whose token this is")
+
+
+def find_commit(api: HfApi, repo_id: str, revision: str | None) -> str:
+    """Return the commit of a branch, a tag or the reference of a pull request."""
+    return check_commit(api.model_info(repo_id, revision=revision).sha)
+
+
+def check_commit(oid: object) -> str:
+    if not isinstance(oid, str) or not re.fullmatch("[0-9a-f]{40}", oid):
+        raise GarbledAnswerError(f"{oid!r} is no commit")
+    return oid
 
 
 def publish(
@@ -133,7 +120,7 @@ def publish(
         `PermissionError`, `ConnectionError`, `OSError`, `RuntimeError`: see `clear_errors`.
     """
     branch = revision or constants.DEFAULT_REVISION
-    with clear_errors(repo_id):
+    with clear_errors(repo_id, propose=None if create_pr else "--create-pr"):
         if branch.startswith("refs/pr/") and not api.repo_exists(repo_id):
             raise ValueError(f"{repo_id} does not exist, so it has no pull request {branch}. Nothing was sent.")
         validate_card(api, folder)
@@ -146,7 +133,7 @@ def publish(
         head, tagged = prepare_branch(api, repo_id, branch, tag)
         changed, kept = compare(api, repo_id, folder, head)
         if cards is not None and head is not None and fetch_cards(api, repo_id, head) != cards:
-            raise RuntimeError(REFUSALS[412][1].format(repo_id=repo_id))
+            raise RuntimeError(OVERTAKEN.format(repo_id, "run the same command again"))
         finished: tuple[str, str] | None = None
         if head is not None and not changed:
             finished = head, f"{api.endpoint}/{repo_id}/commit/{head}"
@@ -218,12 +205,12 @@ def prepare_branch(api: HfApi, repo_id: str, branch: str, tag: str | None) -> tu
         kind = "tag" if branch in tags else "commit"
         raise ValueError(f"--revision has to be a branch, but {branch} is a {kind}. Nothing was sent.")
     # A tag may be an object of its own, with a hash that is not the commit's
-    tagged = api.model_info(repo_id, revision=tag).sha if tag in tags else None
+    tagged = find_commit(api, repo_id, tag) if tag in tags else None
     if branch == constants.DEFAULT_REVISION and branch not in branches:
         return None, tagged
     if branch not in branches and not branch.startswith("refs/pr/"):
         api.create_branch(repo_id, branch=branch, exist_ok=True)
-    return api.model_info(repo_id, revision=branch).sha, tagged
+    return find_commit(api, repo_id, branch), tagged
 
 
 def compare(api: HfApi, repo_id: str, folder: Path, revision: str | None) -> tuple[list[str], list[str]]:
@@ -249,7 +236,7 @@ def fetch_cards(api: HfApi, repo_id: str, revision: str | None = None) -> dict[s
     Raises:
         `PermissionError`, `ConnectionError`, `OSError`, `RuntimeError`: see `clear_errors`.
     """
-    with clear_errors(repo_id):
+    with clear_errors(repo_id, is_upload=False):
         try:
             info = find_model(api, repo_id, revision)
         except RepositoryNotFoundError:
@@ -270,7 +257,7 @@ def find_license(api: HfApi, base_model: str | None) -> str | None:
     """Return the licence in the card of a model on the Hub; nothing where there is no such model or it names none."""
     if base_model is None or not is_hub_id(base_model):
         return None
-    with clear_errors(base_model):
+    with clear_errors(base_model, is_upload=False):
         try:
             metadata = api.model_info(base_model).card_data
         except RepositoryNotFoundError:
@@ -298,7 +285,7 @@ def add_to_collection(api: HfApi, repo_id: str, collection: str) -> str:
 def find_pull_request(api: HfApi, repo_id: str, folder: Path) -> tuple[str, str] | None:
     """Return the commit and the page of a recent pull request that holds all the files, if there is one."""
     refs = api.list_repo_refs(repo_id, include_pull_requests=True).pull_requests or []
-    commits = {int(ref.ref.rsplit("/", 1)[1]): ref.target_commit for ref in refs}
+    commits = {int(ref.ref.removeprefix("refs/pr/")): ref.target_commit for ref in refs}
     for number in sorted(commits, reverse=True)[:NUM_PULL_REQUESTS]:
         changed, _ = compare(api, repo_id, folder, commits[number])
         if not changed and is_open(api, repo_id, number):
@@ -332,64 +319,11 @@ def commit(
     info = api.create_commit(
         repo_id, additions, commit_message=COMMIT_MESSAGE, revision=branch, create_pr=create_pr, parent_commit=head
     )
-    different, _ = compare(api, repo_id, folder, info.oid)
+    oid = check_commit(info.oid)
+    different, _ = compare(api, repo_id, folder, oid)
     if different:
-        raise RuntimeError(f"{repo_id} at {info.oid} differs from what was sent: {', '.join(different)}")
-    return info.oid, info.pr_url or info.commit_url
-
-
-@contextmanager
-def clear_errors(repo_id: str) -> Iterator[None]:
-    """
-    Turn what huggingface_hub raises into one clear line that names the way out.
-
-    Raises:
-        `ConnectionError`: the Hub cannot be reached or keeps failing.
-        `PermissionError`: the token is not valid, or does not allow it.
-        `OSError`: the disk is full.
-        `RuntimeError`: another refusal.
-    """
-    try:
-        yield
-    except (HTTPError, OSError, RuntimeError, ValueError) as error:
-        explained = explain(error, repo_id)
-        if explained is None:
-            raise
-        raise explained from error
-
-
-def find_causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and what led to it."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-
-
-def explain(error: Exception, repo_id: str) -> Exception | None:
-    """Return an error with a message for the user; none if the error is not one of the Hub or of the way to it."""
-    causes = list(find_causes(error))
-    # Xet's errors carry no number, only the text
-    if any("No space left on device" in str(cause) for cause in causes):
-        return OSError(
-            "the disk is full. Free some space, or set TMPDIR and HF_HOME to folders on another disk, and run the same "
-            "command again."
+        raise RuntimeError(
+            f"{repo_id} at {oid} differs from what was sent: {', '.join(different)}. Run the same command again: it sends "
+            "them anew."
         )
-    answers = [cause for cause in causes if isinstance(cause, HfHubHTTPError)]
-    if not answers:
-        # Xet raises errors of `BROKEN`, or a RuntimeError that names its server
-        reasons = [cause for cause in causes if isinstance(cause, BROKEN) or "CAS Client Error" in str(cause)]
-        if not reasons:
-            return None
-        reason = str(reasons[0]) or type(reasons[0]).__name__
-        return ConnectionError(f"the connection to the Hub failed ({reason}). {RUN_AGAIN}")
-    response = answers[0].response
-    messages = [" ".join(answer.server_message.split()) for answer in answers if answer.server_message]
-    answer = f"the Hub answered {response.status_code} ({messages[0] if messages else response.reason_phrase})"
-    if response.status_code in TRANSIENT_STATUS:
-        return ConnectionError(f"{answer}. {RUN_AGAIN}")
-    if response.status_code in REFUSALS:
-        kind, text = REFUSALS[response.status_code]
-        return kind(text.format(repo_id=repo_id, answer=answer))
-    if any(isinstance(answer, RepositoryNotFoundError) for answer in answers):
-        return PermissionError(f"{repo_id} does not exist, or the token does not let you see it. Is the name right?")
-    return RuntimeError(f"{repo_id}: {answer}")
+    return oid, info.pr_url or info.commit_url

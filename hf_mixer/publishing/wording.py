@@ -4,6 +4,7 @@
 import json
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,10 @@ PUBLISHED = {
 }
 # Names of folders and files that say nothing without that of the folder around them
 SPLITS = ("train", "val", "valid", "validation", "test")
+# Control characters, those that reorder text, and halves of characters
+INVISIBLE = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# What might mean something in Markdown
+SPECIAL = re.compile(r"[^\w ,.-]|_")
 # By problem type: a figure of every label or output, and how a sentence on its extremes begins
 EXTREMES = {
     "single_label_classification": ("accuracy", "By class the accuracy"),
@@ -300,15 +305,38 @@ def dataset_type(name: str) -> str:
     return "digits" if "digits" in find_known_data(name) else "imagefolder"
 
 
+def refuse_control_characters(labels: Iterable[str]) -> None:
+    """
+    Raises:
+        `ValueError`: a label holds a character that nobody sees and that changes how, or whether, the others are shown.
+    """
+    for index, label in enumerate(labels):
+        match = INVISIBLE.search(label)
+        if match is not None:
+            raise ValueError(
+                f"label {index}, {label!a}, holds the control character U+{ord(match[0]):04X}, which no page can show: "
+                "rename it in `id2label` and `label2id` of config.json"
+            )
+
+
+def one_line(text: Any) -> str:
+    """Return `text` as one line without control characters."""
+    return INVISIBLE.sub("\N{REPLACEMENT CHARACTER}", " ".join(str(text).split()))
+
+
 def plain(text: Any) -> str:
-    """Return `text` as one line of Markdown that looks like it."""
-    return re.sub(r"([\\`*<>\[\]|{}])", r"\\\1", " ".join(str(text).split()))
+    """Return `text` as one line of Markdown that looks like it, also inside a table and as a heading."""
+    # An underscore inside a word means nothing
+    return re.sub(r"[\\`*<>\[\]|{}&#~]|(?<!\w)_|_(?!\w)", r"\\\g<0>", one_line(text))
 
 
 def code(text: Any) -> str:
     """Return `text` as inline code, also inside a table."""
-    text = " ".join(str(text).split()).replace("|", "\\|")
-    return f"`` {text} ``" if "`" in text else f"`{text}`"
+    text = one_line(text)
+    if text and not set(text) & {"`", "|"}:
+        return f"`{text}`"
+    # A pipe is escaped one way in a table, and not at all elsewhere: only HTML is the same in both
+    return f"<code>{SPECIAL.sub(lambda match: f'&#{ord(match[0])};', text)}</code>"
 
 
 def link(name: str) -> str:

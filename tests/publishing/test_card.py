@@ -79,11 +79,11 @@ pin the commit that you have read
 | loss | 0.25 |
 Measured on 10,000 images of the split `test` of [CIFAR-10]
 in brackets with 95 % intervals
-from 87.5 % (`sea \\| lake`, 6,000 images) to 95.0 % (`plane`, 4,000 images)
+from 87.5 % (<code>sea &#124; lake</code>, 6,000 images) to 95.0 % (`plane`, 4,000 images)
 (confusion_matrix.png)
 (calibration.png)
 ## Labels
-`plane`, `sea \\| lake`, `` `quoted` ``
+`plane`, <code>sea &#124; lake</code>, <code>&#96;quoted&#96;</code>
 ## Features
 ## Preprocessing
 converted to RGB; resized to 16 x 16 pixels (bilinear); divided by 255; normalized with mean 0.5
@@ -309,7 +309,7 @@ def test_card_says_what_was_done_to_the_data(trained):
     (trained / "training_run.json").write_text(json.dumps({**RUN, "dataset": data}))
     text = create_card(trained).text
     assert_complete(text)
-    assert "| training images by label | 20 (`sea \\| lake`) to 500 (`plane`) |" in text
+    assert "| training images by label | 20 (<code>sea &#124; lake</code>) to 500 (`plane`) |" in text
     assert "| unreadable images left out | 3 |" in text
     assert "Its training images are uneven" in between(text, "Limits and biases")
     preprocessing = between(text, "Preprocessing")

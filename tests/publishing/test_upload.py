@@ -207,7 +207,9 @@ def test_whatever_fails_the_same_command_finishes_with_one_commit(how, target, p
     assert messages
     for message in messages:
         assert re.match("error: (the Hub answered 503|the connection to the Hub failed)", message)
-        assert message.endswith("run the same command again to finish.")
+        assert re.search(
+            "Nothing was sent: run the same command again.$|kept: run the same command again to finish.$", message
+        )
 
 
 def test_what_arrived_before_a_long_outage_is_not_sent_again(publish, hub, folder):
@@ -250,6 +252,83 @@ def test_unreachable_and_offline_are_one_line(publish, monkeypatch):
     assert "the connection to the Hub failed" in publish("alice/mixer", refused=True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE is set" in publish("alice/mixer", refused=True)
+
+
+JSON, PAGE = {"Content-Type": "application/json"}, {"Content-Type": "text/html; charset=utf-8"}
+
+
+@pytest.mark.parametrize(
+    ("request_", "answer", "kept"),
+    [
+        ("GET /api/whoami-v2", b'{"type": "user"}', False),
+        ("GET /api/whoami-v2", b"[]", False),
+        ("GET /api/models/alice/mixer/refs", b"{}", False),
+        ("GET /api/models/alice/mixer/revision", b'{"id": "alice/mixer", "sha": null}', False),
+        ("GET /api/models/alice/mixer/tree", b'[{"type": "file", "path": "a"}]', False),
+        ("POST /alice/mixer.git/info/lfs", b'"text"', True),
+        ("POST /api/models/alice/mixer/commit", b"null", True),
+        ("POST /api/models/alice/mixer/commit", b'{"commitUrl": "http', True),
+    ],
+)
+def test_what_is_no_answer_of_a_hub_is_one_line(request_, answer, kept, publish, hub):
+    hub.fail(request_, (200, answer, JSON), times=100)
+    message = publish("alice/mixer", refused=True)
+    assert message.startswith("error: the Hub answered something that is no answer of a Hub: ")
+    assert ("What has arrived is kept: run the same command again to finish." in message) == kept
+    assert ("Nothing was sent: run the same command again." in message) != kept
+
+
+@pytest.mark.parametrize("request_", ["GET /api/whoami-v2", "POST /api/models/alice/mixer/branch", "PUT /storage"])
+@pytest.mark.parametrize("how", ["page", "status", "redirect"])
+def test_a_login_page_of_the_network_is_named_at_once(request_, how, publish, hub):
+    elsewhere = {"Location": hub.storage.replace("/storage", "/login")}
+    answers = {"page": (200, b"<html>", PAGE), "status": (511, b"<html>", PAGE), "redirect": (302, b"", elsewhere)}
+    hub.fail("/login", (200, b"<html>", PAGE), times=100)
+    hub.fail(request_, answers[how], times=100)
+    message = publish("alice/mixer", "--revision", "dev", refused=True)
+    assert re.match(r"error: a login page of the network \((127.0.0.1|localhost)\) answered in place of", message)
+    assert sum(bool(re.match(request_, request)) for request in hub.requests) == 1
+
+
+@pytest.mark.parametrize("endpoint", ["banana", "ftp://huggingface.co"])
+def test_an_endpoint_that_is_no_address_is_named_at_once(endpoint, publish, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+    monkeypatch.setattr("time.sleep", None)
+    assert f"HF_ENDPOINT is '{endpoint}', which is no address of a Hub" in publish("alice/mixer", refused=True)
+
+
+def test_a_redirect_without_end_and_a_wrong_protocol_are_one_line(publish, hub, monkeypatch):
+    hub.fail("GET /", (302, b"", {"Location": "/again"}), times=100)
+    assert "(Exceeded maximum allowed redirects; HF_ENDPOINT is" in publish("alice/mixer", refused=True)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint.replace("http", "https"))
+    assert "the connection to the Hub failed ([SSL" in publish("alice/mixer", refused=True)
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (
+            "client error (401 Unauthorized)",
+            "the token is not valid or has expired (the Hub answered 401 (Unauthorized))",
+        ),
+        ("client error (403 Forbidden)", "the token does not allow this on alice/mixer"),
+        ("server error (503 Service Unavailable)", "the Hub answered 503 (Service Unavailable). "),
+    ],
+)
+def test_what_xet_answers_is_said_like_what_the_hub_does(status, message, publish, monkeypatch):
+    def refuse(*arguments, **options):
+        raise ConnectionError(
+            f"Network error: Request error: HTTP status {status}, domain: https://cas-server.xethub.hf.co"
+        )
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "preupload_lfs_files", refuse)
+    assert message in publish("alice/mixer", refused=True)
+
+
+def test_an_error_of_our_own_is_not_hidden(publish, monkeypatch):
+    monkeypatch.setattr("hf_mixer.publishing.upload.compare", lambda *arguments: {}["a name"])
+    with pytest.raises(KeyError, match="a name"):
+        publish("alice/mixer")
 
 
 def test_a_commit_of_somebody_else_in_the_meantime_is_kept(publish, hub, on_hub, monkeypatch):
@@ -312,6 +391,14 @@ def test_a_card_that_the_hub_refuses_stops_all(publish, hub, monkeypatch):
 def test_names_that_cannot_be_are_refused_before_anything_is_made(options, publish, hub):
     assert "Nothing was sent" in publish("alice/mixer", *options, refused=True)
     assert not hub.repos
+
+
+def test_a_label_that_no_page_can_show_stops_all(publish, hub, folder):
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace("plane", "pl\\u0000ane"))
+    message = publish("alice/mixer", refused=True)
+    assert message.startswith(r"error: label 0, 'pl\x00ane', holds the control character U+0000")
+    assert not hub.requests
 
 
 def test_a_token_given_to_the_training_is_not_published(hub, tmp_path):
