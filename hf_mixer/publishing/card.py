@@ -18,6 +18,7 @@ from ..data.labels import problem_type_of
 from ..evaluation.metrics import METRICS, Metric
 from ..image_processing_pil_mixer import MixerImageProcessorPil
 from ..modeling_mixer import MixerForImageClassification
+from ..local_paths import without_paths
 from ..utils import is_hub_id, read_json
 from .exports import HANDLER_NAME, describe_exports
 from .saving import sign
@@ -164,7 +165,7 @@ def read_model(folder: Path) -> tuple[MixerConfig, MixerImageProcessorPil]:
 
 def read_results(path: Path) -> dict[str, Any]:
     """Return what a file says about a run; nothing where there is no such file."""
-    return read_json(path) if path.is_file() else {}
+    return without_paths(read_json(path)) if path.is_file() else {}
 
 
 def create_metadata(
