@@ -48,6 +48,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
     parser.add_argument("--tag", help="a new tag for the commit, such as v1.0")
     parser.add_argument("--dry-run", action="store_true", help="check all, print what would go up, and send nothing")
+    parser.add_argument(
+        "--trust-code",
+        action="store_true",
+        help="run and send code of the folder that is not that of hf_mixer: only where you know who wrote it",
+    )
     parser.add_argument("--token", help="token for the Hub (default: HF_TOKEN, or the one you logged in with)")
     return parser.parse_args(arguments)
 
@@ -93,8 +98,8 @@ def publish_folder(arguments: argparse.Namespace, release: Path) -> None:
     # What is wrong here is said before the Hub is asked
     validate_repo_id(arguments.repo_id)
     check_options(arguments.revision, arguments.create_pr, arguments.tag)
-    find_model_files(arguments.folder)
-    find_extra_files(arguments.folder, arguments.extras)
+    find_model_files(arguments.folder, arguments.trust_code)
+    find_extra_files(arguments.folder, arguments.extras, arguments.trust_code)
     api, repo_id = None, arguments.repo_id
     if not arguments.dry_run:
         api, user = connect(arguments.token)
@@ -105,10 +110,12 @@ def publish_folder(arguments: argparse.Namespace, release: Path) -> None:
     if arguments.extras:
         print(f"Preparing {', '.join(arguments.extras)} ...", flush=True)
     pinned = arguments.tag or branch
-    left_out = prepare_release(arguments.folder, release, repo_id, pinned, token, arguments.extras)
+    left_out = prepare_release(
+        arguments.folder, release, repo_id, pinned, token, arguments.extras, arguments.trust_code
+    )
     print_release(arguments.folder, release, left_out)
     print("Loading these files without hf_mixer ...", flush=True)
-    check_remote_code(arguments.folder, release)
+    check_remote_code(release)
     print("They load, and predict the same.", flush=True)
     if api is None:
         print(f"Nothing was sent. Without --dry-run, what differs in {repo_id} would go up in one commit.")

@@ -17,8 +17,8 @@ from ..configuration_mixer import MixerConfig
 from ..data.labels import problem_type_of
 from ..evaluation.metrics import METRICS, Metric
 from ..image_processing_pil_mixer import MixerImageProcessorPil
-from ..modeling_mixer import MixerForImageClassification
 from ..local_paths import without_paths
+from ..modeling_mixer import MixerForImageClassification
 from ..utils import is_hub_id, read_json
 from .exports import HANDLER_NAME, describe_exports
 from .saving import sign
