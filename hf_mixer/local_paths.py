@@ -35,9 +35,9 @@ def shorten_path(path: str | os.PathLike) -> str:
     path = os.fspath(path).rstrip("/\\") or "."
     if is_private(path):
         return "~" if path.strip(".") else path
-    folder, name = re.fullmatch(r"(?:(.*)[/\\])?(.*)", path, re.DOTALL).groups()
-    folder = (folder or "").rstrip("/\\")
-    parent = re.split(r"[/\\]", folder)[-1]
+    *parents, name = re.split(r"[/\\]+", path)
+    folder = path[: -len(name)].rstrip("/\\")
+    parent = parents[-1] if parents else ""
     if PurePath(name).stem not in SPLITS or is_private(folder) or is_private(parent):
         return name
     return f"{parent}/{name}"
@@ -98,10 +98,11 @@ def shorten_command(command: str) -> str:
     return WORD.sub(shorten, command)
 
 
-# What holds paths in the files that training and evaluation leave behind
+# What holds paths in the files of a model: those of a training, and a configuration of earlier versions of transformers
 RECORD_FIELDS: dict[str, Callable[[str], str]] = {
     "command": shorten_command,
     "base_model": shorten_source,
+    "_name_or_path": shorten_source,
     "teacher_model": shorten_source,
     "recipe": shorten_path,
     "best_model_checkpoint": shorten_path,
@@ -109,7 +110,7 @@ RECORD_FIELDS: dict[str, Callable[[str], str]] = {
 
 
 def without_paths(record: dict[str, Any]) -> dict[str, Any]:
-    """Return what training_run.json, evaluation.json or trainer_state.json holds, with the last parts of the paths in it."""
+    """Return what training_run.json, evaluation.json and other files of a model hold, with the last parts of the paths in it."""
     record = {**record}
     for key, shorten in RECORD_FIELDS.items():
         if isinstance(record.get(key), str):

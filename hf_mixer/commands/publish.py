@@ -115,7 +115,7 @@ def publish_folder(arguments: argparse.Namespace, release: Path) -> None:
     )
     print_release(arguments.folder, release, left_out)
     print("Loading these files without hf_mixer ...", flush=True)
-    check_remote_code(release)
+    check_remote_code(arguments.folder, release)
     print("They load, and predict the same.", flush=True)
     if api is None:
         print(f"Nothing was sent. Without --dry-run, what differs in {repo_id} would go up in one commit.")

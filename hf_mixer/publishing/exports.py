@@ -60,6 +60,10 @@ def find_extra_files(folder: Path, extras: Iterable[str], trust_code: bool = Fal
     return files
 
 
+def is_name(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable()
+
+
 def own_requirements() -> bytes:
     """Return what the handler needs, as pip reads it."""
     return "".join(f"{line}\n" for line in list_requirements()).encode()
@@ -72,9 +76,8 @@ def find_export_files(folder: Path, format: str) -> dict[str, Path]:
     refuse_unusual_files(folder, [f"{format}/{name}" for name in (MANIFEST_NAME, CONFIG_NAME, IMAGE_PROCESSOR_NAME)])
     record = read_record(export) if is_export(export) else {}
     programs = record.get("programs")
-    is_whole = isinstance(programs, dict) and programs and programs.keys() <= BOUNDS.keys()
-    is_whole = is_whole and all(isinstance(name, str) for name in programs.values())
-    if record.get("format") != format or not is_whole:
+    is_known = isinstance(programs, dict) and programs.keys() <= BOUNDS.keys()
+    if record.get("format") != format or not programs or not is_known or not all(map(is_name, programs.values())):
         raise ValueError(f"{export} holds no export that `hf-mixer export --format {format}` wrote: {way_out}")
     names = [MANIFEST_NAME, CONFIG_NAME, IMAGE_PROCESSOR_NAME]
     for files in list_program_files(export).values():
@@ -103,7 +106,7 @@ def read_record(export: Path) -> dict[str, Any]:
 
 def write_extras(folder: Path, directory: Path, extras: Iterable[str]) -> None:
     """
-    Compare the exports of `folder` with the model in `directory`, and write there what is asked for and not in it.
+    Compare the exports of `folder` with the model in it, and write into `directory` what is asked for and not there.
 
     Raises:
         `ValueError`: an export is of another model, or the model cannot be exported.
@@ -116,10 +119,10 @@ def write_extras(folder: Path, directory: Path, extras: Iterable[str]) -> None:
                 (directory / REQUIREMENTS_NAME).write_bytes(own_requirements())
         elif (folder / format).exists():
             if model is None:
-                model, image_processor = load_checkpoint(str(directory))
+                model, image_processor = load_checkpoint(str(folder))
             check_same_model(folder / format, model, image_processor)
         else:
-            export_model(str(directory), directory / format, format)
+            export_model(str(folder), directory / format, format)
             # The card of the repository speaks of it
             (directory / format / CARD_NAME).unlink()
 

@@ -19,7 +19,14 @@ WEIGHTS_SUFFIX = ".safetensors"
 MAX_BYTES = 100_000_000
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # By them transformers reads or runs what does not go up, from this machine or another repository
-FORBIDDEN_FIELDS = ("configuration_files", "custom_pipelines", "_attn_implementation")
+FORBIDDEN_FIELDS = re.compile("configuration_files|custom_pipelines|_?(attn|experts)_implementation")
+FORBIDDEN_FILES = ("adapter_config.json",)
+# The largest numbers in settings, as nobody's memory holds larger models and images
+LIMITS = {
+    **dict.fromkeys(("image_size", "patch_size", "size", "crop_size"), 10_000),
+    **dict.fromkeys(("hidden_size", "token_mlp_dim", "channel_mlp_dim", "num_labels", "num_channels"), 100_000),
+    "num_hidden_layers": 1_000,
+}
 KINDS = {
     stat.S_ISDIR: "a folder",
     stat.S_ISFIFO: "a named pipe",
@@ -60,20 +67,34 @@ def refuse_unusual_files(folder: Path, names: Iterable[str]) -> None:
             raise ValueError(f"{path} has {status.st_size:,} bytes, and up to {MAX_BYTES:,} can go up: remove it")
 
 
+def check_settings(folder: Path) -> None:
+    """
+    Look at the settings of a model and of its image processor, before anything is made by them.
+
+    Raises:
+        `ValueError`: they refer to what does not go up, or ask for more than a computer has.
+    """
+    for path in (folder / CONFIG_NAME, folder / IMAGE_PROCESSOR_NAME):
+        fields = read_json(path)
+        for field, value in fields.items():
+            if FORBIDDEN_FIELDS.fullmatch(field):
+                raise ValueError(f"{path} has {field}, which can load what does not go up: remove it from there")
+            values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+            for number in values if field in LIMITS else ():
+                if isinstance(number, int | float) and number > LIMITS[field]:
+                    raise ValueError(f"{path} has {field}={number:,}, and up to {LIMITS[field]:,} can be published")
+
+
 def find_modules(folder: Path) -> list[str]:
     """
-    Return the names of the modules in which the configurations of a model and of its image processor name their classes.
+    Return the names of the modules in which the settings of a model and of its image processor name their classes.
 
     Raises:
         `ValueError`: they name none, or some in another repository or folder, or refer to other files.
     """
     modules = []
     for path in (folder / CONFIG_NAME, folder / IMAGE_PROCESSOR_NAME):
-        fields = read_json(path)
-        found = [field for field in FORBIDDEN_FIELDS if field in fields]
-        if found:
-            raise ValueError(f"{path} has {found[0]}, which can load what does not go up: remove it from there")
-        references = list(list_references(fields.get("auto_map")))
+        references = list(list_references(read_json(path).get("auto_map")))
         if not references:
             raise ValueError(
                 f"{folder} names no code, so nobody could load it without hf_mixer: save the model and its image processor "

@@ -2,19 +2,30 @@
 """What of a trained folder goes to the Hub: an allow-list, and what must not be in any of its files."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from ..checkpoints.loading import check_own_folder
 from ..local_paths import without_paths
 from ..utils import read_json
 from .card import PICTURES, create_card, read_model
 from .exports import HANDLER_NAME, REQUIREMENTS_NAME, find_extra_files, write_extras
-from .foreign import PACKAGE, WEIGHTS_SUFFIX, find_modules, refuse_foreign_code, refuse_unusual_files
+from .foreign import (
+    FORBIDDEN_FILES,
+    PACKAGE,
+    WEIGHTS_SUFFIX,
+    check_settings,
+    find_modules,
+    refuse_foreign_code,
+    refuse_unusual_files,
+)
 from .private import refuse_private
 from .saving import CARD_NAME, OTHER_CARD_NAME, choose_card_name
 
@@ -32,7 +43,17 @@ OPTIONAL_FILES = (
     "NOTICE",
 )
 # Those of them that name paths
-RECORDS = ("training_run.json", "trainer_state.json", "evaluation.json")
+RECORDS = ("training_run.json", "trainer_state.json", "evaluation.json", CONFIG_NAME)
+# What the card takes them to hold
+RECORD_TYPES: dict[str, Any] = {
+    **dict.fromkeys(("dataset", "hyperparameters", "versions", "class_counts", "image_conversion"), dict),
+    **dict.fromkeys(("command", "base_model", "teacher_model", "hardware", "name", "config", "split"), str),
+    **dict.fromkeys(("train_split", "eval_split"), str),
+    **dict.fromkeys(
+        ("duration_seconds", "num_train_images", "num_eval_images", "num_images", "num_processes"), int | float
+    ),
+    "per_class": list,
+}
 # What is opened of a folder, beside all files that are called like this
 OPENED = (*OPTIONAL_FILES, CARD_NAME, OTHER_CARD_NAME, HANDLER_NAME, REQUIREMENTS_NAME)
 OPENED_SUFFIXES = (".json", ".py", WEIGHTS_SUFFIX)
@@ -84,6 +105,9 @@ def prepare_release(
     names = OPTIONAL_FILES if card_name == CARD_NAME else (*OPTIONAL_FILES, CARD_NAME)
     sources |= {name: folder / name for name in names if (folder / name).is_file()}
     sources |= find_extra_files(folder, extras, trust_code)
+    for name in RECORDS[:-1]:
+        if name in sources:
+            check_types(sources[name])
     for name, source in sources.items():
         (directory / name).parent.mkdir(exist_ok=True, parents=True)
         put(source, directory / name)
@@ -91,6 +115,25 @@ def prepare_release(
     create_card(folder, repo_id=repo_id, revision=revision, release=directory).save(directory / card_name)
     refuse_private(directory, folder, token, {CARD_NAME} - {card_name})
     return list_left_out(folder, {*sources, card_name})
+
+
+def check_types(path: Path) -> None:
+    """
+    Raises:
+        `ValueError`: a record of a run holds something of another type than this package writes.
+    """
+    record = read_json(path)
+    dataset = record.get("dataset")
+    for key, value in [*record.items(), *(dataset.items() if isinstance(dataset, dict) else ())]:
+        entries = value if key == "per_class" and isinstance(value, list) else ()
+        if value is not None and not isinstance(value, RECORD_TYPES.get(key, object)):
+            raise ValueError(
+                f"{path} holds {key} of another type than hf-mixer writes it: write it again, or remove it"
+            )
+        if not all(isinstance(entry, dict) for entry in entries):
+            raise ValueError(
+                f"{path} holds {key} with other entries than hf-mixer writes: write it again, or remove it"
+            )
 
 
 def put(source: Path, destination: Path) -> None:
@@ -126,8 +169,14 @@ def find_model_files(folder: Path, trust_code: bool = False) -> dict[str, Path]:
         `ValueError`: the folder lacks something, or holds another model, links, or code that is not that of this package.
     """
     if folder.is_dir():
+        for name in FORBIDDEN_FILES:
+            if os.path.lexists(folder / name):
+                raise ValueError(f"{folder / name} can load what does not go up: remove it")
         entries = [path.name for path in folder.iterdir()]
         refuse_unusual_files(folder, [name for name in entries if name in OPENED or name.endswith(OPENED_SUFFIXES)])
+    if (folder / CONFIG_NAME).is_file() and (folder / IMAGE_PROCESSOR_NAME).is_file():
+        check_settings(folder)
+        check_own_folder(folder)
     read_model(folder)
     names = [CONFIG_NAME, IMAGE_PROCESSOR_NAME]
     if (folder / SAFE_WEIGHTS_NAME).is_file():

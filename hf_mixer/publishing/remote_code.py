@@ -62,18 +62,18 @@ def predict_without_package(folder: Path) -> dict:
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def check_remote_code(folder: Path) -> None:
+def check_remote_code(source: Path, folder: Path) -> None:
     """
-    Load `folder` as somebody without this package does, and compare a prediction with that on the code of this package. The
-    code of the folder runs, in a process of its own.
+    Load `folder` as somebody without this package does, and compare a prediction with that of `source`, the folder it
+    comes from, on this package. Only the code of `folder` runs, in a process of its own.
 
     Raises:
-        `ValueError`: it does not load, or the predictions differ.
+        `ValueError`: one of them does not load, or the predictions differ.
         `OSError`: there is no space for temporary files.
     """
     from ..checkpoints import load_checkpoint
 
-    expected = predict(*load_checkpoint(str(folder)))
+    expected = predict(*load_checkpoint(str(source)))
     actual = predict_without_package(folder)
     if actual["labels"] != expected["labels"]:
         raise ValueError(f"the code in the folder gives the labels {actual['labels']}, here {expected['labels']}")

@@ -361,7 +361,7 @@ def check_results(output_dir: str, description: dict[str, Any]) -> None:
     recorded = read_training_data(output_dir)
     for key in ("name", "config", "eval_split", "num_eval_images", "image_conversion"):
         before, here = recorded.get(key), description.get(key)
-        if recorded and not (before == here or (key == "name" and is_same_name(here, before))):
+        if recorded and not (before == here or (key == "name" and is_same_name(description["name"], before))):
             raise ValueError(
                 f"--output_dir {output_dir} holds a model with results on other data ({key} {before}, here {here}): "
                 f"choose another --output_dir, and name the model with --model_name_or_path"

@@ -16,4 +16,4 @@ def test_code_that_predicts_something_else_is_refused(folder, release):
     (folder / "layers_mixer.py").write_text(changed)
     prepare_release(folder, release, "alice/mixer", trust_code=True)
     with pytest.raises(ValueError, match="logits differ"):
-        check_remote_code(release)
+        check_remote_code(folder, release)
