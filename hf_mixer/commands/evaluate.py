@@ -141,7 +141,7 @@ def describe_data(arguments: argparse.Namespace, trained_on: dict) -> dict:
     them, and the split of the training for a folder or list that the model was trained on.
     """
     from ..evaluation.results import DIGITS, is_same_name
-    from ..utils import name_source
+    from ..local_paths import name_source
 
     path = arguments.eval_dir or arguments.eval_file
     name, split = arguments.dataset_name or path, arguments.split

@@ -73,6 +73,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
     parser.add_argument("--tag", help="a new tag for the commit, such as v1.0")
     parser.add_argument("--dry-run", action="store_true", help="check all, print what would go up, and send nothing")
+    parser.add_argument(
+        "--trust-code",
+        action="store_true",
+        help="run and send code of the folder that is not that of hf_mixer: only where you know who wrote it",
+    )
     parser.add_argument("--token", help="token for the Hub (default: HF_TOKEN, or the one you logged in with)")
     return parser.parse_args(arguments)
 
@@ -128,8 +133,8 @@ def publish_folder(arguments: argparse.Namespace, release: Path) -> None:
     # What is wrong here is said before the Hub is asked
     validate_repo_id(arguments.repo_id)
     check_options(arguments.revision, arguments.create_pr, arguments.tag)
-    find_model_files(arguments.folder)
-    find_extra_files(arguments.folder, arguments.extras)
+    find_model_files(arguments.folder, arguments.trust_code)
+    find_extra_files(arguments.folder, arguments.extras, arguments.trust_code)
     api, repo_id = None, arguments.repo_id
     cards: dict[str, str] = {}
     licence = arguments.license
@@ -152,6 +157,7 @@ def publish_folder(arguments: argparse.Namespace, release: Path) -> None:
             pinned,
             token,
             arguments.extras,
+            arguments.trust_code,
             license=licence,
             base_model=arguments.base_model,
             given=[key for key in ("license", "base_model") if getattr(arguments, key)],

@@ -217,12 +217,15 @@ def announce_run(prepared, trainer, description: dict, data_args, teacher_model:
 
 def train(trainer, checkpoint: str | None, description: dict, command_line: list[str], model_args, data_args) -> dict:
     """Train, save what came out, and return the metrics of the training."""
+    from ..local_paths import name_source, shorten_path
     from ..training.record import describe_command, write_training_run
-    from ..utils import name_source
 
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_metrics("train", result.metrics)
+    if trainer.state.best_model_checkpoint is not None:
+        # trainer_state.json is for others, too
+        trainer.state.best_model_checkpoint = shorten_path(trainer.state.best_model_checkpoint)
     trainer.save_state()
     if trainer.is_world_process_zero():
         write_training_run(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..local_paths import name_source
 from ..utils import is_hub_id, read_json
 
 
@@ -146,9 +147,8 @@ def is_same(first: dict[str, Any], second: dict[str, Any]) -> bool:
 
 
 def is_same_name(first: str, second: str | None) -> bool:
-    """Whether two data sets have the same name, or are the same folder or file."""
-    paths = (first, second or "")
-    return first == second or (all(map(os.path.exists, paths)) and os.path.samefile(*paths))
+    """Whether two data sets have the same name in records, as a folder or file has wherever it lies."""
+    return second is not None and name_source(first) == name_source(second)
 
 
 def describe(dataset: dict[str, Any]) -> str:

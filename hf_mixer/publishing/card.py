@@ -18,6 +18,7 @@ from ..data.labels import problem_type_of
 from ..evaluation.metrics import METRICS, Metric
 from ..evaluation.results import EXAMPLES
 from ..image_processing_pil_mixer import MixerImageProcessorPil
+from ..local_paths import without_paths
 from ..modeling_mixer import (
     MixerBackbone,
     MixerForImageClassification,
@@ -236,7 +237,7 @@ def read_model(folder: Path) -> tuple[MixerConfig, MixerImageProcessorPil]:
 
 def read_results(path: Path) -> dict[str, Any]:
     """Return what a file says about a run; nothing where there is no such file."""
-    return read_json(path) if path.is_file() else {}
+    return without_paths(read_json(path)) if path.is_file() else {}
 
 
 def read_base_model(folder: Path) -> str | None:

@@ -7,6 +7,7 @@ That process runs this very file, which therefore imports nothing of the package
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,9 @@ import numpy as np
 import torch
 
 import transformers
+
+
+SECRET_VARIABLE = re.compile("TOKEN|KEY|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 
 
 def predict(model, image_processor) -> dict:
@@ -31,7 +35,7 @@ def predict(model, image_processor) -> dict:
 
 def predict_without_package(folder: Path) -> dict:
     """
-    Return what `predict` does in a process that finds no hf_mixer, no token and no cache.
+    Return what `predict` does in a process that finds no hf_mixer, no token or key, and no cache.
 
     Raises:
         `ValueError`: the folder does not load there.
@@ -41,7 +45,7 @@ def predict_without_package(folder: Path) -> dict:
 
     program = "import runpy, sys; sys.modules['hf_mixer'] = None; runpy.run_path(sys.argv[1], run_name='__main__')"
     with temporary_folder("mixer-remote-code-") as temporary:
-        environment = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
+        environment = {name: value for name, value in os.environ.items() if not SECRET_VARIABLE.search(name)}
         environment |= {"HF_HOME": str(temporary), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
         environment |= {"HF_MODULES_CACHE": str(temporary / "modules")}
         result = subprocess.run(
@@ -63,7 +67,7 @@ def predict_without_package(folder: Path) -> dict:
 def check_remote_code(source: Path, folder: Path) -> None:
     """
     Load `folder` as somebody without this package does, and compare a prediction with that of `source`, the folder it
-    comes from, on this package.
+    comes from, on this package. Only the code of `folder` runs, in a process of its own.
 
     Raises:
         `ValueError`: one of them does not load, or the predictions differ.

@@ -84,7 +84,7 @@ def test_evaluate_writes_what_it_promises(dtype, model_folder, photos, expected_
     evaluate(model_folder, "--dataset_name", photos, "--output_dir", tmp_path, *(["--dtype", dtype] if dtype else []))
     result = json.loads((tmp_path / "evaluation.json").read_text())
     assert result["dataset"] == {
-        "name": str(photos),
+        "name": f"./{photos.name}",
         "config": None,
         "split": "test",
         "num_images": 13,
@@ -104,7 +104,7 @@ def test_evaluate_writes_what_it_promises(dtype, model_folder, photos, expected_
         with Image.open(tmp_path / picture) as image:
             assert min(image.size) > 150
     printed = capsys.readouterr().out
-    assert f"13 images of {photos}, split test" in printed
+    assert f"13 images of ./{photos.name}, split test" in printed
     low, high = confidence_interval(result["accuracy"], 13)
     interval = f"(95 % interval: {low:.2%} to {high:.2%})"
     assert f"  accuracy                   {result['accuracy']:9.2%}  {interval}\n" in printed
@@ -217,7 +217,7 @@ def test_a_part_is_called_a_part_and_does_not_replace_the_whole(model_folder, ph
     capsys.readouterr()
     evaluate(model_folder, *part, 5, "--overwrite")
     assert json.loads((tmp_path / "evaluation.json").read_text())["dataset"]["max_eval_samples"] == 5
-    assert f"5 images of {photos}, split test, drawn at random" in capsys.readouterr().out
+    assert f"5 images of ./{photos.name}, split test, drawn at random" in capsys.readouterr().out
 
 
 def test_data_has_to_be_named(model_folder, tmp_path):
@@ -245,7 +245,7 @@ def test_images_of_the_training_are_called_so(model_folder, photos, tmp_path, un
     folder = copy_model(model_folder, tmp_path / "model", name=str(images), config=None, train_split="train")
     evaluate(folder, "--eval_dir", images)
     assert "The model was trained on these images" in caplog.text
-    assert f"13 images of {images}, split train" in capsys.readouterr().out
+    assert f"13 images of ./{photos.name}/test, split train" in capsys.readouterr().out
 
 
 def test_other_data_is_refused_before_the_work(model_folder, photos, tmp_path):

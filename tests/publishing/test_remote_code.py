@@ -14,6 +14,6 @@ def test_code_that_predicts_something_else_is_refused(folder, release):
     changed = code.replace("self.drop_path(hidden_states) + residual", "self.drop_path(hidden_states) - residual")
     assert changed != code
     (folder / "layers_mixer.py").write_text(changed)
-    prepare_release(folder, release, "alice/mixer")
+    prepare_release(folder, release, "alice/mixer", trust_code=True)
     with pytest.raises(ValueError, match="logits differ"):
         check_remote_code(folder, release)
