@@ -122,7 +122,7 @@ def publish_folder(arguments: argparse.Namespace, release: Path) -> None:
     from huggingface_hub.utils import validate_repo_id
 
     from ..progress import quiet_libraries
-    from ..publishing.card import read_base_model
+    from ..publishing.card import read_base_model, read_folder
     from ..publishing.exports import find_extra_files
     from ..publishing.merging import CardConflict
     from ..publishing.release import find_model_files, prepare_release
@@ -169,7 +169,8 @@ def publish_folder(arguments: argparse.Namespace, release: Path) -> None:
         raise
     print_release(arguments.folder, release, left_out)
     print("Loading these files without hf_mixer ...", flush=True)
-    check_remote_code(arguments.folder, release)
+    task = read_folder(arguments.folder)[0].task
+    check_remote_code(arguments.folder, release, task)
     print("They load, and predict the same.", flush=True)
     if api is None:
         print(f"Nothing was sent. Without --dry-run, what differs in {repo_id} would go up in one commit.")
@@ -194,7 +195,8 @@ def publish_folder(arguments: argparse.Namespace, release: Path) -> None:
     print_kept(repo_id, publication.kept)
     print("\nfrom transformers import pipeline")
     arguments_of_pipeline = f'"{repo_id}", revision="{publication.oid}", trust_remote_code=True'
-    print(f'classifier = pipeline("image-classification", {arguments_of_pipeline})')
+    name = "classifier" if task == "image-classification" else "extractor"
+    print(f'{name} = pipeline("{task}", {arguments_of_pipeline})')
 
 
 def print_kept(repo_id: str, kept: list[str]) -> None:

@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -53,12 +53,24 @@ TEMPLATE = Path(__file__).parent / "TEMPLATE.md"
 # What the template says until the owner says more
 NO_PURPOSE = "*The author has not said yet what it is meant for.*"
 LOSS = Metric("loss", "loss", greater_is_better=False, is_share=False)
-# By architecture, what the template calls it, and the task that the Hub lists it under
-KINDS: dict[str, tuple[str, type[MixerPreTrainedModel], str]] = {
-    "MixerForImageClassification": ("classifier", MixerForImageClassification, "image-classification"),
-    "MixerModel": ("model", MixerModel, "image-feature-extraction"),
-    "MixerBackbone": ("backbone", MixerBackbone, "image-feature-extraction"),
-    "MixerForMaskedImageModeling": ("masked", MixerForMaskedImageModeling, "image-feature-extraction"),
+
+
+class Kind(NamedTuple):
+    """A class of models: what the template calls it, and the task that the Hub lists it under and pipelines load it for."""
+
+    name: str
+    model_class: type[MixerPreTrainedModel]
+    task: str
+
+
+KINDS = {
+    kind.model_class.__name__: kind
+    for kind in (
+        Kind("classifier", MixerForImageClassification, "image-classification"),
+        Kind("model", MixerModel, "image-feature-extraction"),
+        Kind("backbone", MixerBackbone, "image-feature-extraction"),
+        Kind("masked", MixerForMaskedImageModeling, "image-feature-extraction"),
+    )
 }
 # What the pictures show, by the names under which training and evaluation leave them; those of the results first
 PICTURES = {
@@ -113,7 +125,7 @@ def create_card(
     """
     folder = Path(folder)
     kind, config, processor = read_folder(folder)
-    problem_type = problem_type_of(config) if kind == "classifier" else None
+    problem_type = problem_type_of(config) if kind.name == "classifier" else None
     run = read_results(folder / "training_run.json")
     run |= {"base_model": base_model} if base_model else {}
     evaluation = read_results(folder / "evaluation.json")
@@ -155,12 +167,12 @@ def create_card(
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         title=plain(name),
         no_purpose=NO_PURPOSE,
-        kind=kind,
-        architecture_name=config.architectures[0],
-        task=metadata["pipeline_tag"],
+        kind=kind.name,
+        architecture_name=kind.model_class.__name__,
+        task=kind.task,
         problem_type=problem_type,
         **describe_source(folder, repo_id, revision),
-        **describe_model(config, processor, next(cls for other, cls, _ in KINDS.values() if other == kind)),
+        **describe_model(config, processor, kind.model_class),
         **describe_training(run),
         weights=describe_weights(folder),
         results=[
@@ -190,7 +202,7 @@ def create_card(
     return ModelCard(sign_card(str(card)))
 
 
-def read_folder(folder: Path) -> tuple[str, MixerConfig, MixerImageProcessorPil]:
+def read_folder(folder: Path) -> tuple[Kind, MixerConfig, MixerImageProcessorPil]:
     """
     Return which kind of model is in `folder` (see `KINDS`), its configuration and its image processor.
 
@@ -211,9 +223,9 @@ def read_folder(folder: Path) -> tuple[str, MixerConfig, MixerImageProcessorPil]
             f"{folder} holds no Mixer: {CONFIG_NAME} names the architectures {architectures}, expected one of "
             f"{', '.join(KINDS)}"
         )
-    kind = KINDS[architectures[0]][0]
+    kind = KINDS[architectures[0]]
     config = MixerConfig.from_pretrained(folder)
-    if kind == "classifier" and not config.num_labels:
+    if kind.name == "classifier" and not config.num_labels:
         raise ValueError(
             f"{folder} holds no image classifier: the model in it has no labels. Save it as a MixerModel, or train it"
         )
@@ -228,9 +240,9 @@ def read_model(folder: Path) -> tuple[MixerConfig, MixerImageProcessorPil]:
         `ValueError`: the folder does not hold both.
     """
     kind, config, processor = read_folder(folder)
-    if kind != "classifier":
+    if kind.name != "classifier":
         raise ValueError(
-            f"{folder} holds no image classifier, but a {config.architectures[0]}: train one that starts from it"
+            f"{folder} holds no image classifier, but a {kind.model_class.__name__}: train one that starts from it"
         )
     return config, processor
 
@@ -247,7 +259,7 @@ def read_base_model(folder: Path) -> str | None:
 
 def create_metadata(
     name: str,
-    kind: str,
+    kind: Kind,
     problem_type: str | None,
     run: dict[str, Any],
     metrics: list[tuple[Metric, float]],
@@ -256,10 +268,9 @@ def create_metadata(
     """Return the metadata of the card, by which the Hub finds and compares models."""
     base_model = run.get("base_model") if is_hub_id(run.get("base_model")) else None
     datasets = {data["name"] for data in (run.get("dataset") or {}, measured_on) if is_hub_id(data.get("name"))}
-    task = next(task for other, _, task in KINDS.values() if other == kind)
     results = [
         EvalResult(
-            task_type=task,
+            task_type=kind.task,
             task_name="Image Classification",
             dataset_type=dataset_type(measured_on["name"]),
             dataset_name=dataset_name(measured_on["name"]),
@@ -274,12 +285,12 @@ def create_metadata(
     ]
     return {
         "library_name": "transformers",
-        "pipeline_tag": task,
+        "pipeline_tag": kind.task,
         "datasets": sorted(datasets) or None,
         "base_model": base_model,
         # A run trained the weights further
         "base_model_relation": "finetune" if base_model and run.get("hyperparameters") else None,
-        "tags": [task, "vision", "mlp-mixer", *TAGS.get(problem_type or "", [])],
+        "tags": [kind.task, "vision", "mlp-mixer", *TAGS.get(problem_type or "", [])],
         "metrics": list(dict.fromkeys(metric.hub_id for metric, _ in metrics if metric != LOSS)) or None,
         "model_name": name if results else None,
         "eval_results": results or None,

@@ -118,6 +118,10 @@ def prepare_release(
         `ImportError`: something that an export needs is not installed.
     """
     sources = find_model_files(folder, trust_code)
+    if extras and read_folder(folder)[0].name != "classifier":
+        raise ValueError(
+            f"{folder} holds no image classifier, which exports and the handler are made of: leave out --with"
+        )
     sources |= {name: folder / name for name in OPTIONAL_FILES if (folder / name).is_file()}
     sources |= find_extra_files(folder, extras, trust_code)
     for name in RECORDS[:-1]:

@@ -19,21 +19,28 @@ import torch
 import transformers
 
 
+CLASSIFICATION = "image-classification"
 SECRET_VARIABLE = re.compile("TOKEN|KEY|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 
 
 def predict(model, image_processor) -> dict:
-    """Return the labels and the logits for an image of noise, the same one in every process."""
+    """
+    Return the labels and the logits for an image of noise, the same one in every process. Of a model without classifier,
+    there are no labels, and the features stand for the logits.
+    """
     shape = (47, 61, model.config.num_channels)
     image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     inputs = image_processor(image, input_data_format="channels_last", return_tensors="pt")
     with torch.inference_mode():
-        logits = model(inputs["pixel_values"].to(model.dtype)).logits[0]
+        outputs = model(inputs["pixel_values"].to(model.dtype))
+    if "logits" not in outputs:
+        return {"labels": [], "logits": outputs.last_hidden_state.float().flatten().tolist()}
+    logits = outputs.logits[0]
     labels = [model.config.id2label[index] for index in range(len(logits))]
     return {"labels": labels, "logits": logits.float().tolist()}
 
 
-def predict_without_package(folder: Path) -> dict:
+def predict_without_package(folder: Path, task: str) -> dict:
     """
     Return what `predict` does in a process that finds no hf_mixer, no token or key, and no cache.
 
@@ -49,7 +56,7 @@ def predict_without_package(folder: Path) -> dict:
         environment |= {"HF_HOME": str(temporary), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
         environment |= {"HF_MODULES_CACHE": str(temporary / "modules")}
         result = subprocess.run(
-            [sys.executable, "-c", program, __file__, str(folder.resolve())],
+            [sys.executable, "-c", program, __file__, task, str(folder.resolve())],
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
@@ -64,19 +71,21 @@ def predict_without_package(folder: Path) -> dict:
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def check_remote_code(source: Path, folder: Path) -> None:
+def check_remote_code(source: Path, folder: Path, task: str = CLASSIFICATION) -> None:
     """
     Load `folder` as somebody without this package does, and compare a prediction with that of `source`, the folder it
-    comes from, on this package. Only the code of `folder` runs, in a process of its own.
+    comes from, on this package; `task` is that of the pipeline. Only the code of `folder` runs, in a process of its own.
 
     Raises:
         `ValueError`: one of them does not load, or the predictions differ.
         `OSError`: there is no space for temporary files.
     """
     from ..checkpoints import load_checkpoint
+    from ..modeling_mixer import MixerForImageClassification, MixerModel
 
-    expected = predict(*load_checkpoint(str(source)))
-    actual = predict_without_package(folder)
+    model_class = MixerForImageClassification if task == CLASSIFICATION else MixerModel
+    expected = predict(*load_checkpoint(str(source), model_class))
+    actual = predict_without_package(folder, task)
     if actual["labels"] != expected["labels"]:
         raise ValueError(f"the code in the folder gives the labels {actual['labels']}, here {expected['labels']}")
     difference = float(np.abs(np.subtract(actual["logits"], expected["logits"])).max())
@@ -88,5 +97,5 @@ def check_remote_code(source: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    classifier = transformers.pipeline("image-classification", sys.argv[-1], trust_remote_code=True, device="cpu")
-    print(json.dumps(predict(classifier.model, classifier.image_processor)))
+    loaded = transformers.pipeline(sys.argv[-2], sys.argv[-1], trust_remote_code=True, device="cpu")
+    print(json.dumps(predict(loaded.model, loaded.image_processor)))

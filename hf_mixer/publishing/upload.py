@@ -236,7 +236,7 @@ def fetch_cards(api: HfApi, repo_id: str, revision: str | None = None) -> dict[s
     Raises:
         `PermissionError`, `ConnectionError`, `OSError`, `RuntimeError`: see `clear_errors`.
     """
-    with clear_errors(repo_id, is_upload=False):
+    with clear_errors(repo_id):
         try:
             info = find_model(api, repo_id, revision)
         except RepositoryNotFoundError:
@@ -257,7 +257,7 @@ def find_license(api: HfApi, base_model: str | None) -> str | None:
     """Return the licence in the card of a model on the Hub; nothing where there is no such model or it names none."""
     if base_model is None or not is_hub_id(base_model):
         return None
-    with clear_errors(base_model, is_upload=False):
+    with clear_errors(base_model):
         try:
             metadata = api.model_info(base_model).card_data
         except RepositoryNotFoundError:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_mixer import MixerConfig
+from hf_mixer import MixerConfig, MixerForMaskedImageModeling, MixerModel, load_checkpoint
 from hf_mixer.publishing.release import prepare_release
 from hf_mixer.publishing.remote_code import check_remote_code
 
@@ -17,3 +17,12 @@ def test_code_that_predicts_something_else_is_refused(folder, release):
     prepare_release(folder, release, "alice/mixer", trust_code=True)
     with pytest.raises(ValueError, match="logits differ"):
         check_remote_code(folder, release)
+
+
+@pytest.mark.parametrize("model_class", [MixerModel, MixerForMaskedImageModeling])
+def test_models_without_classifier_run_without_the_package(model_class, folder, release, publish):
+    load_checkpoint(folder, model_class)[0].save_pretrained(folder)
+    prepare_release(folder, release, "alice/mixer")
+    check_remote_code(folder, release, "image-feature-extraction")
+    assert 'extractor = pipeline("image-feature-extraction", "alice/mixer"' in publish("alice/mixer")
+    assert "leave out --with" in publish("alice/mixer", "--with", "handler", refused=True)
