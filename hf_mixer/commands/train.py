@@ -91,6 +91,16 @@ def run_errors(training_args) -> Iterator[None]:
         )
 
 
+@contextmanager
+def push_errors(trainer) -> Iterator[None]:
+    """Say how a trained model goes to the Hub where it could not be pushed."""
+    from ..hub_errors import clear_errors
+
+    way_on = f"run `hf-mixer publish {trainer.args.output_dir} {trainer.hub_model_id}`"
+    with clear_errors(trainer.hub_model_id, way_on=way_on):
+        yield
+
+
 def keep_cards(trainer) -> None:
     """
     Have the README.md that a person wrote on the Hub in the output folder, before the first of what goes up there. Refuse a
@@ -213,7 +223,6 @@ def train(trainer, checkpoint: str | None, description: dict, command_line: list
     from ..utils import name_source
 
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
     trainer.save_metrics("train", result.metrics)
     trainer.save_state()
     if trainer.is_world_process_zero():
@@ -226,6 +235,9 @@ def train(trainer, checkpoint: str | None, description: dict, command_line: list
             base_model=model_args.model_name_or_path and name_source(model_args.model_name_or_path),
             teacher_model=model_args.teacher_model and name_source(model_args.teacher_model),
         )
+    # Last, as it may push
+    with push_errors(trainer):
+        trainer.save_model()
     return result.metrics
 
 
@@ -315,10 +327,9 @@ def run(parsed: tuple) -> None:
         finally:
             console.close()
         if training_args.push_to_hub and training_args.do_train:
-            way_on = f"`hf-mixer publish {training_args.output_dir} {trainer.hub_model_id}` is enough"
-            with one_line_errors(), clear_errors(trainer.hub_model_id, way_on=way_on):
-                if is_main:
-                    keep_cards(trainer)
+            if is_main:
+                keep_cards(trainer)
+            with push_errors(trainer):
                 trainer.push_to_hub()
         elif training_args.do_train:
             trainer.create_model_card()

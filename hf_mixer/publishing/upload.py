@@ -109,7 +109,7 @@ def publish(
 
     Raises:
         `ValueError`: the repository, the revision, the tag or a card that somebody wrote is in the way.
-        `PermissionError`, `ConnectionError`, `OSError`, `RuntimeError`: see `clear_errors`.
+        `PermissionError`, `ConnectionError`, `OSError`: see `clear_errors`.
     """
     branch = revision or constants.DEFAULT_REVISION
     with clear_errors(repo_id, propose=None if create_pr else "--create-pr"):
@@ -250,7 +250,7 @@ def fetch_cards(repo_id: str, folder: Path, revision: str | None = None, token: 
     so that the Hub keeps it. One in the folder that is somebody's own stays.
 
     Raises:
-        `PermissionError`, `ConnectionError`, `OSError`, `RuntimeError`: see `clear_errors`.
+        `PermissionError`, `ConnectionError`, `OSError`: see `clear_errors`.
     """
     api = HfApi(token=token)
     with clear_errors(repo_id, is_upload=False):
