@@ -70,7 +70,7 @@ class Exchange:
     def run_again(self) -> str:
         if self.has_begun:
             return f"What has arrived is kept: {self.way_on} to finish."
-        return f"Nothing was sent: {self.way_on}." if self.is_upload else f"{self.way_on.capitalize()}."
+        return f"Nothing was sent: {self.way_on}." if self.is_upload else f"{self.way_on[0].upper()}{self.way_on[1:]}."
 
 
 def find_login_page(response: Any) -> str | None:
@@ -112,9 +112,8 @@ def clear_errors(
     Raises:
         `ConnectionError`: the Hub cannot be reached, keeps failing, or something else answers in its place.
         `PermissionError`: the token is not valid, or does not allow it.
-        `OSError`: the disk is full.
+        `OSError`: the disk is full, or the Hub refuses for another reason.
         `ValueError`: HF_ENDPOINT is no address.
-        `RuntimeError`: another refusal.
     """
     exchange = Exchange(repo_id, is_upload, propose, way_on)
     hooks = get_session().event_hooks["response"]
@@ -240,8 +239,8 @@ def explain_status(status: int, reason: str, exchange: Exchange) -> Exception:
             "it at https://huggingface.co/settings/tokens"
         )
     if status == 412 and exchange.is_upload and name is not None:
-        return RuntimeError(OVERTAKEN.format(name, exchange.way_on))
-    return RuntimeError(
+        return OSError(OVERTAKEN.format(name, exchange.way_on))
+    return OSError(
         f"{f'{name}: ' if name else ''}{answer}. {exchange.run_again} If it stays so, https://status.huggingface.co may say why."
     )
 

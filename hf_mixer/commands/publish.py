@@ -121,6 +121,7 @@ def publish_folder(arguments: argparse.Namespace, release: Path) -> None:
     from huggingface_hub import get_token
     from huggingface_hub.utils import validate_repo_id
 
+    from ..hub_errors import clear_errors
     from ..progress import quiet_libraries
     from ..publishing.card import read_base_model, read_folder
     from ..publishing.exports import find_extra_files
@@ -141,8 +142,9 @@ def publish_folder(arguments: argparse.Namespace, release: Path) -> None:
     if not arguments.dry_run:
         api, user = connect(arguments.token)
         repo_id = repo_id if "/" in repo_id else f"{user}/{repo_id}"
-        cards = fetch_cards(api, repo_id, arguments.revision)
-        licence = licence or find_license(api, arguments.base_model or read_base_model(arguments.folder))
+        with clear_errors(repo_id):
+            cards = fetch_cards(api, repo_id, arguments.revision)
+            licence = licence or find_license(api, arguments.base_model or read_base_model(arguments.folder))
     # A pull request goes into the branch that the card then lies on
     branch = None if (arguments.revision or "").startswith("refs/pr/") else arguments.revision
     token = arguments.token or get_token()
@@ -186,7 +188,9 @@ def publish_folder(arguments: argparse.Namespace, release: Path) -> None:
         cards=cards,
     )
     if arguments.collection:
-        print(f"In the collection {add_to_collection(api, repo_id, arguments.collection)}")
+        with clear_errors(repo_id):
+            address = add_to_collection(api, repo_id, arguments.collection, arguments.private)
+        print(f"In the collection {address}")
     if publication.sent:
         print(f"Changed {', '.join(publication.sent)}")
     else:

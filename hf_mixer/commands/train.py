@@ -91,6 +91,16 @@ def run_errors(training_args) -> Iterator[None]:
         )
 
 
+@contextmanager
+def push_errors(trainer) -> Iterator[None]:
+    """Say how a trained model goes to the Hub where it could not be pushed."""
+    from ..hub_errors import clear_errors
+
+    way_on = f"run `hf-mixer publish {trainer.args.output_dir} {trainer.hub_model_id}`"
+    with clear_errors(trainer.hub_model_id, way_on=way_on):
+        yield
+
+
 def keep_cards(trainer) -> None:
     """Have the card with what its owner wrote last, here or on the Hub, in the output folder before the first push."""
     from huggingface_hub import HfApi
@@ -221,7 +231,6 @@ def train(trainer, checkpoint: str | None, description: dict, command_line: list
     from ..training.record import describe_command, write_training_run
 
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
     trainer.save_metrics("train", result.metrics)
     if trainer.state.best_model_checkpoint is not None:
         # trainer_state.json is for others, too
@@ -237,6 +246,9 @@ def train(trainer, checkpoint: str | None, description: dict, command_line: list
             base_model=model_args.model_name_or_path and name_source(model_args.model_name_or_path),
             teacher_model=model_args.teacher_model and name_source(model_args.teacher_model),
         )
+    # Last, as it may push
+    with push_errors(trainer):
+        trainer.save_model()
     return result.metrics
 
 
@@ -311,8 +323,8 @@ def run(parsed: tuple) -> None:
                 check_results(training_args.output_dir, description)
             with clear_errors(training_args.hub_model_id):  # which the trainer creates
                 trainer, splits, console = build_trainer(prepared, data_args, training_args)
-            if is_main and training_args.do_train:
-                keep_cards(trainer)
+                if is_main and training_args.do_train:
+                    keep_cards(trainer)
             if is_main:
                 announce_run(prepared, trainer, description, data_args, model_args.teacher_model)
         try:
@@ -326,8 +338,7 @@ def run(parsed: tuple) -> None:
         finally:
             console.close()
         if training_args.push_to_hub and training_args.do_train:
-            way_on = f"`hf-mixer publish {training_args.output_dir} {trainer.hub_model_id}` is enough"
-            with one_line_errors(), clear_errors(trainer.hub_model_id, way_on=way_on):
+            with push_errors(trainer):
                 if is_main:
                     keep_cards(trainer)
                 trainer.push_to_hub()

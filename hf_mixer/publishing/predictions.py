@@ -62,7 +62,7 @@ def push_predictions(folder: Path, repo_id: str, private: bool = False, token: s
 
     Raises:
         `ValueError`: the data set is public, or holds something else than predictions.
-        `PermissionError`, `ConnectionError`, `OSError`, `RuntimeError`: see `clear_errors`.
+        `PermissionError`, `ConnectionError`, `OSError`: see `clear_errors`.
     """
     api, _ = connect(token)
     with clear_errors(repo_id):

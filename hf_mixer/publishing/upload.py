@@ -117,7 +117,7 @@ def publish(
 
     Raises:
         `ValueError`: the repository, the revision or the tag is in the way.
-        `PermissionError`, `ConnectionError`, `OSError`, `RuntimeError`: see `clear_errors`.
+        `PermissionError`, `ConnectionError`, `OSError`: see `clear_errors`.
     """
     branch = revision or constants.DEFAULT_REVISION
     with clear_errors(repo_id, propose=None if create_pr else "--create-pr"):
@@ -228,22 +228,21 @@ def compare(api: HfApi, repo_id: str, folder: Path, revision: str | None) -> tup
     return changed, [name for name in report.missing_paths if name != ".gitattributes"]
 
 
+# What follows is called within `clear_errors`.
+
+
 def fetch_cards(api: HfApi, repo_id: str, revision: str | None = None) -> dict[str, str]:
     """
     Return the cards of a repository, by their names; none where it does not exist. A branch that does not exist is going to
     start with those of `main`.
-
-    Raises:
-        `PermissionError`, `ConnectionError`, `OSError`, `RuntimeError`: see `clear_errors`.
     """
-    with clear_errors(repo_id):
-        try:
-            info = find_model(api, repo_id, revision)
-        except RepositoryNotFoundError:
-            return {}
-        names = {file.rfilename for file in info.siblings or []}.intersection((CARD_NAME, OTHER_CARD_NAME))
-        paths = {name: api.hf_hub_download(repo_id, name, revision=info.sha) for name in names}
-        return {name: decode_card(Path(path).read_bytes()) for name, path in paths.items()}
+    try:
+        info = find_model(api, repo_id, revision)
+    except RepositoryNotFoundError:
+        return {}
+    names = {file.rfilename for file in info.siblings or []}.intersection((CARD_NAME, OTHER_CARD_NAME))
+    paths = {name: api.hf_hub_download(repo_id, name, revision=info.sha) for name in names}
+    return {name: decode_card(Path(path).read_bytes()) for name, path in paths.items()}
 
 
 def find_model(api: HfApi, repo_id: str, revision: str | None) -> ModelInfo:
@@ -257,28 +256,28 @@ def find_license(api: HfApi, base_model: str | None) -> str | None:
     """Return the licence in the card of a model on the Hub; nothing where there is no such model or it names none."""
     if base_model is None or not is_hub_id(base_model):
         return None
-    with clear_errors(base_model):
-        try:
-            metadata = api.model_info(base_model).card_data
-        except RepositoryNotFoundError:
-            return None
+    try:
+        metadata = api.model_info(base_model).card_data
+    except RepositoryNotFoundError:
+        return None
     licence = metadata.license if metadata is not None else None
     return licence if isinstance(licence, str) else None
 
 
-def add_to_collection(api: HfApi, repo_id: str, collection: str) -> str:
+def add_to_collection(api: HfApi, repo_id: str, collection: str, private: bool = False) -> str:
     """
     Add a model to a collection, if it is not in it, and return its address.
 
     Args:
         collection (`str`):
             The address of a collection, its slug, or the title of one of the user's, which is created where there is none.
+        private (`bool`, *optional*, defaults to `False`):
+            Create it as a private one.
     """
     slug = collection.removeprefix(f"{api.endpoint}/collections/")
-    with clear_errors(repo_id):
-        if "/" not in slug:
-            slug = api.create_collection(collection, exists_ok=True).slug
-        api.add_collection_item(slug, item_id=repo_id, item_type="model", exists_ok=True)
+    if "/" not in slug:
+        slug = api.create_collection(collection, private=private, exists_ok=True).slug
+    api.add_collection_item(slug, item_id=repo_id, item_type="model", exists_ok=True)
     return f"{api.endpoint}/collections/{slug}"
 
 

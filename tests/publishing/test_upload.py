@@ -12,6 +12,9 @@ from hf_mixer.publishing.merging import sign_card
 from tests.helpers import make_folder, make_trainer
 
 
+JSON, PAGE = {"Content-Type": "application/json"}, {"Content-Type": "text/html; charset=utf-8"}
+
+
 @pytest.fixture
 def on_hub(names):
     return names | {".gitattributes"}
@@ -89,18 +92,39 @@ def test_a_card_that_changes_while_it_is_renewed_is_not_lost(publish, hub, folde
     monkeypatch.undo()
 
 
-def test_training_that_pushes_keeps_a_readme_that_somebody_wrote_on_the_hub(hub, tmp_path):
+@pytest.fixture
+def train_and_push(hub, tmp_path):
+    """Run a tiny `hf-mixer train` that pushes into alice/photos, and return its output folder."""
+    photos, output = make_folder(tmp_path / "photos"), tmp_path / "out"
+    tiny = "--variant cifar10 --image_size 16 --patch_size 8 --hidden_size 32 --num_hidden_layers 1 --max_steps 2"
+    hub_arguments = "--recipe none --save_steps 1 --push_to_hub --hub_model_id alice/photos --hub_token hf_alice_write"
+
+    def run():
+        train(["--train_dir", str(photos), "--output_dir", str(output), *tiny.split(), *hub_arguments.split()])
+        return output
+
+    return run
+
+
+def test_training_that_pushes_keeps_a_readme_that_somebody_wrote_on_the_hub(hub, train_and_push):
     api = huggingface_hub.HfApi(token="hf_alice_write")
     api.create_repo("alice/photos")
     api.upload_file(path_or_fileobj=b"# Mine", path_in_repo="README.md", repo_id="alice/photos")
-    tiny = "--variant cifar10 --image_size 16 --patch_size 8 --hidden_size 32 --num_hidden_layers 1 --max_steps 2"
-    hub_arguments = "--recipe none --save_steps 1 --push_to_hub --hub_model_id alice/photos --hub_token hf_alice_write"
-    photos = make_folder(tmp_path / "photos")
-    output = tmp_path / "out"
-    train(["--train_dir", str(photos), "--output_dir", str(output), *tiny.split(), *hub_arguments.split()])
+    train_and_push()
     for commit in list(hub.repos["alice/photos"].commits)[1:]:
         assert hub.files("alice/photos", commit)["README.md"] == b"# Mine"
     assert b"It sorts images" in hub.files("alice/photos")["MODEL_CARD.md"]
+
+
+def test_a_trained_model_that_cannot_be_pushed_is_saved_and_the_command_that_sends_it_named(
+    hub, train_and_push, tmp_path
+):
+    hub.fail("POST /api/models/alice/photos/commit", (200, b"{}", JSON), times=100)
+    with pytest.raises(SystemExit) as exit:
+        train_and_push()
+    assert exit.value.code.startswith("error: the Hub answered something that is no answer of a Hub: KeyError")
+    assert f"run `hf-mixer publish {tmp_path / 'out'} alice/photos` to finish." in exit.value.code
+    assert {"model.safetensors", "training_run.json"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
 def test_a_readme_of_your_own_follows_your_edits(publish, hub, folder):
@@ -252,9 +276,6 @@ def test_unreachable_and_offline_are_one_line(publish, monkeypatch):
     assert "the connection to the Hub failed" in publish("alice/mixer", refused=True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE is set" in publish("alice/mixer", refused=True)
-
-
-JSON, PAGE = {"Content-Type": "application/json"}, {"Content-Type": "text/html; charset=utf-8"}
 
 
 @pytest.mark.parametrize(
