@@ -187,16 +187,16 @@ def publish_folder(arguments: argparse.Namespace, release: Path) -> None:
         tag=arguments.tag,
         cards=cards,
     )
-    if arguments.collection:
-        with clear_errors(repo_id):
-            address = add_to_collection(api, repo_id, arguments.collection, arguments.private)
-        print(f"In the collection {address}")
     if publication.sent:
         print(f"Changed {', '.join(publication.sent)}")
     else:
         print("The Hub had all of this already: nothing was sent.")
     print(publication.url)
     print_kept(repo_id, publication.kept)
+    if arguments.collection:
+        with clear_errors(f"the collection {arguments.collection}", is_upload=False):
+            address = add_to_collection(api, repo_id, arguments.collection, arguments.private)
+        print(f"In the collection {address}")
     print("\nfrom transformers import pipeline")
     arguments_of_pipeline = f'"{repo_id}", revision="{publication.oid}", trust_remote_code=True'
     name = "classifier" if task == "image-classification" else "extractor"

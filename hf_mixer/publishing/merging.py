@@ -180,7 +180,10 @@ def renew_card(
         [`CardConflict`]: a generated part was edited, and is now generated otherwise.
     """
     new = parse_card(generated)
+    # What was given once is its owner's
+    noted = {key: value for key, value in new.notes["metadata"].items() if key not in given}
     if existing is None:
+        new.notes["metadata"] = noted
         return new
     old = parse_card(existing)
     known, fresh = old.notes.get("sections", {}), new.notes["sections"]
@@ -207,7 +210,7 @@ def renew_card(
     kept = {name: checksum for name, checksum in known.items() if name in dict(parts) and dict(parts)[name]}
     renewed = parse_card(f"---\n{front_matter}---\n")
     renewed.parts = parts
-    renewed.notes = {**new.notes, "sections": {**kept, **fresh}}
+    renewed.notes = {**new.notes, "metadata": noted, "sections": {**kept, **fresh}}
     return renewed
 
 

@@ -151,7 +151,11 @@ def test_a_given_licence_counts_and_an_inherited_one_does_not_replace_the_owners
     assert metadata_of(publish(generate(90, "apache-2.0"), remote=card))["license"] == "mit"
     given = publish(generate(90, "apache-2.0"), remote=card, given=["license"])
     assert metadata_of(given)["license"] == "apache-2.0"
-    assert metadata_of(publish(generate(91), remote=given)).get("license") is None
+    for first in (given, publish(generate(90, "apache-2.0"), given=["license"])):
+        again = publish(generate(91), remote=publish(generate(90, "mit"), remote=first))
+        assert metadata_of(again)["license"] == "apache-2.0"
+    # One that was inherited goes with what it was inherited from
+    assert "license" not in metadata_of(publish(generate(91), remote=publish(generate(90, "mit"))))
 
 
 def test_of_two_versions_the_one_that_was_edited_last_counts():

@@ -149,6 +149,7 @@ def test_the_licence_is_given_or_that_of_the_base_model_or_none(publish, hub, fo
     api.upload_file(path_or_fileobj=b"---\nlicense: mit\n---\n", path_in_repo="README.md", repo_id="alice/base")
     assert licence() == "mit"
     assert licence("--license", "apache-2.0") == "apache-2.0"
+    assert licence() == "apache-2.0"
     edit_card(hub, "license: apache-2.0", "license: bsd")
     assert licence() == "bsd"
 
