@@ -15,6 +15,7 @@ from ..configuration_mixer import MixerConfig, to_pair
 from ..evaluation.metrics import METRICS, Metric
 from ..flops import estimate_flops
 from ..image_processing_pil_mixer import MixerImageProcessorPil
+from ..local_paths import shorten_path
 from ..modeling_mixer import MixerForImageClassification
 from ..utils import hide_tokens, is_hub_id
 
@@ -30,8 +31,6 @@ KNOWN_DATA = {
     "imagenet-21k": ("ImageNet-21k", r"imagenet[-_]?2[12]k|in2[12]k"),
     "digits": ("scikit-learn digits", r"^scikit-learn digits$"),
 }
-# Names of folders and files that say nothing without that of the folder around them
-SPLITS = ("train", "val", "valid", "validation", "test")
 # By problem type: a figure of every label or output, and how a sentence on its extremes begins
 EXTREMES = {
     "single_label_classification": ("accuracy", "By class the accuracy"),
@@ -232,9 +231,7 @@ def dataset_name(name: str) -> str:
     known = find_known_data(name)
     if known:
         return KNOWN_DATA[known[-1]][0]
-    path = Path(name)
-    # `photos/train` says more than `train`
-    return f"{path.parent.name}/{path.name}" if path.stem in SPLITS and path.parent.name else path.name
+    return name.split("/")[-1] if is_hub_id(name) else shorten_path(name)
 
 
 def dataset_type(name: str) -> str:
