@@ -4,7 +4,7 @@
 import os
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -81,8 +81,11 @@ def shorten_value(value: Any) -> Any:
     return PIECE.sub(lambda piece: shorten_path(piece[0]) if looks_local(piece[0]) else piece[0], value)
 
 
-def shorten_command(command: str) -> str:
-    """Return a command line with the last parts of the paths in it, and all else as it is."""
+def shorten_command(command: str, local: Collection[str] = ()) -> str:
+    """
+    Return a command line with the last parts of the paths in it, and all else as it is. The values of the arguments `local`
+    are paths that may look like repositories.
+    """
     is_path = False
 
     def shorten(match: re.Match) -> str:
@@ -91,7 +94,7 @@ def shorten_command(command: str) -> str:
         name, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
         if name:
             stem = name.removeprefix("--").replace("-", "_")
-            is_path = bool(stem) and any(argument.startswith(stem) for argument in PATH_ARGUMENTS)
+            is_path = bool(stem) and any(argument.startswith(stem) for argument in (*PATH_ARGUMENTS, *local))
         short = name + equals + (shorten_path(value) if is_path and value else shorten_value(value))
         return match[0] if short == word else shlex.quote(short)
 
@@ -100,13 +103,14 @@ def shorten_command(command: str) -> str:
 
 # What holds paths in the files of a model: those of a training, and a configuration of earlier versions of transformers
 RECORD_FIELDS: dict[str, Callable[[str], str]] = {
-    "command": shorten_command,
     "base_model": shorten_source,
     "_name_or_path": shorten_source,
     "teacher_model": shorten_source,
     "recipe": shorten_path,
     "best_model_checkpoint": shorten_path,
 }
+# Arguments whose values a record has as well, where those of paths look like none of repositories
+SOURCES = {"base_model": "model_name_or_path", "teacher_model": "teacher_model"}
 
 
 def without_paths(record: dict[str, Any]) -> dict[str, Any]:
@@ -115,6 +119,9 @@ def without_paths(record: dict[str, Any]) -> dict[str, Any]:
     for key, shorten in RECORD_FIELDS.items():
         if isinstance(record.get(key), str):
             record[key] = shorten(record[key])
+    if isinstance(record.get("command"), str):
+        local = [name for key, name in SOURCES.items() if record.get(key) and not HUB_ID.fullmatch(str(record[key]))]
+        record["command"] = shorten_command(record["command"], local)
     dataset = record.get("dataset")
     if isinstance(dataset, dict) and isinstance(dataset.get("name"), str):
         record["dataset"] = {**dataset, "name": shorten_source(dataset["name"])}

@@ -69,8 +69,9 @@ def test_a_command_keeps_the_last_parts_of_its_paths(arguments, expected):
 
 def test_a_record_loses_paths_and_nothing_else():
     record = {
-        "command": "hf-mixer train --output_dir /x/y",
+        "command": "hf-mixer train --output_dir /x/y --model_name_or_path outputs/base --teacher_model owner/teacher",
         "base_model": "/home/alice/base",
+        "_name_or_path": "/home/alice/base",
         "teacher_model": "owner/teacher",
         "recipe": "/home/alice/mine.yaml",
         "dataset": {"name": "/home/alice/photos/train", "class_counts": {"/m/01/x": 3}},
@@ -80,8 +81,9 @@ def test_a_record_loses_paths_and_nothing_else():
         "duration_seconds": 3.5,
     }
     assert without_paths(record) == {
-        "command": "hf-mixer train --output_dir y",
+        "command": "hf-mixer train --output_dir y --model_name_or_path base --teacher_model owner/teacher",
         "base_model": "./base",
+        "_name_or_path": "./base",
         "teacher_model": "owner/teacher",
         "recipe": "mine.yaml",
         "dataset": {"name": "./photos/train", "class_counts": {"/m/01/x": 3}},

@@ -7,7 +7,8 @@ made from them, in one commit.
     hf-mixer publish outputs/photos your-name/photos-mixer
 
 First the files are loaded in a process without hf_mixer, as whoever downloads
-them will, and a prediction is compared. Files that are not on the list stay
+them will, and a prediction is compared. Code in the folder that is not that of
+hf_mixer is neither run nor sent, unless --trust-code says so. Files that are not on the list stay
 behind, and the folder remains as it is.
 
 The card is made of what training and evaluation left behind. Its generated

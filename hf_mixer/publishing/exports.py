@@ -61,7 +61,7 @@ def find_extra_files(folder: Path, extras: Iterable[str], trust_code: bool = Fal
 
 
 def is_name(value: Any) -> bool:
-    return isinstance(value, str) and value.isprintable()
+    return isinstance(value, str) and value.isprintable() and not Path(value).is_absolute()
 
 
 def own_requirements() -> bytes:

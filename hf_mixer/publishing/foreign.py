@@ -72,10 +72,15 @@ def check_settings(folder: Path) -> None:
     Look at the settings of a model and of its image processor, before anything is made by them.
 
     Raises:
-        `ValueError`: they refer to what does not go up, or ask for more than a computer has.
+        `ValueError`: they refer to what does not go up, ask for more than a computer has, or name labels by other than texts.
     """
     for path in (folder / CONFIG_NAME, folder / IMAGE_PROCESSOR_NAME):
         fields = read_json(path)
+        labels = fields.get("id2label") or {}
+        if not isinstance(labels, dict) or not all(isinstance(label, str) for label in labels.values()):
+            raise ValueError(
+                f"{path} has labels that are no texts (id2label): name them by their numbers, as in {{'0': 'ant'}}"
+            )
         for field, value in fields.items():
             if FORBIDDEN_FIELDS.fullmatch(field):
                 raise ValueError(f"{path} has {field}, which can load what does not go up: remove it from there")

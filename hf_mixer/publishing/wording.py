@@ -17,6 +17,7 @@ from ..configuration_mixer import MixerConfig, to_pair
 from ..evaluation.metrics import METRICS, Metric, confidence_interval
 from ..flops import estimate_flops
 from ..image_processing_pil_mixer import MixerImageProcessorPil
+from ..local_paths import shorten_path
 from ..modeling_mixer import MixerPreTrainedModel
 from ..utils import format_bytes, hide_tokens, is_hub_id
 
@@ -41,8 +42,6 @@ PUBLISHED = {
     "cifar10": ({"train": 50_000, "test": 10_000}, "PNG"),
     "imagenet-1k": ({"train": 1_281_167, "validation": 50_000, "test": 100_000}, "JPEG"),
 }
-# Names of folders and files that say nothing without that of the folder around them
-SPLITS = ("train", "val", "valid", "validation", "test")
 # Control characters, those that reorder text, and halves of characters
 INVISIBLE = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 # What might mean something in Markdown
@@ -125,7 +124,8 @@ def describe_preprocessing(processor: MixerImageProcessorPil) -> str:
     if processor.do_center_crop:
         steps.append(f"cropped to the {format_size(processor.crop_size)} in their center")
     if processor.do_rescale:
-        steps.append(f"divided by {1 / processor.rescale_factor:g}")
+        factor = processor.rescale_factor
+        steps.append(f"divided by {1 / factor:g}" if factor else "multiplied by 0")
     if processor.do_normalize:
         mean, std = (
             ", ".join(f"{value:g}" for value in dict.fromkeys(values))
@@ -294,9 +294,7 @@ def dataset_name(name: str) -> str:
     known = find_known_data(name)
     if known:
         return KNOWN_DATA[known[-1]][0]
-    path = Path(name)
-    # `photos/train` says more than `train`
-    return f"{path.parent.name}/{path.name}" if path.stem in SPLITS and path.parent.name else path.name
+    return name.split("/")[-1] if is_hub_id(name) else shorten_path(name)
 
 
 def dataset_type(name: str) -> str:
