@@ -168,7 +168,6 @@ def create_card(
         title=plain(name),
         no_purpose=NO_PURPOSE,
         kind=kind.name,
-        architecture_name=kind.model_class.__name__,
         task=kind.task,
         problem_type=problem_type,
         **describe_source(folder, repo_id, revision),

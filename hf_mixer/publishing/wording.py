@@ -63,6 +63,11 @@ def describe_model(
     return {
         "image_size": f"{height} x {width}",
         "larger_size": 2 * height if height == width else (2 * height, 2 * width),
+        "larger_processing": {
+            name: {key: 2 * value for key, value in dict(getattr(processor, name)).items()}
+            for name, is_used in (("size", processor.do_resize), ("crop_size", processor.do_center_crop))
+            if is_used
+        },
         "colors": colors.get(config.num_channels, f"images with {config.num_channels} channels"),
         "is_grey": config.num_channels == 1,
         "num_labels": config.num_labels,
