@@ -259,7 +259,7 @@ def describe_choices(run: dict[str, Any]) -> str:
     """Say what of a run was chosen by the images that it was measured on."""
     hyperparameters = run.get("hyperparameters") or {}
     chosen = {
-        "The weights were": hyperparameters.get("metric_for_best_model"),
+        "The weights were": hyperparameters.get("load_best_model_at_end"),
         "The thresholds of the labels were": hyperparameters.get("label_threshold") == "best_f1",
     }
     texts = [text for text, is_chosen in chosen.items() if is_chosen]

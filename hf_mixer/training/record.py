@@ -32,6 +32,7 @@ HYPERPARAMETERS = (
     "optim_args",
     "max_grad_norm",
     "label_smoothing_factor",
+    "load_best_model_at_end",
     "metric_for_best_model",
     "seed",
     "bf16",

@@ -439,7 +439,7 @@ def test_figures_say_which_images_they_are_from(trained):
 
     # The split that a training is measured on may be that of the test
     data = {**RUN["dataset"], "eval_split": "test"}
-    run = {**RUN, "dataset": data, "hyperparameters": {"metric_for_best_model": "accuracy"}}
+    run = {**RUN, "dataset": data, "hyperparameters": {"load_best_model_at_end": True}}
     (trained / "training_run.json").write_text(json.dumps(run))
     (trained / "evaluation.json").unlink()
     (trained / "eval_results.json").write_text('{"eval_accuracy": 0.5}')
