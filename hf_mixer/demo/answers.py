@@ -26,7 +26,7 @@ from saliency import (
     read_outputs,
     spread_falls,
 )
-from uploads import open_image, refuse
+from uploads import find_upload, open_image, refuse
 
 
 # Images whose answers are kept, for those who click on one label after the other
@@ -35,13 +35,13 @@ NUM_KEPT = 16
 WEAKEST = 1e-4
 # What stands under the map: what covering a part does, the ends of the scale, and what the colors stand for
 SCALE = """<div class="scale">
-<p>Covering a part of the image {change} <b>{name}</b></p>
+<p>What covering a part of the image does to <b>{name}</b></p>
 <div class="colors"></div>
 <p class="ends"><span>{left}</span><span>no change</span><span>{right}</span></p>
 <p class="quiet">{words}</p>
 </div>"""
-OF_LABEL = "Orange parts speak for it: without them it becomes less likely. Purple parts speak against it."
-OF_VALUE = "Orange parts make it larger: without them it becomes smaller. Purple parts make it smaller."
+OF_LABEL = "Orange parts speak for this label, purple parts against it. Click another label above to see its map."
+OF_VALUE = "Orange parts make the value larger, purple parts make it smaller."
 
 
 class Demo:
@@ -104,8 +104,9 @@ class Demo:
         present = {name: scores[name] for name, threshold in zip(self.names, thresholds) if scores[name] >= threshold}
         return present or "none of its labels"
 
-    def predict(self, path: str | None) -> tuple[dict[str, float] | str | None, None, str]:
-        """Return what `describe` says of an image file, and a map and a scale that are empty."""
+    def predict(self, upload: dict | None) -> tuple[dict[str, float] | str | None, None, str]:
+        """Return what `describe` says of an uploaded image, and a map and a scale that are empty."""
+        path = find_upload(upload)
         if path is None:
             return None, None, ""
         _, outputs, conversions = self.look(path)
@@ -113,13 +114,13 @@ class Demo:
             gr.Warning(html.escape(text))
         return self.describe(outputs), None, ""
 
-    def explain(self, path: str | None) -> Iterator:
+    def explain(self, upload: dict | None) -> Iterator:
         """Yield, as the last thing, the image as the model sees it and the map of its first label, and the scale."""
-        yield from self.draw(path, None)
+        yield from self.draw(find_upload(upload), None)
 
-    def explain_chosen(self, path: str | None, event: gr.SelectData) -> Iterator:
+    def explain_chosen(self, upload: dict | None, event: gr.SelectData) -> Iterator:
         """Yield, as the last thing, the same for the label that the visitor has clicked on."""
-        yield from self.draw(path, event.value)
+        yield from self.draw(find_upload(upload), event.value)
 
     def draw(self, path: str | None, name: str | None) -> Iterator:
         """Yield nothing new until the map is complete: between two yields Gradio can end what nobody waits for."""
@@ -151,8 +152,8 @@ class Demo:
         name = html.escape(self.names[index])
         if self.problem_type == "regression":
             ends = {"left": f"+{strongest:,.3g}", "right": f"−{strongest:,.3g}"}
-            return SCALE.format(change="changes", name=name, words=OF_VALUE, **ends)
+            return SCALE.format(name=name, words=OF_VALUE, **ends)
         factor = math.exp(min(strongest, math.log(1000)))
         text = f"{100 * (factor - 1):.2g} %" if factor < 1.1 else "1,000×" if factor >= 1000 else f"{factor:.2g}×"
         ends = {"left": f"{text} more likely", "right": f"{text} less likely"}
-        return SCALE.format(change="makes this label more or less likely:", name=name, words=OF_LABEL, **ends)
+        return SCALE.format(name=name, words=OF_LABEL, **ends)

@@ -20,7 +20,8 @@ import gradio as gr  # noqa: E402
 import joblib  # noqa: E402
 import torch  # noqa: E402
 from answers import Demo  # noqa: E402
-from uploads import MAX_FILE_SIZE, accept_uploads_only  # noqa: E402
+from saliency import PICTURE_SIZE  # noqa: E402
+from uploads import MAX_FILE_SIZE, refuse_address  # noqa: E402
 
 from transformers import AutoModelForImageClassification  # noqa: E402
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # noqa: E402
@@ -39,11 +40,10 @@ TEXTS = {
 }
 HEADER = """<header>
 <h1>{title}</h1>
-<p>{purpose} Give it an image: it says what it sees, and shows what it looked at.</p>
+<p>{purpose} Give it an image, see what it makes of it and what it looked at.</p>
 <p class="quiet">{links}</p>
 </header>"""
 FONTS = ["system-ui", "sans-serif"]
-HINT = "The image as the model sees it, and the map of what it looked at. Click a label to explain that one."
 
 
 def load(settings: dict):
@@ -76,27 +76,31 @@ def build(demo: Demo, settings: dict, examples: list[str]) -> gr.Blocks:
         gr.HTML(write_header(demo, settings))
         with gr.Row():
             with gr.Column(min_width=300):
-                upload = gr.Image(
-                    label="Image", type="filepath", image_mode=None, sources=["upload", "clipboard"], height=320
-                )
+                upload = gr.Image(label="Image", sources=["upload", "clipboard"], height=380, elem_classes="upload")
                 if examples:
                     gr.Examples(examples, upload)
             with gr.Column(min_width=300):
-                answer = gr.Label(label=TEXTS[demo.problem_type][1], num_top_classes=num_shown)
+                answer = gr.Label(label=TEXTS[demo.problem_type][1], num_top_classes=num_shown, elem_classes="answer")
                 saliency = gr.ImageSlider(
-                    label="What the model looked at", format="png", interactive=False, buttons=["fullscreen"], max_height=448
+                    label="What the model looked at",
+                    format="png",
+                    interactive=False,
+                    buttons=["fullscreen"],
+                    max_height=PICTURE_SIZE,
+                    slider_position=30,
                 )
                 scale = gr.HTML()
-        accept_uploads_only(page, upload)
 
-        # Labels and maps wait in lines of their own. A map ends when another image or label is chosen.
-        maps = {"outputs": [saliency, scale], "concurrency_id": "map", "concurrency_limit": 1}
-        predicted = upload.change(demo.predict, upload, [answer, saliency, scale], api_name="predict")
-        explained = predicted.success(demo.explain, upload, api_name="explain", **maps)
+        # Labels and maps wait in lines of their own. A map ends when another image or label is chosen. Files are opened by
+        # `find_upload` alone.
+        request = {"inputs": upload, "preprocess": False}
+        maps = {**request, "outputs": [saliency, scale], "concurrency_id": "map"}
+        predicted = upload.change(demo.predict, outputs=[answer, saliency, scale], api_name="predict", **request)
+        explained = predicted.success(demo.explain, api_name="explain", **maps)
         chosen = answer.select(
-            demo.explain_chosen, upload, api_name=False, trigger_mode="always_last", cancels=explained, **maps
+            demo.explain_chosen, api_visibility="private", trigger_mode="always_last", cancels=explained, **maps
         )
-        upload.change(None, cancels=[explained, chosen], api_name=False)
+        upload.change(None, cancels=[explained, chosen])
     return page
 
 
@@ -108,6 +112,7 @@ def limit_threads() -> None:
 
 def main():
     limit_threads()
+    gr.processing_utils.async_ssrf_protected_download = refuse_address
     settings = json.loads((HERE / "space.json").read_text(encoding="utf-8"))
     examples = sorted(str(path) for path in (HERE / "examples").glob("*"))
     page = build(Demo(*load(settings), settings["conversion"]), settings, examples)

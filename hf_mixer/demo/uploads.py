@@ -18,8 +18,9 @@ logger = logging.getLogger(__name__)
 
 MAX_FILE_SIZE = 20_000_000  # bytes
 MAX_PIXELS = 64_000_000
-# What browsers send. Others can start programs, as EPS does, or hold many images.
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+# What photographs and drawings come in, as far as this Pillow reads it. Others are more than images: EPS runs a program.
+Image.init()
+FORMATS = sorted({"AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"} & Image.OPEN.keys())
 
 
 def refuse(message: str) -> gr.Error:
@@ -27,42 +28,25 @@ def refuse(message: str) -> gr.Error:
     return gr.Error(html.escape(message), duration=None, print_exception=False)
 
 
-def accept_uploads_only(page: gr.Blocks, upload: gr.Image) -> None:
+async def refuse_address(*arguments, **options):
+    """Take the place of the function with which Gradio downloads what a request names by its address."""
+    raise refuse("This page opens no addresses: upload the image itself.")
+
+
+def find_upload(payload: dict | None) -> str | None:
     """
-    Let `upload` hand on the path of a file that was uploaded through the page, and raise an error for any other.
-
-    Gradio 6.31 checks paths only where a request carries its own mark, and downloads what a request names by its address.
+    Return where the file lies that a request names, or raise an error that the visitor can read: it has to be one that was
+    uploaded through the page. Gradio 6.31 looks at a path only where the request carries a mark of its own.
     """
-
-    def find(payload) -> str | None:
-        return find_upload(payload.path, Path(upload.GRADIO_CACHE)) if payload is not None else None
-
-    # A subclass that overrides the method would be another component to Gradio 6.31, without a frontend
-    upload.preprocess = find  # type: ignore[method-assign]
-    for block in page.blocks.values():
-        block.async_move_resource_to_block_cache = keep_here(block)  # type: ignore[method-assign]
-
-
-def keep_here(block: gr.blocks.Block):
-    """Return the method with which `block` takes in files, for those on this machine only."""
-    take_in = block.async_move_resource_to_block_cache
-
-    async def take_in_files(path: str | Path | None) -> str | None:
-        if "://" in str(path):
-            raise refuse("Upload the image itself: this page opens no addresses.")
-        return await take_in(path)
-
-    return take_in_files
-
-
-def find_upload(path: str | None, folder: Path) -> str:
-    """Return where a file lies that was uploaded into `folder`, or raise an error that the visitor can read."""
+    if payload is None:
+        return None
+    folder = Path(gr.utils.get_upload_folder()).resolve()
     try:
-        file = Path(path or "").resolve(strict=True)
+        file = Path(payload.get("path") or "").resolve(strict=True)
         status = file.stat()
-    except (OSError, ValueError, RuntimeError):  # there is none, or the name can be none
-        raise refuse("This file is not here any more. Upload it again.") from None
-    if not file.is_relative_to(folder.resolve()) or not stat.S_ISREG(status.st_mode):
+    except (OSError, ValueError, RuntimeError):  # there is none, or the name cannot be one
+        raise refuse("This file is not here any more: upload it again.") from None
+    if not file.is_relative_to(folder) or not stat.S_ISREG(status.st_mode):
         raise refuse("This page opens only files that were uploaded through it.")
     if status.st_size > MAX_FILE_SIZE:
         raise refuse(f"This file has {status.st_size / 1e6:.0f} MB. The limit is {MAX_FILE_SIZE / 1e6:.0f} MB.")
