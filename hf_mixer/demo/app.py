@@ -118,7 +118,6 @@ def main():
     page = build(Demo(*load(settings), settings["conversion"]), settings, examples)
     page.launch(
         max_file_size=MAX_FILE_SIZE,
-        allowed_paths=[str(HERE / "examples")],
         theme=gr.themes.Default(primary_hue="orange", secondary_hue="purple", font=FONTS, font_mono=FONTS),
         css_paths=HERE / "style.css",
         footer_links=["api", "gradio"],

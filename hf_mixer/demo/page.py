@@ -127,7 +127,6 @@ def describe_model(folder: Path, files: Path, repo_id: str | None, examples: lis
         "thresholds": config.label_thresholds,
         "parameters": num_parameters,
         "image_size": to_pair(config.image_size),
-        "grid": config.grid,
         "processing": describe_processing(config, processor),
         "conversion": trained_on.get("image_conversion") or {},
         "files": {name: path.stat().st_size for name, path in sizes.items() if path.is_file()},
