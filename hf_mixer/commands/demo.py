@@ -72,8 +72,10 @@ def find_examples(folder: Path | None) -> list[Path]:
 def describe_push(directory: Path, repo_id: str | None, sdk: str, license: str | None) -> str:
     """Say how a folder becomes a Space, and under which license."""
     name = repo_id or "NAME"
-    terms = f"under the license of the model, {license}" if license else (
-        "without a license: the card of the model names none. Add the line `license: ...` to its README.md"
+    terms = (
+        f"under the license of the model, {license}"
+        if license
+        else ("without a license: the card of the model names none. Add the line `license: ...` to its README.md")
     )
     return (
         "These commands make a Space of it, "
@@ -101,7 +103,9 @@ def run(arguments: argparse.Namespace) -> None:
                     f"{arguments.export_page} is ready: `python -m http.server -d {arguments.export_page}` shows it at "
                     "http://localhost:8000."
                 )
-                print(describe_push(arguments.export_page, arguments.repo_id, "static", read_license(arguments.folder)))
+                print(
+                    describe_push(arguments.export_page, arguments.repo_id, "static", read_license(arguments.folder))
+                )
                 return
             if arguments.export_space is not None:
                 revision = None
@@ -111,7 +115,9 @@ def run(arguments: argparse.Namespace) -> None:
                     revision = find_commit(arguments.folder, arguments.repo_id, arguments.revision)
                 export_space(arguments.export_space, arguments.folder, arguments.repo_id, revision, examples)
                 print(f"{arguments.export_space} is ready: `python app.py` there runs it.")
-                print(describe_push(arguments.export_space, arguments.repo_id, "gradio", read_license(arguments.folder)))
+                print(
+                    describe_push(arguments.export_space, arguments.repo_id, "gradio", read_license(arguments.folder))
+                )
                 return
             if importlib.util.find_spec("gradio") is None:
                 raise ValueError('this needs Gradio: `pip install "hf_mixer[demo]"`')

@@ -85,7 +85,9 @@ class Demo:
         found = []
         color = self.conversion.get("flatten_transparency")
         if color and image.has_transparency_data:
-            found.append(f"The model learned from images without transparency, put on {color}. Do the same to this one.")
+            found.append(
+                f"The model learned from images without transparency, put on {color}. Do the same to this one."
+            )
         if self.conversion.get("scale_16_bit") and (image.mode.startswith("I") or image.mode == "F"):
             found.append("The model learned from images scaled to 8 bits. Do the same to this one, which has more.")
         return found
@@ -151,9 +153,14 @@ class Demo:
         """Return the scale of the map of a label or value as HTML; `strongest` is the fall that has the full color."""
         name = html.escape(self.names[index])
         if self.problem_type == "regression":
-            ends = {"left": f"+{strongest:,.3g}", "right": f"−{strongest:,.3g}"}
+            ends = {"left": f"+{strongest:,.3g}", "right": f"-{strongest:,.3g}"}
             return SCALE.format(name=name, words=OF_VALUE, **ends)
-        factor = math.exp(min(strongest, math.log(1000)))
-        text = f"{100 * (factor - 1):.2g} %" if factor < 1.1 else "1,000×" if factor >= 1000 else f"{factor:.2g}×"
+        factor = math.exp(min(strongest, 100.0))
+        if factor > 1000:
+            text = "over 1,000 times"
+        elif factor >= 1.1:
+            text = f"{factor:,.{0 if factor >= 10 else 1}f} times"
+        else:
+            text = f"{100 * (factor - 1):.2g} %"
         ends = {"left": f"{text} more likely", "right": f"{text} less likely"}
         return SCALE.format(name=name, words=OF_LABEL, **ends)

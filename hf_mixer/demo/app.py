@@ -10,21 +10,22 @@ import html
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 
 # Libraries read them when they are imported
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
-import gradio as gr  # noqa: E402
-import joblib  # noqa: E402
-import torch  # noqa: E402
-from answers import Demo  # noqa: E402
-from saliency import PICTURE_SIZE  # noqa: E402
-from uploads import MAX_FILE_SIZE, refuse_address  # noqa: E402
+import gradio as gr
+import joblib
+import torch
+from answers import Demo
+from saliency import PICTURE_SIZE
+from uploads import MAX_FILE_SIZE, refuse_address
 
-from transformers import AutoModelForImageClassification  # noqa: E402
-from transformers.models.auto.image_processing_auto import AutoImageProcessor  # noqa: E402
+from transformers import AutoModelForImageClassification
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 
 HERE = Path(__file__).parent
@@ -35,7 +36,10 @@ KEEP_UPLOADS = 3600
 # What the page says by kind of model: what it does, and what its answer is called
 TEXTS = {
     "single_label_classification": ("An MLP-Mixer that tells {number} labels apart.", "Labels"),
-    "multi_label_classification": ("An MLP-Mixer that tells which of {number} labels an image shows.", "Labels that it sees"),
+    "multi_label_classification": (
+        "An MLP-Mixer that tells which of {number} labels an image shows.",
+        "Labels that it sees",
+    ),
     "regression": ("An MLP-Mixer that estimates {names} from an image.", "Estimate"),
 }
 HEADER = """<header>
@@ -93,7 +97,7 @@ def build(demo: Demo, settings: dict, examples: list[str]) -> gr.Blocks:
 
         # Labels and maps wait in lines of their own. A map ends when another image or label is chosen. Files are opened by
         # `find_upload` alone.
-        request = {"inputs": upload, "preprocess": False}
+        request: dict[str, Any] = {"inputs": upload, "preprocess": False}
         maps = {**request, "outputs": [saliency, scale], "concurrency_id": "map"}
         predicted = upload.change(demo.predict, outputs=[answer, saliency, scale], api_name="predict", **request)
         explained = predicted.success(demo.explain, api_name="explain", **maps)

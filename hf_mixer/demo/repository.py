@@ -27,10 +27,15 @@ def find_commit(folder: Path, repo_id: str, revision: str | None = None) -> str:
         `ConnectionError`, `PermissionError`, `RuntimeError`: as `clear_errors` raises them.
     """
     api = HfApi()
-    with clear_errors(repo_id):
-        commit = api.model_info(repo_id, revision=revision).sha
-        theirs = MixerConfig.from_pretrained(hf_hub_download(repo_id, CONFIG_NAME, revision=commit))
-        report = api.verify_repo_checksums(repo_id, revision=commit, local_dir=folder)
+    try:
+        with clear_errors(repo_id):
+            commit = str(api.model_info(repo_id, revision=revision).sha)
+            theirs = MixerConfig.from_pretrained(hf_hub_download(repo_id, CONFIG_NAME, revision=commit))
+            report = api.verify_repo_checksums(repo_id, revision=commit, local_dir=folder)
+    except (KeyError, TypeError, AttributeError) as error:  # JSON of another shape
+        raise ConnectionError(
+            f"{api.endpoint} does not answer like the Hub: check HF_ENDPOINT and your proxy"
+        ) from error
     ours = MixerConfig.from_pretrained(folder)
     differing = [mismatch["path"] for mismatch in report.mismatches] + report.extra_paths
     weights = fnmatch.filter(differing, "model*.safetensors*")

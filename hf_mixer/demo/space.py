@@ -15,8 +15,8 @@ from ..publishing.card import read_model, read_results
 from ..publishing.release import find_model_files
 from ..publishing.saving import CARD_NAME, OTHER_CARD_NAME
 from ..publishing.wording import dataset_name, find_known_data, plain
-from .preview import draw_preview
 from ..utils import check_destination, is_hub_id, list_requirements, written_whole
+from .preview import draw_preview
 
 
 GRADIO_VERSION = "6.31.0"
@@ -76,7 +76,7 @@ def write_space(
         shutil.copyfile(Path(__file__).with_name(name), directory / name)
     repo_id = model if revision else None
     trained_on = read_results(folder / "training_run.json").get("dataset") or {}
-    settings = {
+    settings: dict[str, Any] = {
         "model": model or str(folder.resolve()),
         "revision": revision,
         "title": make_title(folder),

@@ -7,6 +7,7 @@ from PIL import Image
 
 from hf_mixer.demo.space import export_space
 from tests.helpers import save_classifier
+from tests.publishing.conftest import hub  # noqa: F401
 
 
 @pytest.fixture(scope="session")

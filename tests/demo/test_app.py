@@ -216,7 +216,9 @@ def test_names_are_never_markup(app, upload, tmp_path):
     folder = save_classifier(tmp_path / "names", MARKUP)
     demo = load(app, folder)
     page = texts_of(app, demo, title=MARKUP[0], name=MARKUP[0], model=f"me/{MARKUP[0]}", revision="1" * 40)
-    scales = [last(demo.explain_chosen(upload, gradio.SelectData(None, {"index": 0, "value": name})))[1] for name in MARKUP]
+    scales = [
+        last(demo.explain_chosen(upload, gradio.SelectData(None, {"index": 0, "value": name})))[1] for name in MARKUP
+    ]
     for name, text in zip([MARKUP[0], *MARKUP], [page, *scales]):
         assert html.escape(name) in text
     assert not [text for text in (page, *scales) if "<img" in text]
