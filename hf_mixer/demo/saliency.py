@@ -14,9 +14,9 @@ from PIL import Image
 
 
 SUPPORTING, OPPOSING = (230, 97, 1), (94, 60, 153)  # orange and purple, which the colour-blind can tell apart
-# Parts of the image along its longer side
-MAX_PARTS = 16
-# Multiply-adds for one map. Two cores do as many in about ten seconds, an accelerator in less than one.
+# Parts of the image along its longer side. With more, each of them matters too little to stand out.
+MAX_PARTS = 8
+# Multiply-adds for one map. Two cores do as many in five to fifteen seconds.
 CPU_BUDGET, ACCELERATOR_BUDGET = 320e9, 16e12
 # Multiply-adds and covered images per forward pass, so that a map that nobody wants any more ends soon
 BATCH_BUDGET, MAX_BATCH_SIZE = 32e9, 32

@@ -95,7 +95,7 @@ def test_a_click_on_a_label_explains_that_label(demo, upload):
     hook.remove()
     assert maps["cat"] != maps["dog"]
     # The image was covered once for both: a pass for the labels, one before covering, and one for each part
-    assert sum(passes) <= 2 + 17**2
+    assert sum(passes) <= 2 + 9**2
 
 
 def test_a_map_can_end_before_it_is_complete(app, demo, photo, uploads):
