@@ -27,6 +27,8 @@ INPUT_ERRORS = (ValueError, OSError, RuntimeError, ImportError, StrictDataclassE
 TOKENS = re.compile(
     r"""((?:^|[\s'"])--(?:token|hub_t(?:o|ok|oke|oken)?)[=\s]+)(?:'[^']*'|"[^"]*"|[^\s'"]+)|\b(?:hf|api_org)_\w{20,}"""
 )
+# How the name of a repository on the Hub looks
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def hide_tokens(command: str) -> str:
@@ -36,13 +38,7 @@ def hide_tokens(command: str) -> str:
 
 def is_hub_id(name: str | None) -> bool:
     """Whether `name` looks like `owner/repository`, and not like a folder or a file."""
-    return bool(name and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not os.path.exists(name))
-
-
-def name_source(source: str | os.PathLike) -> str:
-    """Return a name for the record of a run: that of a repository as it is, and a local path so that it looks like none."""
-    source = os.fspath(source)
-    return os.path.join(os.curdir, source) if os.path.exists(source) and not os.path.isabs(source) else source
+    return bool(name and HUB_ID.fullmatch(name) and not os.path.exists(name))
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
@@ -55,7 +51,7 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}. Write it again, or remove it.") from error
     if not isinstance(content, dict):
         raise ValueError(
@@ -159,6 +155,13 @@ def list_requirements() -> list[str]:
     """Return what the code of this package needs without extras, as pip reads it. What needs no certain version, others bring."""
     requirements = importlib.metadata.requires("hf_mixer") or []
     return [line for line in requirements if "extra ==" not in line and ">=" in line]
+
+
+def find_home_page() -> str | None:
+    """Return the address of the repository of this package, where its metadata name one."""
+    urls = importlib.metadata.metadata("hf_mixer").get_all("Project-URL") or []
+    labels = dict(url.split(", ", 1) for url in urls)
+    return labels.get("Repository")
 
 
 def format_bytes(size: float) -> str:

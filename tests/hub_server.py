@@ -27,6 +27,7 @@ TOKENS = {
     "hf_bob_write": ("bob", "write"),
 }
 NULL_COMMIT = "0" * 40
+Failure = int | str | tuple[int, bytes, dict[str, str]] | Callable[[], None]
 
 
 class HubError(Exception):
@@ -83,6 +84,7 @@ class LoopbackHub:
         self.requests: list[str] = []
         self.uploads: Counter[str] = Counter()
         self.failures: list[list] = []
+        self.collections: dict[str, list[str]] = {}
         self.lock = threading.RLock()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"hub": self}))
         self.server.daemon_threads = True
@@ -98,15 +100,15 @@ class LoopbackHub:
         self.server.shutdown()
         self.server.server_close()
 
-    def fail(self, pattern: str, how: int | str | Callable[[], None] = 503, times: int = 1) -> None:
+    def fail(self, pattern: str, how: Failure = 503, times: int = 1) -> None:
         """
-        Let the next `times` requests whose `"METHOD /path"` matches `pattern` fail: with an HTTP status, by `"drop"`
-        (the connection closes halfway through the body) or a call before that, or by `"lost"` (the work is done, the
-        answer never sent).
+        Let the next `times` requests whose `"METHOD /path"` matches `pattern` fail: with an HTTP status, with another
+        answer (status, content, headers), by `"drop"` (the connection closes halfway through the body) or a call before
+        that, or by `"lost"` (the work is done, the answer never sent).
         """
         self.failures.append([pattern, how, times])
 
-    def next_failure(self, request: str) -> int | str | Callable[[], None] | None:
+    def next_failure(self, request: str) -> Failure | None:
         with self.lock:
             self.requests.append(request)
             for failure in self.failures:
@@ -240,7 +242,10 @@ class LoopbackHub:
     def info(self, repo_id: str, repo: Repo, revision: str):
         oid = repo.resolve(revision)
         siblings = [{"rfilename": path} for path in sorted(repo.commits[oid])]
-        return {"id": repo_id, "sha": oid, "private": repo.private, "siblings": siblings, "tags": [], "cardData": {}}
+        card = repo.commits[oid].get("README.md", File(b"", is_lfs=False)).content.decode(errors="replace")
+        metadata = re.match(r"---\n(.*?)\n---", card, re.DOTALL)
+        data = yaml.safe_load(metadata[1]) if metadata else {}
+        return {"id": repo_id, "sha": oid, "private": repo.private, "siblings": siblings, "tags": [], "cardData": data}
 
     def tree(self, repo: Repo, revision: str):
         entries = []
@@ -250,6 +255,38 @@ class LoopbackHub:
                 entries[-1]["oid"] = hashlib.sha1(file.oid.encode()).hexdigest()
                 entries[-1]["lfs"] = {"oid": file.oid, "size": len(file.content), "pointerSize": 134}
         return entries
+
+    def create_collection(self, user, body: dict):
+        if user is None or body["namespace"] != user[0]:
+            raise HubError(403, "You cannot create a collection there")
+        slug = f"{user[0]}/{body['title'].lower()}-1"
+        if slug in self.collections:
+            return 409, {"error": "It exists already", "slug": slug}
+        self.collections[slug] = []
+        return self.describe_collection(slug)
+
+    def add_to_collection(self, slug: str, item: str):
+        if slug not in self.collections:
+            raise HubError(404, "There is no such collection")
+        if item in self.collections[slug]:
+            raise HubError(409, "It is in the collection already")
+        self.collections[slug].append(item)
+        return self.describe_collection(slug)
+
+    def describe_collection(self, slug: str):
+        owner, title = slug.split("/")
+        return {
+            **{
+                "slug": slug,
+                "title": title,
+                "owner": {"name": owner},
+                "position": 0,
+                "items": [],
+                "private": False,
+                "theme": "blue",
+            },
+            **{"lastUpdated": "2026-01-01T00:00:00.000Z", "upvotes": 0},
+        }
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -274,7 +311,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             if isinstance(failure, int):
                 raise HubError(failure, "Service unavailable")
-            answer = self.answer(body)
+            answer = failure if isinstance(failure, tuple) else self.answer(body)
             status, content, *more = answer if isinstance(answer, tuple) else (200, answer)
             headers.update(*more)
         except HubError as error:
@@ -321,6 +358,12 @@ class Handler(BaseHTTPRequestHandler):
                 return hub.create(user, json.loads(body))
             case "POST", ["api", "validate-yaml"]:
                 return hub.validate_yaml(json.loads(body))
+            case "POST", ["api", "collections"]:
+                return hub.create_collection(user, json.loads(body))
+            case "GET", ["api", "collections", owner, name]:
+                return hub.describe_collection(f"{owner}/{name}")
+            case "POST", ["api", "collections", owner, name, "items"]:
+                return hub.add_to_collection(f"{owner}/{name}", json.loads(body)["item"]["id"])
             case "GET" | "HEAD", [owner, name, "resolve", revision, *path]:
                 return self.resolve(f"{owner}/{name}", hub.find(f"{owner}/{name}", user), revision, "/".join(path))
             case "POST", [owner, name, "info", "lfs", "objects", "batch"] if name.endswith(".git"):

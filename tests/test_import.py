@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "hf_mixer"
 LOADED = {
     PACKAGE / "__init__.py",
     PACKAGE / "compilation.py",
+    PACKAGE / "hub_errors.py",
     PACKAGE / "utils.py",
     *PACKAGE.glob("*_mixer.py"),
     *PACKAGE.glob("checkpoints/*.py"),

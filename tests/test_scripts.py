@@ -47,15 +47,17 @@ def test_a_model_folder_holds_weights_settings_card_and_pictures_but_no_code(tmp
         "config.json",
         "confusion_matrix.png",
         "evaluation.json",
+        "example.png",
         "mistakes.png",
         "model.safetensors",
         "per_class.png",
+        "predictions.png",
         "preprocessor_config.json",
         "training_curves.png",
     ]
     picture = tmp_path / "model" / "training_curves.png"
     assert picture.stat().st_size < (source / picture.name).stat().st_size
-    assert Image.open(picture).tobytes() == curves.convert("RGB").tobytes()
+    assert Image.open(picture).convert("RGB").tobytes() == curves.convert("RGB").tobytes()
     narrow, exact = (load_checkpoint(folder)[0] for folder in (source, tmp_path / "model"))
     assert (narrow.dtype, exact.dtype) == (torch.bfloat16, torch.float32)
     for before, after in zip(narrow.parameters(), exact.parameters(), strict=True):

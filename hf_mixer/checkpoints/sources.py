@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from huggingface_hub import is_offline_mode, snapshot_download
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
 from ..configuration_mixer import MixerConfig, to_pair
+from ..hub_errors import clear_errors
 from ..modeling_mixer import MixerForImageClassification
 from ..utils import is_hub_id, read_json
 from .layouts import EDIFICE, GOOGLE, STEM, TIMM, Layout
@@ -123,21 +123,10 @@ def find_checkpoint(source: str, revision: str | None = None, **hub_kwargs) -> P
 def download(repo_id: str, patterns: list[str], revision: str | None = None, **hub_kwargs) -> Path:
     """Download files of a repository on the Hub, and return the folder that they are in."""
     try:
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns, **hub_kwargs))
-    except GatedRepoError as error:
-        reason = "is gated on the Hub: ask for access on its page, and log in with `hf auth login`"
-        raise ValueError(f"{repo_id} {reason}") from error
-    except RepositoryNotFoundError as error:
-        reason = "is no path here, and no repository on the Hub that you may read: check the name, or log in with"
-        raise ValueError(f"{repo_id} {reason} `hf auth login` if it is private") from error
-    except RevisionNotFoundError as error:
-        raise ValueError(f"{repo_id} has no branch, tag or commit {revision!r} on the Hub") from error
-    except OSError as error:
-        reason = "HF_HUB_OFFLINE is set" if is_offline_mode() else str(error.__cause__ or error)
-        raise ValueError(
-            f"{repo_id} is no path here, and cannot be fetched from the Hub ({reason}): give the path of a folder, or try "
-            "again with a connection"
-        ) from error
+        with clear_errors(repo_id, is_upload=False):
+            return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns, **hub_kwargs))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{repo_id} is no path here, and cannot be fetched from the Hub: {error}") from error
 
 
 def read_settings(path: Path) -> dict:

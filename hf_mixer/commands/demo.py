@@ -26,7 +26,6 @@ import argparse
 import importlib.util
 import runpy
 import sys
-import tempfile
 from pathlib import Path
 
 
@@ -72,11 +71,8 @@ def find_examples(folder: Path | None) -> list[Path]:
 def describe_push(directory: Path, repo_id: str | None, sdk: str, license: str | None) -> str:
     """Say how a folder becomes a Space, and under which license."""
     name = repo_id or "NAME"
-    terms = (
-        f"under the license of the model, {license}"
-        if license
-        else ("without a license: the card of the model names none. Add the line `license: ...` to its README.md")
-    )
+    none = "without a license: the card of the model names none. Add the line `license: ...` to its README.md"
+    terms = f"under the license of the model, {license}" if license else none
     return (
         "These commands make a Space of it, "
         f"{terms}.\n    hf repos create {name} --repo-type space --space-sdk {sdk}\n"
@@ -88,10 +84,11 @@ def run(arguments: argparse.Namespace) -> None:
     from ..demo.space import export_space, read_license, write_space
     from ..progress import quiet_libraries
     from ..publishing.card import read_model
+    from ..temporary_folders import temporary_folder
     from ..utils import one_line_errors
 
     quiet_libraries()
-    with tempfile.TemporaryDirectory() as space:
+    with temporary_folder("mixer-demo-") as space:
         with one_line_errors():
             read_model(arguments.folder)  # which refuses a folder without one
             examples = find_examples(arguments.examples)
@@ -110,9 +107,9 @@ def run(arguments: argparse.Namespace) -> None:
             if arguments.export_space is not None:
                 revision = None
                 if arguments.repo_id is not None:
-                    from ..demo.repository import find_commit
+                    from ..demo.repository import find_same_model
 
-                    revision = find_commit(arguments.folder, arguments.repo_id, arguments.revision)
+                    revision = find_same_model(arguments.folder, arguments.repo_id, arguments.revision)
                 export_space(arguments.export_space, arguments.folder, arguments.repo_id, revision, examples)
                 print(f"{arguments.export_space} is ready: `python app.py` there runs it.")
                 print(
@@ -121,9 +118,9 @@ def run(arguments: argparse.Namespace) -> None:
                 return
             if importlib.util.find_spec("gradio") is None:
                 raise ValueError('this needs Gradio: `pip install "hf_mixer[demo]"`')
-            write_space(Path(space), arguments.folder, examples=examples)
+            write_space(space, arguments.folder, examples=examples)
         # The page is the Space that would be exported
-        sys.path.insert(0, space)
+        sys.path.insert(0, str(space))
         runpy.run_path(f"{space}/app.py", run_name="__main__")
 
 

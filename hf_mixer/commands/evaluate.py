@@ -9,9 +9,10 @@ Evaluate a model on labelled images.
     accelerate launch scripts/evaluate.py outputs/photos --eval_dir photos_of_this_year
 
 Prints the metrics and writes evaluation.json and pictures into the folder of the model: confusion_matrix.png, or
-confused_pairs.png where there are more than 60 labels, per_class.png, calibration.png, regression.png, and mistakes.png
-with the images that the model is most wrong about. A result on other data never replaces the one on the model's own,
-unless --overwrite is given.
+confused_pairs.png where there are more than 60 labels, per_class.png, calibration.png, regression.png, predictions.png
+with right and wrong answers that nobody picked, and mistakes.png with the images that the model is most wrong about. One
+image that it gets right becomes example.png or example.jpg, for the model card. A result on other data never replaces the
+one on the model's own, unless --overwrite is given.
 
 With --image_size it measures what the model keeps at other sizes without any training: it resizes the model and its images,
 prints one line per size, the model's own first, and writes nothing.
@@ -140,7 +141,7 @@ def describe_data(arguments: argparse.Namespace, trained_on: dict) -> dict:
     them, and the split of the training for a folder or list that the model was trained on.
     """
     from ..evaluation.results import DIGITS, is_same_name
-    from ..utils import name_source
+    from ..local_paths import name_source
 
     path = arguments.eval_dir or arguments.eval_file
     name, split = arguments.dataset_name or path, arguments.split
@@ -252,8 +253,10 @@ def measure(arguments: argparse.Namespace, accelerator, model, transform, datase
 
 def evaluate(arguments: argparse.Namespace, accelerator) -> None:
     """Evaluate the model as it is, and write the results."""
-    from ..data.images import ImageConversion, ImageTransform
+    from ..data.images import ImageConversion, ImageTransform, find_image_format
+    from ..evaluation.examples import save_example
     from ..evaluation.pictures import save_pictures
+    from ..evaluation.prediction import Predictor
     from ..evaluation.results import (
         check_replaceable,
         find_home,
@@ -289,6 +292,9 @@ def evaluate(arguments: argparse.Namespace, accelerator) -> None:
     if not accelerator.is_main_process:
         return
     measured_on["num_images"] = len(dataset)
+    image_format = find_image_format(dataset)
+    if image_format is not None:
+        measured_on["image_format"] = image_format
     if conversion.options():
         measured_on["image_conversion"] = conversion.options()
     about = {
@@ -309,7 +315,13 @@ def evaluate(arguments: argparse.Namespace, accelerator) -> None:
     def read_image(row: int):
         return pixels[row]["pixel_values"].permute(1, 2, 0).clamp(0, 255).byte().numpy()
 
-    write_results(output_dir, results, lambda folder: save_pictures(folder, results, scores, read_image))
+    predictor = Predictor(model, image_processor, label_threshold=arguments.label_threshold)
+    write_results(
+        output_dir,
+        results,
+        lambda folder: save_pictures(folder, results, scores, read_image),
+        lambda folder: save_example(folder, results, scores, dataset, predictor, conversion),
+    )
     print_summary(results, output_dir)
 
 
@@ -358,7 +370,7 @@ def evaluate_sizes(arguments: argparse.Namespace, accelerator) -> None:
 
 
 def print_summary(results: dict, output_dir: Path) -> None:
-    from ..evaluation.metrics import METRICS
+    from ..evaluation.metrics import METRICS, confidence_interval
 
     dataset = results["dataset"]
     part = ", drawn at random" if "max_eval_samples" in dataset else ""
@@ -367,6 +379,9 @@ def print_summary(results: dict, output_dir: Path) -> None:
     for key, metric in METRICS[results["problem_type"]].items():
         if key in results:
             lines[metric.title] = f"{results[key]:9.2%}" if metric.is_share else f"{results[key]:9.4g}"
+            if metric.is_mean_over_images:
+                low, high = confidence_interval(results[key], dataset["num_images"])
+                lines[metric.title] += f"  (95 % interval: {low:.2%} to {high:.2%})"
     lines["loss"] = f"{results['loss']:9.4g}"
     if "agreement" in results:
         lines["like float32"] = f"{results['agreement']:9.2%}"

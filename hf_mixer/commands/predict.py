@@ -12,10 +12,10 @@ A folder stands for all images below it, and a file `list.csv` for the images in
 read is named on standard error, the others are still predicted, and the exit code is 1.
 
 With --output_dir it writes parquet files, which `load_dataset("predictions")` reads: one row for every image, in the order
-of the data, with the columns `label`, `score` and `top5`, after `path` or the columns of the data set (those of the same name
-become `data_label` and so on; images are left out). With several labels per image there is `labels` as well, in regression
-only `value` (or `values`). For an image that cannot be read these are empty, and `error` says why. A run that was killed goes
-on when the same command is given again, on any number of processes.
+of the data, with the columns `label`, `score` and `top5`, after `path`, which begins at the folder that was given, or the
+columns of the data set (those of the same name become `data_label` and so on; images are left out). With several labels per
+image there is `labels` as well, in regression only `value` (or `values`). For an image that cannot be read these are empty,
+and `error` says why. A run that was killed goes on when the same command is given again, on any number of processes.
 """
 
 import argparse
@@ -248,19 +248,41 @@ def to_sources(paths: list[str]) -> list[dict]:
     return [{"path": path, "bytes": None} for path in paths]
 
 
+def name_file(file: str, source: str) -> str:
+    """Return what readers of the predictions get to know of the path of an image: from the folder or list `source` on."""
+    from ..local_paths import shorten_path
+
+    folder = source if os.path.isdir(source) else os.path.dirname(source)
+    try:
+        inside = Path(file).absolute().relative_to(Path(folder).absolute())
+    except ValueError:  # a list may name images anywhere
+        return shorten_path(file)
+    return (Path(shorten_path(source) if folder == source else "") / inside).as_posix()
+
+
 def load_files(paths: list[str]):
     """Return images as a data set with their `path`, and what tells it from others."""
     import hashlib
 
     import datasets
 
-    files = find_inputs(paths)
+    from ..local_paths import shorten_path
+
+    files, names = [], []
+    for path in paths:
+        found = find_inputs([path])
+        files += found
+        names += [name_file(file, path) for file in found]
     features = datasets.Features({"path": datasets.Value("string"), "image": datasets.Image(decode=False)})
-    dataset = datasets.Dataset.from_dict({"path": files, "image": to_sources(files)}, features=features)
+    dataset = datasets.Dataset.from_dict({"path": names, "image": to_sources(files)}, features=features)
     checksum = hashlib.sha256()
     for file in files:
         checksum.update(f"{file} {os.path.getsize(file) if os.path.exists(file) else None}\n".encode())
-    return dataset, {"images": paths, "num_rows": len(files), "checksum": checksum.hexdigest()}
+    return dataset, {
+        "images": [shorten_path(path) for path in paths],
+        "num_rows": len(files),
+        "checksum": checksum.hexdigest(),
+    }
 
 
 def load_data(arguments: argparse.Namespace):
@@ -269,6 +291,7 @@ def load_data(arguments: argparse.Namespace):
 
     from ..data.datasets import EVALUATION_SPLITS, choose_split
     from ..evaluation.prediction_files import describe_data, find_image_column
+    from ..local_paths import name_source
 
     if arguments.dataset_name is None:
         dataset, data = load_files(arguments.images)
@@ -285,7 +308,7 @@ def load_data(arguments: argparse.Namespace):
     dataset = splits[split]
     image_column = find_image_column(dataset, arguments.image_column_name)
     data = {
-        "dataset_name": arguments.dataset_name,
+        "dataset_name": name_source(arguments.dataset_name),
         "dataset_config_name": arguments.dataset_config_name,
         "split": split,
         "streaming": arguments.streaming,
@@ -299,6 +322,7 @@ def write_predictions(arguments: argparse.Namespace, accelerator) -> bool:
     """Write what the model says of each image to files, and return whether all could be read."""
     from ..data.labels import shorten
     from ..evaluation import prediction_files
+    from ..local_paths import name_source, shorten_path, shorten_value
     from ..output_folder import lock_output_dir_together
     from ..publishing.predictions import push_predictions, write_prediction_card
     from ..utils import check_device
@@ -313,7 +337,7 @@ def write_predictions(arguments: argparse.Namespace, accelerator) -> bool:
         dataset, image_column, split, data = load_data(arguments)
     identity = {
         "model": {
-            "name": arguments.model,
+            "name": name_source(arguments.model),
             "revision": arguments.revision,
             "checksum": prediction_files.describe_model(predictor),
         },
@@ -325,9 +349,9 @@ def write_predictions(arguments: argparse.Namespace, accelerator) -> bool:
     with lock_output_dir_together(output_dir, f"hf-mixer predict --output_dir {output_dir}"):
         if accelerator.is_main_process:
             folder.prepare(num_processes=accelerator.num_processes)
-            name = shorten(arguments.images, 3) or repr(arguments.dataset_name)
+            name = shorten(list(map(shorten_path, arguments.images)), 3) or repr(shorten_value(arguments.dataset_name))
             columns = prediction_files.describe_columns(predictor)
-            write_prediction_card(output_dir, arguments.model, name, split, columns)
+            write_prediction_card(output_dir, shorten_value(arguments.model), name, split, columns)
         accelerator.wait_for_everyone()
         share = (accelerator.process_index, accelerator.num_processes)
         prediction_files.write_predictions(dataset, image_column, predictor, folder, arguments.batch_size, *share)

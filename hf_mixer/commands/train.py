@@ -91,26 +91,44 @@ def run_errors(training_args) -> Iterator[None]:
         )
 
 
+@contextmanager
+def push_errors(trainer) -> Iterator[None]:
+    """Say how a trained model goes to the Hub where it could not be pushed."""
+    from ..hub_errors import clear_errors
+
+    way_on = f"run `hf-mixer publish {trainer.args.output_dir} {trainer.hub_model_id}`"
+    with clear_errors(trainer.hub_model_id, way_on=way_on):
+        yield
+
+
 def keep_cards(trainer) -> None:
-    """
-    Have the README.md that a person wrote on the Hub in the output folder, before the first of what goes up there. Refuse a
-    folder without a name for the model card.
-    """
-    from ..publishing.saving import choose_card_name
+    """Have the card with what its owner wrote last, here or on the Hub, in the output folder before the first push."""
+    from huggingface_hub import HfApi
+
+    from ..publishing.saving import CARD_NAME, choose_readme, read_cards, write_cards
     from ..publishing.upload import fetch_cards
 
-    folder = Path(trainer.args.output_dir)
-    if trainer.args.push_to_hub:
-        fetch_cards(trainer.hub_model_id, folder, trainer.args.hub_revision, trainer.args.hub_token)
-    choose_card_name(folder)
+    args, folder = trainer.args, Path(trainer.args.output_dir)
+    if args.push_to_hub:
+        local, remote = (
+            read_cards(folder),
+            fetch_cards(HfApi(token=args.hub_token), trainer.hub_model_id, args.hub_revision),
+        )
+        readme = choose_readme(local, remote)
+        write_cards({**remote, CARD_NAME: readme} if readme else {}, folder)
 
 
 def write_card(output_dir, repo_id: str | None = None) -> None:
-    """Write the model card into a trained folder, beside a README.md that a person wrote."""
+    """Write the model card into a trained folder, or say why the one that is there stays as it is."""
     from ..publishing.card import create_card
+    from ..publishing.merging import CardConflict
     from ..publishing.saving import save_card
 
-    path = save_card(create_card(output_dir, repo_id=repo_id), output_dir)
+    try:
+        path = save_card(create_card(output_dir, repo_id=repo_id), output_dir)
+    except CardConflict as conflict:
+        print(f"README.md in {output_dir} stays as it is: {conflict}", flush=True)
+        return
     if path.name != "README.md":
         print(f"README.md was written by hand and stays as it is: the model card is {path}", flush=True)
 
@@ -209,12 +227,14 @@ def announce_run(prepared, trainer, description: dict, data_args, teacher_model:
 
 def train(trainer, checkpoint: str | None, description: dict, command_line: list[str], model_args, data_args) -> dict:
     """Train, save what came out, and return the metrics of the training."""
+    from ..local_paths import name_source, shorten_path
     from ..training.record import describe_command, write_training_run
-    from ..utils import name_source
 
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
     trainer.save_metrics("train", result.metrics)
+    if trainer.state.best_model_checkpoint is not None:
+        # trainer_state.json is for others, too
+        trainer.state.best_model_checkpoint = shorten_path(trainer.state.best_model_checkpoint)
     trainer.save_state()
     if trainer.is_world_process_zero():
         write_training_run(
@@ -226,6 +246,9 @@ def train(trainer, checkpoint: str | None, description: dict, command_line: list
             base_model=model_args.model_name_or_path and name_source(model_args.model_name_or_path),
             teacher_model=model_args.teacher_model and name_source(model_args.teacher_model),
         )
+    # Last, as it may push
+    with push_errors(trainer):
+        trainer.save_model()
     return result.metrics
 
 
@@ -271,6 +294,7 @@ def announce_outcome(trainer, train_metrics: dict, prepared, data_args) -> None:
 def run(parsed: tuple) -> None:
     import transformers
 
+    from ..hub_errors import clear_errors
     from ..memory import keep_freed_memory
     from ..threads import limit_threads
     from ..training.preparation import check_results, describe_dataset, prepare_run
@@ -297,9 +321,10 @@ def run(parsed: tuple) -> None:
                 keep_freed_memory()
             if training_args.do_eval and not training_args.do_train:
                 check_results(training_args.output_dir, description)
-            trainer, splits, console = build_trainer(prepared, data_args, training_args)
-            if is_main and training_args.do_train:
-                keep_cards(trainer)
+            with clear_errors(training_args.hub_model_id):  # which the trainer creates
+                trainer, splits, console = build_trainer(prepared, data_args, training_args)
+                if is_main and training_args.do_train:
+                    keep_cards(trainer)
             if is_main:
                 announce_run(prepared, trainer, description, data_args, model_args.teacher_model)
         try:
@@ -313,9 +338,10 @@ def run(parsed: tuple) -> None:
         finally:
             console.close()
         if training_args.push_to_hub and training_args.do_train:
-            if is_main:
-                keep_cards(trainer)
-            trainer.push_to_hub()
+            with push_errors(trainer):
+                if is_main:
+                    keep_cards(trainer)
+                trainer.push_to_hub()
         elif training_args.do_train:
             trainer.create_model_card()
         if is_main and training_args.do_predict:

@@ -21,6 +21,8 @@ from ..threads import available_cores
 
 # So many images are looked at for transparency and 16 bits
 MAX_COUNTED_IMAGES = 10_000
+# So many stand for all in the question which format they have
+MAX_FORMAT_IMAGES = 100
 # Bytes of an encoded image: JPEG files of 128 x 128 pixels, which have about so many, take two threads as long as one
 SMALL_IMAGE = 4096
 
@@ -136,6 +138,28 @@ def find_problems(read: Callable[[int], object], count: int) -> dict[int, str]:
         return {index: text for index, text in enumerate(problems) if text is not None}
 
 
+def evenly_spaced(length: int, count: int) -> list[int]:
+    """Return the places of `count` among `length` things, the first and the last of them included, or of all there are."""
+    return np.linspace(0, max(length - 1, 0), min(length, count)).round().astype(int).tolist()
+
+
+def find_image_format(dataset: Dataset) -> str | None:
+    """
+    Return the format of the encoded images, such as `"JPEG"` or `"PNG"`; `None` where they have several.
+
+    Args:
+        dataset (`Dataset`):
+            A column `image`, undecoded. Of more than 100 images, 100 at equal distances are looked at.
+
+    Raises:
+        [`ImageDataError`]: an image cannot be read; the message names it.
+    """
+    images = dataset.select_columns("image")
+    sources = (images[row]["image"] for row in evenly_spaced(len(images), MAX_FORMAT_IMAGES))
+    formats = {_inspect(source, lambda image: image.format) for source in sources}
+    return formats.pop() if len(formats) == 1 else None
+
+
 def count_special_images(dataset: Dataset) -> dict[str, int]:
     """
     Count the images that look different to a model than to a viewer: transparent ones, which turn black or lose what
@@ -153,25 +177,30 @@ def count_special_images(dataset: Dataset) -> dict[str, int]:
         [`ImageDataError`]: an image cannot be read; the message names it.
     """
     images = dataset.select_columns("image")
-    count = min(len(images), MAX_COUNTED_IMAGES)
-    rows = np.linspace(0, max(len(images) - 1, 0), count).round().astype(int).tolist()
+    rows = evenly_spaced(len(images), MAX_COUNTED_IMAGES)
+    count = len(rows)
     with ThreadPoolExecutor(decoding_threads(images)) as pool:
-        found = pool.map(lambda row: _describe(images[row]["image"]), rows)
+        found = pool.map(lambda row: _inspect(images[row]["image"], _describe), rows)
         kinds = Counter(progress_bar(found, desc="Checking colors", total=count, leave=False))
     return {"num_images": count, "num_transparent": kinds["transparent"], "num_16_bit": kinds["16 bit"]}
 
 
-def _describe(source: dict) -> str | None:
-    """Return `transparent` or `16 bit` for an image that is. Pixels are only decoded where that has to be known."""
+def _inspect(source: dict, look: Callable[[Image.Image], str | None]) -> str | None:
+    """Return what `look` says of an entry of an undecoded image column, which is opened, but not decoded."""
     contents = source["path"] if source["bytes"] is None else source["bytes"]
     try:
         with Image.open(io.BytesIO(contents) if isinstance(contents, bytes) else contents) as image:
-            if has_many_bits(image):
-                return "16 bit"
-            if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
-                return "transparent"
+            return look(image)
     except Exception as error:  # as in `open_image`
         raise _unreadable(contents, source["path"], error) from error
+
+
+def _describe(image: Image.Image) -> str | None:
+    """Return `transparent` or `16 bit` for an image that is. Pixels are only decoded where that has to be known."""
+    if has_many_bits(image):
+        return "16 bit"
+    if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+        return "transparent"
     return None
 
 

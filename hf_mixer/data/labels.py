@@ -41,8 +41,15 @@ def find_problem_type(feature: Any) -> str:
 
 
 def problem_type_of(config) -> str:
-    """Return the problem type of a model, as transformers decides it where its configuration does not tell."""
+    """
+    Return the problem type of a model, as transformers decides it where its configuration does not tell.
+
+    Raises:
+        `ValueError`: the configuration names another one than `PROBLEM_TYPES`.
+    """
     if config.problem_type is not None:
+        if config.problem_type not in PROBLEM_TYPES:
+            raise ValueError(f"problem_type has to be one of {', '.join(PROBLEM_TYPES)}, got {config.problem_type!r}")
         return config.problem_type
     return REGRESSION if config.num_labels == 1 else SINGLE_LABEL
 

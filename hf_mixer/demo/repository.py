@@ -9,10 +9,11 @@ from huggingface_hub import HfApi, hf_hub_download
 from transformers.utils import CONFIG_NAME
 
 from ..configuration_mixer import MixerConfig
-from ..publishing.upload import clear_errors
+from ..hub_errors import clear_errors
+from ..publishing.upload import find_commit
 
 
-def find_commit(folder: Path, repo_id: str, revision: str | None = None) -> str:
+def find_same_model(folder: Path, repo_id: str, revision: str | None = None) -> str:
     """
     Return the commit of a repository that holds the model in `folder`.
 
@@ -27,15 +28,10 @@ def find_commit(folder: Path, repo_id: str, revision: str | None = None) -> str:
         `ConnectionError`, `PermissionError`, `RuntimeError`: as `clear_errors` raises them.
     """
     api = HfApi()
-    try:
-        with clear_errors(repo_id):
-            commit = str(api.model_info(repo_id, revision=revision).sha)
-            theirs = MixerConfig.from_pretrained(hf_hub_download(repo_id, CONFIG_NAME, revision=commit))
-            report = api.verify_repo_checksums(repo_id, revision=commit, local_dir=folder)
-    except (KeyError, TypeError, AttributeError) as error:  # JSON of another shape
-        raise ConnectionError(
-            f"{api.endpoint} does not answer like the Hub: check HF_ENDPOINT and your proxy"
-        ) from error
+    with clear_errors(repo_id, is_upload=False):
+        commit = find_commit(api, repo_id, revision)
+        theirs = MixerConfig.from_pretrained(hf_hub_download(repo_id, CONFIG_NAME, revision=commit))
+        report = api.verify_repo_checksums(repo_id, revision=commit, local_dir=folder)
     ours = MixerConfig.from_pretrained(folder)
     differing = [mismatch["path"] for mismatch in report.mismatches] + report.extra_paths
     weights = fnmatch.filter(differing, "model*.safetensors*")

@@ -185,17 +185,22 @@ def judge_classes(scores: dict[str, np.ndarray], names: Sequence[str]) -> dict[s
         "ece_bins": len(bins),
         "per_class": per_class_scores(labels, predictions, names),
         "mistakes": [
-            {
-                "image": int(image),
-                "true": names[labels[image]],
-                "predicted": names[predictions[image]],
-                "confidence": float(confidences[image]),
-            }
+            describe_class(scores, names, int(image))
             for image in wrong[np.argsort(-confidences[wrong], kind="stable")][:NUM_MISTAKES]
         ],
         "confused_pairs": find_confused_pairs(labels, predictions, names),
         "confusion_matrix": matrix,
         "calibration": bins,
+    }
+
+
+def describe_class(scores: dict[str, np.ndarray], names: Sequence[str], image: int) -> dict[str, Any]:
+    """Return what is true of an image of one label, and what the model says."""
+    return {
+        "image": image,
+        "true": names[scores["labels"][image]],
+        "predicted": names[scores["predictions"][image]],
+        "confidence": float(scores["confidences"][image]),
     }
 
 
@@ -269,9 +274,7 @@ def judge_outputs(scores: dict[str, np.ndarray], names: Sequence[str]) -> dict[s
     values, truth = scores["logits"].astype(np.float64), scores["labels"].astype(np.float64)
     per_output = [regression_metrics(values[:, [index]], truth[:, [index]]) for index in range(len(names))]
     metrics = regression_metrics(values, truth)
-    deviations = truth.std(axis=0)
-    errors = np.abs(values - truth) / np.where(deviations > 0, deviations, 1)
-    outputs = errors.argmax(axis=1)
+    errors = relative_errors(scores)
     order = np.argsort(-errors.max(axis=1), kind="stable")[:NUM_MISTAKES]
     return {
         **metrics,
@@ -280,13 +283,22 @@ def judge_outputs(scores: dict[str, np.ndarray], names: Sequence[str]) -> dict[s
             {"label": name, "r2": own.get("r2"), "mae": own["mae"], "rmse": own["rmse"]}
             for name, own in zip(names, per_output)
         ],
-        "mistakes": [
-            {
-                "image": int(image),
-                "output": names[outputs[image]],
-                "true": float(truth[image, outputs[image]]),
-                "predicted": float(values[image, outputs[image]]),
-            }
-            for image in order
-        ],
+        "mistakes": [describe_output(scores, names, int(image), int(errors[image].argmax())) for image in order],
+    }
+
+
+def relative_errors(scores: dict[str, np.ndarray]) -> np.ndarray:
+    """Return the errors of estimates, of shape `(num_images, num_labels)`, in standard deviations of the true values."""
+    truth = scores["labels"].astype(np.float64)
+    deviations = truth.std(axis=0)
+    return np.abs(scores["logits"] - truth) / np.where(deviations > 0, deviations, 1)
+
+
+def describe_output(scores: dict[str, np.ndarray], names: Sequence[str], image: int, output: int) -> dict[str, Any]:
+    """Return the true value of one output for an image, and the estimate."""
+    return {
+        "image": image,
+        "output": names[output],
+        "true": float(scores["labels"][image, output]),
+        "predicted": float(scores["logits"][image, output]),
     }

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.special import expit
+from scipy.stats import binomtest
 from sklearn import metrics as sklearn_metrics
 
 
@@ -27,19 +28,22 @@ class Metric:
             Whether a good model has a high one.
         is_share (`bool`, *optional*, defaults to `True`):
             Whether it lies in [0, 1] and can be written in percent.
+        is_mean_over_images (`bool`, *optional*, defaults to `False`):
+            Whether it is the share of the images that the model gets right, which has a `confidence_interval`.
     """
 
     title: str
     hub_id: str
     greater_is_better: bool = True
     is_share: bool = True
+    is_mean_over_images: bool = False
 
 
 # By the problem types of transformers. The first metric of each is the one that sums up a model best.
 METRICS: dict[str, dict[str, Metric]] = {
     "single_label_classification": {
-        "accuracy": Metric("accuracy", "accuracy"),
-        "top5_accuracy": Metric("top-5 accuracy", "accuracy"),
+        "accuracy": Metric("accuracy", "accuracy", is_mean_over_images=True),
+        "top5_accuracy": Metric("top-5 accuracy", "accuracy", is_mean_over_images=True),
         "balanced_accuracy": Metric("balanced accuracy", "accuracy"),
         "f1_macro": Metric("macro F1", "f1"),
         "f1_weighted": Metric("weighted F1", "f1"),
@@ -56,7 +60,7 @@ METRICS: dict[str, dict[str, Metric]] = {
         "recall_micro": Metric("micro recall", "recall"),
         "precision_macro": Metric("macro precision", "precision"),
         "recall_macro": Metric("macro recall", "recall"),
-        "subset_accuracy": Metric("subset accuracy", "accuracy"),
+        "subset_accuracy": Metric("subset accuracy", "accuracy", is_mean_over_images=True),
     },
     "regression": {
         "r2": Metric("R\N{SUPERSCRIPT TWO}", "r_squared", is_share=False),
@@ -65,6 +69,22 @@ METRICS: dict[str, dict[str, Metric]] = {
         "rmse": Metric("root mean squared error", "rmse", greater_is_better=False, is_share=False),
     },
 }
+
+
+def confidence_interval(share: float, num_images: int) -> tuple[float, float]:
+    """
+    Return the bounds of the 95 % confidence interval of a share, which says how much a few images tell of all images of their
+    kind. It is [Wilson's](https://doi.org/10.1080/01621459.1927.10502953), which stays within [0, 1] and holds for small
+    numbers too.
+
+    Args:
+        share (`float`):
+            A metric with `is_mean_over_images`, in [0, 1].
+        num_images (`int`):
+            How many images it was measured on, at least 1.
+    """
+    interval = binomtest(round(share * num_images), num_images).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def compute_metrics(

@@ -7,16 +7,29 @@ from typing import Any
 
 import numpy as np
 
+from ..data.images import evenly_spaced
 from ..data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from .evaluate import describe_class, describe_output, relative_errors
+from .examples import name_truth, rank_images
+from .metrics import predict_present
 from .plots import (
     MAX_LABELS_WITH_NAMES,
     save_calibration,
     save_confused_pairs,
     save_confusion_matrix,
-    save_mistakes,
+    save_contact_sheet,
     save_per_class,
     save_regression,
 )
+
+
+# Images of each kind among the predictions, which fill a row
+NUM_PREDICTIONS = 8
+TITLES = {
+    "right": "Right: {count:,} of {total:,} images, from the most to the least confident",
+    "wrong": "Wrong: {count:,} of {total:,} images, from the most to the least confident",
+    "estimates": "Estimates, from the smallest to the largest error",
+}
 
 
 def save_pictures(
@@ -62,16 +75,39 @@ def save_pictures(
             measures = {"average precision": "average_precision", "F1": "f1"}
         shares = {title: [entry[key] for entry in per_class] for title, key in measures.items()}
         save_per_class(place("per_class.png"), names, [entry["num_images"] for entry in per_class], shares)
+    # Nobody chose these images: they are at equal distances among all of their kind
+    predictions = {
+        TITLES[kind].format(count=len(images), total=len(scores["labels"])): [
+            (read_image(image), describe_prediction(results, scores, image))
+            for image in images[evenly_spaced(len(images), NUM_PREDICTIONS)].tolist()
+        ]
+        for kind, images in rank_images(results, scores).items()
+        if len(images)
+    }
+    save_contact_sheet(place("predictions.png"), predictions, NUM_PREDICTIONS)
     if mistakes:
         title = "Largest errors" if problem_type == REGRESSION else "Most confident mistakes"
-        images = [read_image(mistake["image"]) for mistake in mistakes]
-        save_mistakes(place("mistakes.png"), images, [describe_mistake(mistake) for mistake in mistakes], title)
+        shown = [(read_image(mistake["image"]), describe_answer(mistake)) for mistake in mistakes]
+        save_contact_sheet(place("mistakes.png"), {title: shown})
     return drawn
 
 
-def describe_mistake(mistake: dict[str, Any]) -> tuple[str, str]:
+def describe_prediction(results: dict[str, Any], scores: dict[str, np.ndarray], image: int) -> tuple[str, str]:
     """Return what is true of an image, and what the model says."""
-    true, predicted = mistake["true"], mistake["predicted"]
-    if "confidence" in mistake:
-        return f"true: {true}", f"{mistake['confidence']:.0%} {predicted}"
-    return f"{mistake['output']}: {true:.4g}", f"predicted: {predicted:.4g}"
+    names = [entry["label"] for entry in results["per_class"]]
+    if results["problem_type"] == SINGLE_LABEL:
+        return describe_answer(describe_class(scores, names, image))
+    if results["problem_type"] == REGRESSION:
+        return describe_answer(describe_output(scores, names, image, int(relative_errors(scores)[image].argmax())))
+    thresholds = [entry["threshold"] for entry in results["per_class"]]
+    present = predict_present(scores["logits"][image], thresholds)
+    true, seen = name_truth(results, scores, image), [name for name, is_seen in zip(names, present) if is_seen]
+    return f"true: {', '.join(true) or 'none'}", f"seen: {', '.join(seen) or 'none'}"
+
+
+def describe_answer(answer: dict[str, Any]) -> tuple[str, str]:
+    """Return the two lines that stand below an image: what is true of it, and what the model says."""
+    true, predicted = answer["true"], answer["predicted"]
+    if "confidence" in answer:
+        return f"true: {true}", f"{answer['confidence']:.0%} {predicted}"
+    return f"{answer['output']}: {true:.4g}", f"predicted: {predicted:.4g}"

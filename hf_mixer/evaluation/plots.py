@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from .fonts import drawable, fit_text, text_width
@@ -26,9 +27,16 @@ MAX_POINTS = 2000
 MAX_PANELS = 6
 # Characters of a name at the edge of a matrix
 MAX_NAME_LENGTH = 60
-TABLE_FONT_SIZE = 9
+TITLE_FONT_SIZE, TABLE_FONT_SIZE = 11, 9
 # In inches
 LINE_HEIGHT = 0.2
+# Images of so many pixels a side are enlarged to squares of one color
+SMALL_IMAGE = 32
+# In inches too: a sheet of images, the space around each of them, the widest column, and the longest side of an image
+SHEET_WIDTH = 8.1
+SHEET_PADDING = 0.02
+MAX_COLUMN_WIDTH = 2.4
+MAX_EDGE = 1.35
 
 
 def save_confusion_matrix(path: str | os.PathLike, matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> Figure:
@@ -165,7 +173,7 @@ def _lay_out_bars(
     figure = Figure(figsize=(longest + 5, sum(panels) + 1.2), layout="constrained")
     rows = figure.subplots(len(panels), 1, squeeze=False, height_ratios=panels)[:, 0]
     # Over the whole picture, because the axes begin right of the names
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=TITLE_FONT_SIZE)
     rows[0].set_yticks(range(len(names)), names, fontsize=TABLE_FONT_SIZE, parse_math=False)
     rows[0].set_ylim(len(names) - 0.4, -0.6)
     if with_distribution:
@@ -174,37 +182,47 @@ def _lay_out_bars(
     return figure, rows[0]
 
 
-def save_mistakes(
-    path: str | os.PathLike, images: Sequence[np.ndarray], captions: Sequence[tuple[str, str]], title: str
+def save_contact_sheet(
+    path: str | os.PathLike,
+    groups: Mapping[str, Sequence[tuple[np.ndarray, tuple[str, str]]]],
+    columns: int = 6,
 ) -> Figure:
     """
-    Save a contact sheet.
+    Save groups of images, each below its title, and two lines below each image.
 
     Args:
-        images (`Sequence[np.ndarray]` of shapes `(height, width, num_channels)`):
-            Pixels from 0 to 255, of one channel or three.
-        captions (`Sequence[tuple[str, str]]`):
-            Two lines for each image.
-        title (`str`):
-            What the images have in common.
+        groups (`Mapping`):
+            By their titles, the images and lines. An image is an array of shape `(height, width, num_channels)` with
+            pixels from 0 to 255, of one channel or three. No group is empty.
+        columns (`int`, *optional*, defaults to 6):
+            Images in a row. Where their lines are too long for that, it is 4.
     """
-    # In inches: the edge of an image, and the widest column
-    edge, widest, font_size = 1.35, 2.4, 7
-    with drawable([line for caption in captions for line in caption]) as lines:
-        longest = max((text_width(line, font_size) for line in lines), default=0)
-        width = min(max(longest + 0.1, edge), widest)
-        columns = min(6 if width < 1.8 else 4, max(len(images), 1))
-        rows = max(-(-len(images) // columns), 1)
-        figure = Figure(figsize=(max(width * columns, 4), (edge + 0.2) * rows + 0.4), layout="constrained")
-        figure.suptitle(title, fontsize=11)
-        lines = [fit_text(line, font_size, width - 0.05) for line in lines]
-        grid = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axes in grid:
-            axes.set_axis_off()
-        for axes, image, first, second in zip(grid, images, lines[::2], lines[1::2]):
-            # Small images keep their pixels, large ones are reduced smoothly
-            axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="auto")
-            axes.set_title(f"{first}\n{second}", fontsize=font_size, pad=3, parse_math=False)
+    font_size = 7
+    with drawable([line for group in groups.values() for _, lines in group for line in lines]) as lines:
+        longest = max(text_width(line, font_size) for line in lines)
+        width = max(longest + 0.1, SHEET_WIDTH / columns)
+        if width * columns > 4 / 3 * SHEET_WIDTH:
+            columns, width = 4, min(width, MAX_COLUMN_WIDTH)
+        edge = min(width - 2 * SHEET_PADDING, MAX_EDGE)
+        columns = min(columns, max(map(len, groups.values())))
+        heights = [0.35 + (edge + 0.36) * -(-len(group) // columns) for group in groups.values()]
+        longest_title = max(text_width(title, TITLE_FONT_SIZE) for title in groups)
+        layout = ConstrainedLayoutEngine(w_pad=SHEET_PADDING, h_pad=SHEET_PADDING, wspace=0, hspace=0)
+        figure = Figure(figsize=(max(width * columns, longest_title + 0.2), sum(heights)), layout=layout)
+        parts = figure.subfigures(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
+        captions = iter([fit_text(line, font_size, width - 0.05) for line in lines])
+        for part, (title, group) in zip(parts, groups.items()):
+            part.suptitle(title, fontsize=TITLE_FONT_SIZE)
+            grid = part.subplots(-(-len(group) // columns), columns, squeeze=False).ravel()
+            for axes in grid:
+                axes.set_axis_off()
+                axes.set_anchor("N")  # the lines below need what room is left
+            for axes, (image, _) in zip(grid, group):
+                # Small images keep their pixels, large ones are reduced smoothly
+                interpolation = "nearest" if max(image.shape[:2]) <= SMALL_IMAGE else "auto"
+                axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation=interpolation)
+                caption = f"{next(captions)}\n{next(captions)}"
+                axes.set_title(caption, y=0, pad=-3, verticalalignment="top", fontsize=font_size, parse_math=False)
         figure.savefig(path, dpi=DPI)
     return figure
 

@@ -12,7 +12,7 @@ import json
 import shutil
 import sys
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features, IterableDataset, List, Value
 
 from ..data.images import ImageDataError
+from ..local_paths import shorten_path
 from ..output_folder import LOCK_NAME
 from ..progress import progress_bar
 from ..utils import hash_tensors, read_json, written_whole
@@ -360,7 +361,7 @@ def write_predictions(
             for (_, _, batch), predictions in group:
                 for new, old in zip(renamed, own):
                     columns[new] += batch[old]
-                results += predictions
+                results += map(without_path, predictions, batch[image_column])
                 progress.update(len(predictions))
                 report_errors(predictions, progress)
             kept = Dataset.from_dict(columns, renamed).with_format("arrow")[:]
@@ -387,6 +388,14 @@ def name_images(images: Sequence[dict | None], start: int, shard: int | None) ->
             source = {"bytes": source["bytes"] or b"", "path": f"in row {row}{place}"}
         named.append(source)
     return named
+
+
+def without_path(prediction: Prediction, source: dict | None) -> Prediction:
+    """Return a prediction whose error names the image, and not where it lies on this machine."""
+    path = source and source["path"]
+    if not path or prediction.error is None:
+        return prediction
+    return replace(prediction, error=prediction.error.replace(path, shorten_path(path)))
 
 
 def report_errors(predictions: Sequence[Prediction], progress) -> None:

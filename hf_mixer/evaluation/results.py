@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..local_paths import name_source
 from ..utils import is_hub_id, read_json
 
 
@@ -20,10 +21,13 @@ PICTURES = (
     "confusion_matrix.png",
     "confused_pairs.png",
     "per_class.png",
+    "predictions.png",
     "mistakes.png",
     "calibration.png",
     "regression.png",
 )
+# Names of the image that goes with the model as an example of what it recognizes
+EXAMPLES = ("example.png", "example.jpg")
 # Those of a file that does not list its pictures
 FIRST_PICTURES = ("confusion_matrix.png", "calibration.png")
 
@@ -65,9 +69,8 @@ def check_replaceable(
     if folder.is_file():
         raise ValueError(f"--output_dir {folder} is a file: choose a folder")
     previous = read_previous(folder)
-    foreign = [
-        name for name in (RESULTS_NAME, *PICTURES) if (folder / name).exists() and name not in written(previous)
-    ]
+    own = written(previous)
+    foreign = [name for name in (RESULTS_NAME, *PICTURES, *EXAMPLES) if (folder / name).exists() and name not in own]
     if foreign:
         raise ValueError(
             f"{folder} holds {', '.join(foreign)}, which no evaluation has written: choose another folder with "
@@ -110,8 +113,10 @@ def written(previous: dict[str, Any]) -> list[str]:
     """Return the files that belong to the results in a folder."""
     if not previous:
         return []
-    # Of what the file names only pictures: it may come from somebody else, and what it names is removed
-    return [RESULTS_NAME, *set(PICTURES).intersection(previous.get("pictures", FIRST_PICTURES))]
+    example = previous.get("example")
+    named = [*previous.get("pictures", FIRST_PICTURES), example.get("file") if isinstance(example, dict) else None]
+    # Of what the file names only these: it may come from somebody else, and what it names is removed
+    return [RESULTS_NAME, *(name for name in (*PICTURES, *EXAMPLES) if name in named)]
 
 
 def may_come_first(dataset: dict[str, Any], trained_on: dict[str, Any]) -> bool:
@@ -142,9 +147,8 @@ def is_same(first: dict[str, Any], second: dict[str, Any]) -> bool:
 
 
 def is_same_name(first: str, second: str | None) -> bool:
-    """Whether two data sets have the same name, or are the same folder or file."""
-    paths = (first, second or "")
-    return first == second or (all(map(os.path.exists, paths)) and os.path.samefile(*paths))
+    """Whether two data sets have the same name in records, as a folder or file has wherever it lies."""
+    return second is not None and name_source(first) == name_source(second)
 
 
 def describe(dataset: dict[str, Any]) -> str:
@@ -153,7 +157,12 @@ def describe(dataset: dict[str, Any]) -> str:
     return f"{dataset.get('name')}{config}{split}"
 
 
-def write_results(folder: Path, results: dict[str, Any], draw: Callable[[Path], list[str]]) -> None:
+def write_results(
+    folder: Path,
+    results: dict[str, Any],
+    draw: Callable[[Path], list[str]],
+    save_example: Callable[[Path], dict[str, Any] | None] = lambda folder: None,
+) -> None:
     """
     Write results and pictures into a folder, in place of those that are there.
 
@@ -161,17 +170,25 @@ def write_results(folder: Path, results: dict[str, Any], draw: Callable[[Path], 
         folder (`Path`):
             The folder. It is created if it is missing.
         results (`dict`):
-            The results, ready for JSON. The names of the pictures are added.
+            The results, ready for JSON. The names of the pictures and the example are added.
         draw (`Callable`):
             Draws the pictures into a folder, and returns their names.
+        save_example (`Callable`, *optional*):
+            Saves an image as an example into a folder, and returns its name as `file` and what else is to be said of it;
+            `None` if there is none.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".evaluation-", dir=folder) as temporary:
         pictures = draw(Path(temporary))
-        Path(temporary, RESULTS_NAME).write_text(to_json({**results, "pictures": pictures}), encoding="utf-8")
-        stale = set(written(read_previous(folder))) - {RESULTS_NAME, *pictures}
+        results, files = {**results, "pictures": pictures}, [RESULTS_NAME, *pictures]
+        example = save_example(Path(temporary))
+        if example is not None:
+            results["example"] = example
+            files.append(example["file"])
+        Path(temporary, RESULTS_NAME).write_text(to_json(results), encoding="utf-8")
+        stale = set(written(read_previous(folder))).difference(files)
         # First the file that says whose pictures they are
-        for name in (RESULTS_NAME, *pictures):
+        for name in files:
             Path(temporary, name).replace(folder / name)
         for name in stale:
             (folder / name).unlink(missing_ok=True)

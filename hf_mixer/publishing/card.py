@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model card of a trained folder, written from what the folder says happened."""
+"""The model card of a folder, written from what the folder says happened."""
 
 import json
 import os
 import re
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -16,21 +16,33 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 from ..configuration_mixer import MixerConfig
 from ..data.labels import problem_type_of
 from ..evaluation.metrics import METRICS, Metric
+from ..evaluation.results import EXAMPLES
 from ..image_processing_pil_mixer import MixerImageProcessorPil
-from ..modeling_mixer import MixerForImageClassification
-from ..utils import is_hub_id, read_json
+from ..local_paths import without_paths
+from ..modeling_mixer import (
+    MixerBackbone,
+    MixerForImageClassification,
+    MixerForMaskedImageModeling,
+    MixerModel,
+    MixerPreTrainedModel,
+)
+from ..utils import find_home_page, is_hub_id, read_json
+from .examples import answer_example
 from .exports import HANDLER_NAME, describe_exports
-from .saving import sign
+from .merging import sign_card
 from .wording import (
     dataset_name,
     dataset_type,
+    describe_choices,
     describe_conversion,
     describe_extremes,
     describe_measurement,
     describe_model,
     describe_training,
     describe_validation,
+    describe_weights,
     find_known_data,
+    format_interval,
     format_metric,
     is_number,
     plain,
@@ -38,11 +50,31 @@ from .wording import (
 
 
 TEMPLATE = Path(__file__).parent / "TEMPLATE.md"
-TASK = "image-classification"
-LICENSE = "apache-2.0"
+# What the template says until the owner says more
+NO_PURPOSE = "*The author has not said yet what it is meant for.*"
 LOSS = Metric("loss", "loss", greater_is_better=False, is_share=False)
+
+
+class Kind(NamedTuple):
+    """A class of models: what the template calls it, and the task that the Hub lists it under and pipelines load it for."""
+
+    name: str
+    model_class: type[MixerPreTrainedModel]
+    task: str
+
+
+KINDS = {
+    kind.model_class.__name__: kind
+    for kind in (
+        Kind("classifier", MixerForImageClassification, "image-classification"),
+        Kind("model", MixerModel, "image-feature-extraction"),
+        Kind("backbone", MixerBackbone, "image-feature-extraction"),
+        Kind("masked", MixerForMaskedImageModeling, "image-feature-extraction"),
+    )
+}
 # What the pictures show, by the names under which training and evaluation leave them; those of the results first
 PICTURES = {
+    "predictions.png": "Right and wrong predictions",
     "confusion_matrix.png": "Confusion matrix",
     "confused_pairs.png": "The labels that are confused most often",
     "per_class.png": "How good it is at each label",
@@ -60,65 +92,98 @@ def create_card(
     repo_id: str | None = None,
     revision: str | None = None,
     release: Path | None = None,
+    license: str | None = None,
+    base_model: str | None = None,
 ) -> ModelCard:
     """
-    Write the model card of a trained folder.
+    Write the model card of a folder.
 
     It says what config.json, preprocessor_config.json, training_run.json, evaluation.json (else eval_results.json) and
-    the pictures beside them say. What is not there, the card does not mention.
+    the pictures beside them say, and what the model answers about the example image. What is not there, the card does not
+    mention. Its generated parts stand between marks, so that [`~hf_mixer.publishing.save_card`] can renew them later.
 
     Args:
         folder (`str` or `os.PathLike`):
-            A folder that holds a `MixerForImageClassification` and its image processor.
+            A folder that holds a Mixer of any class and its image processor.
         repo_id (`str`, *optional*):
-            The repository on the Hub that the examples load. By default they load `folder`.
+            The repository on the Hub that the examples load. By default they load `folder`, with this package.
         revision (`str`, *optional*):
             The commit, tag or branch that they load.
         release (`Path`, *optional*):
             The files that go to `repo_id`. The card says how the exports and the handler among them are used.
+        license (`str`, *optional*):
+            The licence, as the [Hub calls it](https://huggingface.co/docs/hub/repositories-licenses). By default the card
+            names none.
+        base_model (`str`, *optional*):
+            The model on the Hub that this one descends from. By default the one that the training started from.
 
     Returns:
         `huggingface_hub.ModelCard`: neither saved nor pushed yet.
 
     Raises:
-        `ValueError`: the folder holds no classifier or no image processor, or one of the files is damaged.
+        `ValueError`: the folder holds no model or no image processor, or one of the files is damaged.
     """
     folder = Path(folder)
-    config, processor = read_model(folder)
-    problem_type = problem_type_of(config)
+    kind, config, processor = read_folder(folder)
+    problem_type = problem_type_of(config) if kind.name == "classifier" else None
     run = read_results(folder / "training_run.json")
+    run |= {"base_model": base_model} if base_model else {}
     evaluation = read_results(folder / "evaluation.json")
     trained_on = run.get("dataset") or {}
-    validated_on = {**trained_on, "split": trained_on.get("eval_split")}
+    names = {"split": "eval_split", "num_images": "num_eval_images", "image_format": "eval_image_format"}
+    validated_on = {**trained_on, **{name: trained_on.get(key) for name, key in names.items()}}
     if evaluation:
         measured, measured_on = evaluation, evaluation.get("dataset") or {}
         measurement = describe_measurement(measured_on)
     else:
         results = read_results(folder / "eval_results.json")
         measured = {key.removeprefix("eval_"): value for key, value in results.items()}
-        measured_on, measurement = validated_on, describe_validation(trained_on)
+        measured_on, measurement = validated_on, describe_validation(validated_on)
     is_validation = all(measured_on.get(key) == validated_on.get(key) for key in ("name", "split"))
     metrics = [
         (metric, measured[key])
-        for key, metric in {**METRICS[problem_type], "loss": LOSS}.items()
+        for key, metric in {**METRICS.get(problem_type or "", {}), "loss": LOSS}.items()
         if is_number(measured.get(key))
     ]
     name = repo_id.split("/")[-1] if repo_id else folder.resolve().name
     exports = describe_exports(release) if release else []
+    example = next((file for file in EXAMPLES if (folder / file).is_file()), None) if problem_type else None
+    num_images = measured_on.get("num_images")
+    intervals = [format_interval(metric, value, num_images) for metric, value in metrics]
+    label = (evaluation.get("example") or {}).get("label")
+    example_title = label if isinstance(label, str) else "Example"
 
+    metadata = create_metadata(name, kind, problem_type, run, metrics, measured_on)
+    # The Hub would tell readers of `transformers.js` to load the files beside the weights, which it cannot
+    formats = [export["folder"] for export in exports if export["folder"] != "transformers.js"]
+    metadata |= {"license": license, "tags": [*metadata["tags"], *formats]}
+    if repo_id:
+        metadata["tags"].append("custom_code")
+    if repo_id and example:
+        address = f"https://huggingface.co/{repo_id}/resolve/{quote(revision or 'main', safe='')}/{example}"
+        metadata["widget"] = [{"src": address, "example_title": example_title}]
     card = ModelCard.from_template(
-        create_metadata(name, problem_type, run, metrics, measured_on, [export["folder"] for export in exports]),
+        ModelCardData(**metadata),
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         title=plain(name),
+        no_purpose=NO_PURPOSE,
+        kind=kind.name,
+        architecture_name=kind.model_class.__name__,
+        task=kind.task,
         problem_type=problem_type,
         **describe_source(folder, repo_id, revision),
-        **describe_model(config, processor),
+        **describe_model(config, processor, kind.model_class),
         **describe_training(run),
-        results=[(metric.title, format_metric(metric, value)) for metric, value in metrics],
+        weights=describe_weights(folder),
+        results=[
+            (metric.title, " ".join(filter(None, (format_metric(metric, value, num_images), interval))))
+            for (metric, value), interval in zip(metrics, intervals)
+        ],
+        has_intervals=any(intervals),
         measured_on=measurement,
         measured_conversion=describe_conversion(measured_on)["conversion"],
-        chose_thresholds=is_validation and (run.get("hyperparameters") or {}).get("label_threshold") == "best_f1",
-        extremes=describe_extremes(problem_type, evaluation.get("per_class") or []),
+        chosen=describe_choices(run) if is_validation else "",
+        extremes=describe_extremes(problem_type, evaluation.get("per_class") or []) if problem_type else "",
         speed=[
             (what, f"{record['images_per_second']:,.0f}", plain(record["hardware"]))
             for what, record in (("training", run), ("evaluation", evaluation))
@@ -126,17 +191,20 @@ def create_card(
         ],
         pictures={file: title for file, title in PICTURES.items() if (folder / file).is_file()},
         data=find_known_data(run.get("base_model"), trained_on.get("name"), measured_on.get("name")),
+        example=example,
+        example_title=plain(example_title),
+        example_path=json.dumps(os.fspath(folder / example)) if example else "",
+        answer=answer_example(folder, example) if example else "",
         exports=exports,
         has_handler=release is not None and (release / HANDLER_NAME).is_file(),
     )
     card.text = re.sub(r"\n{3,}", "\n\n", card.text)
-    sign(card)
-    return card
+    return ModelCard(sign_card(str(card)))
 
 
-def read_model(folder: Path) -> tuple[MixerConfig, MixerImageProcessorPil]:
+def read_folder(folder: Path) -> tuple[Kind, MixerConfig, MixerImageProcessorPil]:
     """
-    Return the configuration of the classifier in `folder` and its image processor.
+    Return which kind of model is in `folder` (see `KINDS`), its configuration and its image processor.
 
     Raises:
         `ValueError`: the folder does not hold both.
@@ -149,38 +217,60 @@ def read_model(folder: Path) -> tuple[MixerConfig, MixerImageProcessorPil]:
                 f"{folder} holds no {file}: give the output folder of `hf-mixer train`, or write the file with "
                 f"`{writer}.save_pretrained({str(folder)!r})`"
             )
-    expected = [MixerForImageClassification.__name__]
     architectures = read_json(folder / CONFIG_NAME).get("architectures")
-    if architectures != expected:
+    if not isinstance(architectures, list) or len(architectures) != 1 or architectures[0] not in KINDS:
         raise ValueError(
-            f"{folder} holds no image classifier: {CONFIG_NAME} names the architectures {architectures}, expected "
-            f"{expected}. `model.push_to_hub(...)` uploads any model."
+            f"{folder} holds no Mixer: {CONFIG_NAME} names the architectures {architectures}, expected one of "
+            f"{', '.join(KINDS)}"
         )
+    kind = KINDS[architectures[0]]
     config = MixerConfig.from_pretrained(folder)
-    if not config.num_labels:
-        raise ValueError(f"{folder} holds no image classifier: the model in it has no labels")
-    return config, MixerImageProcessorPil.from_pretrained(folder)
+    if kind.name == "classifier" and not config.num_labels:
+        raise ValueError(
+            f"{folder} holds no image classifier: the model in it has no labels. Save it as a MixerModel, or train it"
+        )
+    return kind, config, MixerImageProcessorPil.from_pretrained(folder)
+
+
+def read_model(folder: Path) -> tuple[MixerConfig, MixerImageProcessorPil]:
+    """
+    Return the configuration of the classifier in `folder` and its image processor.
+
+    Raises:
+        `ValueError`: the folder does not hold both.
+    """
+    kind, config, processor = read_folder(folder)
+    if kind.name != "classifier":
+        raise ValueError(
+            f"{folder} holds no image classifier, but a {kind.model_class.__name__}: train one that starts from it"
+        )
+    return config, processor
 
 
 def read_results(path: Path) -> dict[str, Any]:
     """Return what a file says about a run; nothing where there is no such file."""
-    return read_json(path) if path.is_file() else {}
+    return without_paths(read_json(path)) if path.is_file() else {}
+
+
+def read_base_model(folder: Path) -> str | None:
+    """Return the model that the training in a folder started from."""
+    return read_results(folder / "training_run.json").get("base_model")
 
 
 def create_metadata(
     name: str,
-    problem_type: str,
+    kind: Kind,
+    problem_type: str | None,
     run: dict[str, Any],
     metrics: list[tuple[Metric, float]],
     measured_on: dict[str, Any],
-    exports: list[str],
-) -> ModelCardData:
+) -> dict[str, Any]:
     """Return the metadata of the card, by which the Hub finds and compares models."""
-    base_model = run.get("base_model")
+    base_model = run.get("base_model") if is_hub_id(run.get("base_model")) else None
     datasets = {data["name"] for data in (run.get("dataset") or {}, measured_on) if is_hub_id(data.get("name"))}
     results = [
         EvalResult(
-            task_type=TASK,
+            task_type=kind.task,
             task_name="Image Classification",
             dataset_type=dataset_type(measured_on["name"]),
             dataset_name=dataset_name(measured_on["name"]),
@@ -193,21 +283,18 @@ def create_metadata(
         for metric, value in metrics
         if measured_on.get("name")
     ]
-    return ModelCardData(
-        library_name="transformers",
-        pipeline_tag=TASK,
-        license=LICENSE,
-        datasets=sorted(datasets) or None,
-        base_model=base_model if is_hub_id(base_model) else None,
-        # The Hub would tell readers of `transformers.js` to load the files beside the weights, which it cannot
-        tags=[
-            *(TASK, "vision", "mlp-mixer", *TAGS.get(problem_type, [])),
-            *(format for format in exports if format != "transformers.js"),
-        ],
-        metrics=list(dict.fromkeys(metric.hub_id for metric, _ in metrics if metric != LOSS)) or None,
-        model_name=name if results else None,
-        eval_results=results or None,
-    )
+    return {
+        "library_name": "transformers",
+        "pipeline_tag": kind.task,
+        "datasets": sorted(datasets) or None,
+        "base_model": base_model,
+        # A run trained the weights further
+        "base_model_relation": "finetune" if base_model and run.get("hyperparameters") else None,
+        "tags": [kind.task, "vision", "mlp-mixer", *TAGS.get(problem_type or "", [])],
+        "metrics": list(dict.fromkeys(metric.hub_id for metric, _ in metrics if metric != LOSS)) or None,
+        "model_name": name if results else None,
+        "eval_results": results or None,
+    }
 
 
 def describe_source(folder: Path, repo_id: str | None, revision: str | None) -> dict[str, Any]:
@@ -219,11 +306,13 @@ def describe_source(folder: Path, repo_id: str | None, revision: str | None) -> 
         "shell_source": shlex.quote(source),
         "shell_revision": f" --model_revision {shlex.quote(pinned)}" if pinned else "",
         "pinned": f", revision={json.dumps(pinned)}" if pinned else "",
+        "commit": bool(pinned and re.fullmatch("[0-9a-f]{40}", pinned)),
         # `pipeline` of transformers.js 4.3 looks some files up on `main`, whatever its `revision`
         "revision_in_address": quote(pinned, safe="") if pinned else "{revision}",
-        "find_revision": repo_id is not None and revision is None,
-        # Publishing adds the code to a folder without it
-        "carries_code": repo_id is not None or any(folder.glob("*_mixer.py")),
+        "is_on_hub": repo_id is not None,
+        # Publishing adds the code. Who has the folder has this package
+        "trust": ", trust_remote_code=True" if repo_id else "",
+        "home": find_home_page(),
     }
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exports of a model and the handler of Inference Endpoints, beside the model in one repository."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ..deployment.runtime import MANIFEST_NAME, RECORD_KEY, is_export
 from ..deployment.transformers_js import DTYPE_NAMES
 from ..modeling_mixer import MixerForImageClassification
 from ..utils import format_bytes, hash_tensors, list_requirements, read_json
+from .foreign import refuse_foreign_code, refuse_unusual_files
 from .remote_code import predict
 from .saving import CARD_NAME
 
@@ -30,41 +32,59 @@ OWN_HANDLER = Path(__file__).parents[1] / "deployment" / HANDLER_NAME
 BOUNDS = {"float32": 1e-4, "float16": 1e-2, "int8": 0.25}
 
 
-def find_extra_files(folder: Path, extras: Iterable[str]) -> dict[str, Path]:
+def find_extra_files(folder: Path, extras: Iterable[str], trust_code: bool = False) -> dict[str, Path]:
     """
     Return, by their names in a repository, the files of exports that `folder` holds already, and of the handler: the
     folder's own where it has one, else that of this package. What is missing is for `write_extras` to make.
 
     Raises:
-        `ValueError`: there is no such extra, or what the folder holds under its name is no whole export, or lies elsewhere.
+        `ValueError`: there is no such extra, what the folder holds under its name is no whole export, is a link or lies
+            elsewhere, or its handler is not that of this package and not trusted.
         `ImportError`: something that an export needs is not installed.
     """
     files: dict[str, Path] = {}
     for extra in extras:
         if extra == HANDLER:
-            given = {name: folder / name for name in (HANDLER_NAME, REQUIREMENTS_NAME) if (folder / name).is_file()}
+            own = {HANDLER_NAME: OWN_HANDLER.read_bytes(), REQUIREMENTS_NAME: own_requirements()}
+            refuse_unusual_files(folder, own)
+            given = {name: folder / name for name in own if (folder / name).is_file()}
+            for name, path in ({} if trust_code else given).items():
+                refuse_foreign_code(path, own[name], "remove it, and that of this version goes up")
             files |= {HANDLER_NAME: OWN_HANDLER, **given}
             continue
         if extra not in EXPORTS:
             raise ValueError(f"{extra!r} cannot be published: expected {', '.join((*EXPORTS, HANDLER))}")
         check_format(extra)
-        if (folder / extra).exists():
+        if os.path.lexists(folder / extra):
             files |= {f"{extra}/{name}": path for name, path in find_export_files(folder, extra).items()}
     return files
+
+
+def is_name(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable() and not Path(value).is_absolute()
+
+
+def own_requirements() -> bytes:
+    """Return what the handler needs, as pip reads it."""
+    return "".join(f"{line}\n" for line in list_requirements()).encode()
 
 
 def find_export_files(folder: Path, format: str) -> dict[str, Path]:
     """Return, by their names in it, the files of the export in the folder `format` of `folder`."""
     export = folder / format
     way_out = "remove or rename it, and the model is exported again"
+    refuse_unusual_files(folder, [f"{format}/{name}" for name in (MANIFEST_NAME, CONFIG_NAME, IMAGE_PROCESSOR_NAME)])
     record = read_record(export) if is_export(export) else {}
-    if record.get("format") != format or not record.get("programs"):
+    programs = record.get("programs")
+    is_known = isinstance(programs, dict) and programs.keys() <= BOUNDS.keys()
+    if record.get("format") != format or not programs or not is_known or not all(map(is_name, programs.values())):
         raise ValueError(f"{export} holds no export that `hf-mixer export --format {format}` wrote: {way_out}")
     names = [MANIFEST_NAME, CONFIG_NAME, IMAGE_PROCESSOR_NAME]
     for files in list_program_files(export).values():
         names += [path.relative_to(export).as_posix() for path in files]
     for name in names:
         path = (export / name).resolve()
+        refuse_unusual_files(folder, [f"{format}/{name}"])
         if not path.is_relative_to(folder.resolve() / format):
             raise ValueError(f"{export / name} lies elsewhere, at {path}: put the file itself there")
         if not path.is_file():
@@ -80,7 +100,8 @@ def list_program_files(export: Path) -> dict[str, list[Path]]:
 
 def read_record(export: Path) -> dict[str, Any]:
     """Return what this package noted of an export."""
-    return read_json(export / MANIFEST_NAME).get(RECORD_KEY) or {}
+    record = read_json(export / MANIFEST_NAME).get(RECORD_KEY)
+    return record if isinstance(record, dict) else {}
 
 
 def write_extras(folder: Path, directory: Path, extras: Iterable[str]) -> None:
@@ -95,8 +116,7 @@ def write_extras(folder: Path, directory: Path, extras: Iterable[str]) -> None:
     for format in dict.fromkeys(extras):
         if format == HANDLER:
             if not (directory / REQUIREMENTS_NAME).exists():
-                requirements = "\n".join(list_requirements())
-                (directory / REQUIREMENTS_NAME).write_text(f"{requirements}\n", encoding="utf-8")
+                (directory / REQUIREMENTS_NAME).write_bytes(own_requirements())
         elif (folder / format).exists():
             if model is None:
                 model, image_processor = load_checkpoint(str(folder))

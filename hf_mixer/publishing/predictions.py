@@ -6,8 +6,10 @@ from pathlib import Path
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 
 from ..evaluation.prediction_files import DATA_FOLDER, STATE_NAME
+from ..hub_errors import clear_errors
 from .release import CARD_NAME
-from .upload import clear_errors, connect
+from .upload import connect
+from .wording import code, plain
 
 
 DATA_FILES = f"{DATA_FOLDER}/*.parquet"
@@ -34,10 +36,10 @@ def write_prediction_card(folder: Path, model: str, data: str, split: str, colum
         tags=["hf_mixer", "predictions"],
         configs=[{"config_name": "default", "data_files": [{"split": split, "path": DATA_FILES}]}],
     )
-    rows = "\n".join(f"| `{name}` | {meaning} |" for name, meaning in columns.items())
+    rows = "\n".join(f"| {code(name)} | {plain(meaning)} |" for name, meaning in columns.items())
     text = (
-        f"---\n{metadata.to_yaml()}\n---\n\n# Predictions of {model}\n\n"
-        f"What the model `{model}` says of the images of {data}, written by `hf-mixer predict`: one row for every image, in "
+        f"---\n{metadata.to_yaml()}\n---\n\n# Predictions of {plain(model)}\n\n"
+        f"What the model {code(model)} says of the images of {plain(data)}, written by `hf-mixer predict`: one row for every image, in "
         "the order of the data.\n\n"
         f"| Column | Meaning |\n| --- | --- |\n{rows}\n\n"
         f"Other columns are those of the data. `{STATE_NAME}` says what the predictions depend on.\n"
@@ -60,7 +62,7 @@ def push_predictions(folder: Path, repo_id: str, private: bool = False, token: s
 
     Raises:
         `ValueError`: the data set is public, or holds something else than predictions.
-        `PermissionError`, `ConnectionError`, `OSError`, `RuntimeError`: see `clear_errors`.
+        `PermissionError`, `ConnectionError`, `OSError`: see `clear_errors`.
     """
     api, _ = connect(token)
     with clear_errors(repo_id):
@@ -84,7 +86,7 @@ def check_repository(api: HfApi, repo_id: str, private: bool) -> None:
             f"{repo_id} exists and is public. Make it private in its settings first, choose another name, or leave out "
             "--private. Nothing was sent."
         )
-    files = set(api.list_repo_files(repo_id, repo_type="dataset")) - {".gitattributes"}
+    files = set(map(str, api.list_repo_files(repo_id, repo_type="dataset"))) - {".gitattributes"}
     if files and STATE_NAME not in files:
         raise ValueError(
             f"{repo_id} holds something else than predictions ({', '.join(sorted(files)[:3])}): choose another name. "

@@ -1,20 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """What of a trained folder goes to the Hub: an allow-list, and what must not be in any of its files."""
 
-import codecs
 import json
+import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from ..checkpoints.loading import check_own_folder
+from ..evaluation.results import EXAMPLES
+from ..local_paths import without_paths
 from ..utils import read_json
-from .card import PICTURES, create_card, read_model
-from .exports import find_extra_files, write_extras
-from .saving import CARD_NAME, choose_card_name
+from .card import PICTURES, create_card, read_folder
+from .exports import HANDLER_NAME, REQUIREMENTS_NAME, find_extra_files, write_extras
+from .foreign import (
+    FORBIDDEN_FILES,
+    PACKAGE,
+    WEIGHTS_SUFFIX,
+    check_settings,
+    find_modules,
+    refuse_foreign_code,
+    refuse_unusual_files,
+)
+from .private import refuse_private
+from .saving import CARD_NAME, OTHER_CARD_NAME, merge_cards, read_cards, write_cards
+from .wording import label_names, refuse_control_characters
 
 
 # Each goes up where the folder has it
@@ -26,21 +41,25 @@ OPTIONAL_FILES = (
     "eval_results.json",
     "evaluation.json",
     *PICTURES,
+    *EXAMPLES,
     "LICENSE",
     "NOTICE",
 )
-SECRETS = {
-    "a Hugging Face token": rb"\b(?:hf|api_org)_[A-Za-z0-9]{20,}",
-    "a GitHub token": rb"\b(?:gh[pousr]|github_pat)_[A-Za-z0-9_]{20,}",
-    "an AWS access key": rb"\bAKIA[0-9A-Z]{16}\b",
-    "an API key": rb"\bsk-[A-Za-z0-9_-]{20,}|\b[A-Z_]*(?:API_KEY|TOKEN|SECRET|PASSWORD)=[^\s\"'*$]{8,}",
-    # `***`, which `hide_tokens` writes, is none
-    "the value of a token": rb"--\w*token[= ][\"']?[\w-]{8,}",
-    "a password in an address": rb"\w://[^\s/:@\"']+:[^\s/:@\"']+@",
-    "a private key": rb"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+# Those of them that name paths
+RECORDS = ("training_run.json", "trainer_state.json", "evaluation.json", CONFIG_NAME)
+# What the card takes them to hold
+RECORD_TYPES: dict[str, Any] = {
+    **dict.fromkeys(("dataset", "hyperparameters", "versions", "class_counts", "image_conversion"), dict),
+    **dict.fromkeys(("command", "base_model", "teacher_model", "hardware", "name", "config", "split"), str),
+    **dict.fromkeys(("train_split", "eval_split"), str),
+    **dict.fromkeys(
+        ("duration_seconds", "num_train_images", "num_eval_images", "num_images", "num_processes"), int | float
+    ),
+    "per_class": list,
 }
-# Where the remote code is, for folders that do not carry it
-PACKAGE = Path(__file__).parents[1]
+# What is opened of a folder, beside all files that are called like this
+OPENED = (*OPTIONAL_FILES, CARD_NAME, OTHER_CARD_NAME, HANDLER_NAME, REQUIREMENTS_NAME)
+OPENED_SUFFIXES = (".json", ".py", WEIGHTS_SUFFIX)
 
 
 def prepare_release(
@@ -50,10 +69,16 @@ def prepare_release(
     revision: str | None = None,
     token: str | None = None,
     extras: Sequence[str] = (),
+    trust_code: bool = False,
+    license: str | None = None,
+    base_model: str | None = None,
+    given: Collection[str] = (),
+    cards: Mapping[str, str] | None = None,
+    overwrite_card: bool = False,
 ) -> list[str]:
     """
-    Put into `directory` what goes to the Hub of a trained folder: links to its files, the code that they need, and a card,
-    beside the README.md of the folder where that is somebody's own.
+    Put into `directory` what goes to the Hub of a folder: links to its files, the code that they need, and a card, in which
+    everything that its owner has written stays.
 
     Exports go into folders of their own. One that the folder holds in the same place is compared with the model and goes up
     as it is. The others are made, in float32.
@@ -72,30 +97,76 @@ def prepare_release(
         extras (`Sequence[str]`, *optional*):
             What else goes up: exports, by their formats `"onnx"`, `"openvino"`, `"executorch"` and `"transformers.js"`, and
             `"handler"`, which is for Inference Endpoints.
+        trust_code (`bool`, *optional*, defaults to `False`):
+            Whether code may go up that is not that of this package.
+
+        license (`str`, *optional*), base_model (`str`, *optional*):
+            See `create_card`.
+        given (`Collection[str]`, *optional*):
+            Which of these replace what a card has.
+        cards (`Mapping[str, str]`, *optional*):
+            The cards that the Hub holds, by their names.
+        overwrite_card (`bool`, *optional*, defaults to `False`):
+            Whether what is generated, and the card in the folder, replaces edits that contradict it.
 
     Returns:
         `list[str]`: Names in the folder that stay behind; those of folders end in `/`.
 
     Raises:
         `ValueError`: the folder lacks something, holds another model, its cards may not be replaced, an export is of
-            another model, or a file holds a secret.
+            another model, a file is a link, holds a secret, or what this machine calls itself, or there is foreign code.
         `ImportError`: something that an export needs is not installed.
     """
-    sources = find_model_files(folder)
-    card_name = choose_card_name(folder)
-    names = OPTIONAL_FILES if card_name == CARD_NAME else (*OPTIONAL_FILES, CARD_NAME)
-    sources |= {name: folder / name for name in names if (folder / name).is_file()}
-    sources |= find_extra_files(folder, extras)
+    sources = find_model_files(folder, trust_code)
+    if extras and read_folder(folder)[0].name != "classifier":
+        raise ValueError(
+            f"{folder} holds no image classifier, which exports and the handler are made of: leave out --with"
+        )
+    sources |= {name: folder / name for name in OPTIONAL_FILES if (folder / name).is_file()}
+    sources |= find_extra_files(folder, extras, trust_code)
+    for name in RECORDS[:-1]:
+        if name in sources:
+            check_types(sources[name])
     for name, source in sources.items():
         (directory / name).parent.mkdir(exist_ok=True, parents=True)
-        try:
-            (directory / name).symlink_to(source.resolve())
-        except OSError:  # Windows allows links to some users only
-            shutil.copyfile(source, directory / name)
+        put(source, directory / name)
     write_extras(folder, directory, extras)
-    create_card(folder, repo_id=repo_id, revision=revision, release=directory).save(directory / card_name)
-    refuse_secrets(directory, token)
-    return list_left_out(folder, {*sources, card_name})
+    card = create_card(folder, repo_id, revision, directory, license, base_model)
+    merged = merge_cards(str(card), read_cards(folder), cards or {}, given, overwrite_card)
+    write_cards(merged, directory)
+    refuse_private(directory, folder, token, {CARD_NAME})
+    return list_left_out(folder, {*sources, CARD_NAME, OTHER_CARD_NAME})
+
+
+def check_types(path: Path) -> None:
+    """
+    Raises:
+        `ValueError`: a record of a run holds something of another type than this package writes.
+    """
+    record = read_json(path)
+    dataset = record.get("dataset")
+    for key, value in [*record.items(), *(dataset.items() if isinstance(dataset, dict) else ())]:
+        entries = value if key == "per_class" and isinstance(value, list) else ()
+        if value is not None and not isinstance(value, RECORD_TYPES.get(key, object)):
+            raise ValueError(
+                f"{path} holds {key} of another type than hf-mixer writes it: write it again, or remove it"
+            )
+        if not all(isinstance(entry, dict) for entry in entries):
+            raise ValueError(
+                f"{path} holds {key} with other entries than hf-mixer writes: write it again, or remove it"
+            )
+
+
+def put(source: Path, destination: Path) -> None:
+    """Put a file where it goes up from: a link to it, or what it says without local paths."""
+    record = read_json(source) if source.name in RECORDS else {}
+    if without_paths(record) != record:
+        destination.write_text(json.dumps(without_paths(record), indent=2) + "\n", encoding="utf-8")
+        return
+    try:
+        destination.symlink_to(source.resolve())
+    except OSError:  # Windows allows links to some users only
+        shutil.copyfile(source, destination)
 
 
 def list_left_out(folder: Path, taken: set[str]) -> list[str]:
@@ -111,29 +182,33 @@ def list_left_out(folder: Path, taken: set[str]) -> list[str]:
     return sorted(names)
 
 
-def find_model_files(folder: Path) -> dict[str, Path]:
+def find_model_files(folder: Path, trust_code: bool = False) -> dict[str, Path]:
     """
     Return, by their names in a repository, the files that it takes to run the model in `folder` without this package.
 
     Raises:
-        `ValueError`: the folder lacks something, or holds another model.
+        `ValueError`: the folder lacks something, or holds another model, links, labels that cannot be shown, or code that is
+            not that of this package.
     """
-    read_model(folder)
+    if folder.is_dir():
+        for name in FORBIDDEN_FILES:
+            if os.path.lexists(folder / name):
+                raise ValueError(f"{folder / name} can load what does not go up: remove it")
+        entries = [path.name for path in folder.iterdir()]
+        refuse_unusual_files(folder, [name for name in entries if name in OPENED or name.endswith(OPENED_SUFFIXES)])
+    if (folder / CONFIG_NAME).is_file() and (folder / IMAGE_PROCESSOR_NAME).is_file():
+        check_settings(folder)
+        check_own_folder(folder)
+    _, config, _ = read_folder(folder)
+    refuse_control_characters(label_names(config))
     names = [CONFIG_NAME, IMAGE_PROCESSOR_NAME]
     if (folder / SAFE_WEIGHTS_NAME).is_file():
         names.append(SAFE_WEIGHTS_NAME)
     elif (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
-        shards = read_json(folder / SAFE_WEIGHTS_INDEX_NAME).get("weight_map", {}).values()
-        names += [SAFE_WEIGHTS_INDEX_NAME, *shards]
+        names += [SAFE_WEIGHTS_INDEX_NAME, *list_shards(folder / SAFE_WEIGHTS_INDEX_NAME)]
     else:
         raise ValueError(f"{folder} holds no weights: expected {SAFE_WEIGHTS_NAME} or {SAFE_WEIGHTS_INDEX_NAME}")
-    auto_maps = [read_json(folder / name).get("auto_map") for name in (CONFIG_NAME, IMAGE_PROCESSOR_NAME)]
-    if not all(auto_maps):
-        raise ValueError(
-            f"{folder} names no code, so nobody could load it without hf_mixer: save the model and its image processor "
-            "again with `save_pretrained` of this package"
-        )
-    code = find_code(folder, json.dumps(auto_maps))
+    code = find_code(folder, find_modules(folder), trust_code)
     files = {name: folder / name for name in names} | code
     missing = sorted(name for name, source in files.items() if not source.is_file())
     if missing:
@@ -141,45 +216,53 @@ def find_model_files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def find_code(folder: Path, auto_map: str) -> dict[str, Path]:
+def list_shards(index: Path) -> list[str]:
     """
-    Return, by their names, the files with the classes in `auto_map`, a JSON text, and those that they import: the folder's
-    own where it has any, else those of this package.
+    Return the files that the index of weights in several files names.
+
+    Raises:
+        `ValueError`: it names none, or others than those beside it.
     """
-    pending = [f"{module}.py" for module in re.findall(r"\b(\w+)\.\w+", auto_map)]
-    root = folder if any((folder / name).is_file() for name in pending) else PACKAGE
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index} does not say which file holds which weights (weight_map): save the model again")
+    shards = list(dict.fromkeys(map(str, weight_map.values())))
+    for shard in shards:
+        if not re.fullmatch(rf"[\w-][\w.-]*{re.escape(WEIGHTS_SUFFIX)}", shard):
+            raise ValueError(
+                f"{index} names weights in {shard!r}: expected {WEIGHTS_SUFFIX} files beside it. Save the model again with "
+                "`save_pretrained`"
+            )
+    return shards
+
+
+def find_code(folder: Path, modules: list[str], trust_code: bool) -> dict[str, Path]:
+    """
+    Return, by their names, the files of modules and of those that they import: the folder's own where it has any, else those
+    of this package.
+
+    Raises:
+        `ValueError`: the folder's own are not those of this package and not trusted, or import from other folders.
+    """
+    pending = list(modules)
+    root = folder if any((folder / f"{module}.py").is_file() for module in pending) else PACKAGE
     files: dict[str, Path] = {}
     while pending:
-        name = pending.pop()
-        if name not in files and (root / name).is_file():
-            pending += [f"{module}.py" for module in get_relative_imports(root / name)]
-        files[name] = root / name
-    return files
-
-
-def refuse_secrets(directory: Path, token: str | None = None) -> None:
-    """
-    Raises:
-        `ValueError`: a file, or the header of one with weights, holds `token`, or what looks like a token or a key.
-    """
-    patterns = {"the token in use": re.escape(token.encode()), **SECRETS} if token else SECRETS
-    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            if path.suffix == ".safetensors":
-                # The header has text in it, the tensors that follow have not
-                content = file.read(int.from_bytes(file.read(8), "little"))
-            else:
-                content = file.read()
-        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            content = content.replace(b"\0", b"")
-        if b"\0" in content:
-            # The text in weights and pictures, as searching all of them takes a second for 15 MB
-            content = b"\n".join(re.findall(rb"[\t\n\r -~]{8,}", content))
-        for kind, pattern in patterns.items():
-            match = re.search(pattern, content)
-            if match is not None:
-                line = content.count(b"\n", 0, match.start()) + 1
-                name = path.relative_to(directory).as_posix()
+        module = pending.pop()
+        path = root / f"{module}.py"
+        if path.name in files:
+            continue
+        files[path.name] = path
+        if path.is_file():
+            if root == folder and not trust_code:
+                own = PACKAGE / path.name
+                way_out = "save the model and its image processor again with `save_pretrained` of this package"
+                refuse_foreign_code(path, own.read_bytes() if own.is_file() else None, way_out)
+            imports = get_relative_imports(path)
+            outside = [name for name in imports if not re.fullmatch(r"\w+", name)]
+            if outside:
                 raise ValueError(
-                    f"{name}, line {line}, holds {kind}. Nothing was sent. Remove it from there, and revoke it."
+                    f"{path} imports .{outside[0]}, which is not beside it: only code in {folder} can go up"
                 )
+            pending += imports
+    return files

@@ -7,6 +7,7 @@ That process runs this very file, which therefore imports nothing of the package
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -18,32 +19,44 @@ import torch
 import transformers
 
 
+CLASSIFICATION = "image-classification"
+SECRET_VARIABLE = re.compile("TOKEN|KEY|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
+
+
 def predict(model, image_processor) -> dict:
-    """Return the labels and the logits for an image of noise, the same one in every process."""
+    """
+    Return the labels and the logits for an image of noise, the same one in every process. Of a model without classifier,
+    there are no labels, and the features stand for the logits.
+    """
     shape = (47, 61, model.config.num_channels)
     image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     inputs = image_processor(image, input_data_format="channels_last", return_tensors="pt")
     with torch.inference_mode():
-        logits = model(inputs["pixel_values"].to(model.dtype)).logits[0]
+        outputs = model(inputs["pixel_values"].to(model.dtype))
+    if "logits" not in outputs:
+        return {"labels": [], "logits": outputs.last_hidden_state.float().flatten().tolist()}
+    logits = outputs.logits[0]
     labels = [model.config.id2label[index] for index in range(len(logits))]
     return {"labels": labels, "logits": logits.float().tolist()}
 
 
-def predict_without_package(folder: Path) -> dict:
+def predict_without_package(folder: Path, task: str) -> dict:
     """
-    Return what `predict` does in a process that finds no hf_mixer, no token and no cache.
+    Return what `predict` does in a process that finds no hf_mixer, no token or key, and no cache.
 
     Raises:
         `ValueError`: the folder does not load there.
         `OSError`: there is no space for temporary files.
     """
+    from ..temporary_folders import temporary_folder
+
     program = "import runpy, sys; sys.modules['hf_mixer'] = None; runpy.run_path(sys.argv[1], run_name='__main__')"
-    with tempfile.TemporaryDirectory(prefix="mixer-remote-code-") as temporary:
-        environment = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
-        environment |= {"HF_HOME": temporary, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-        environment |= {"HF_MODULES_CACHE": str(Path(temporary, "modules"))}
+    with temporary_folder("mixer-remote-code-") as temporary:
+        environment = {name: value for name, value in os.environ.items() if not SECRET_VARIABLE.search(name)}
+        environment |= {"HF_HOME": str(temporary), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+        environment |= {"HF_MODULES_CACHE": str(temporary / "modules")}
         result = subprocess.run(
-            [sys.executable, "-c", program, __file__, str(folder.resolve())],
+            [sys.executable, "-c", program, __file__, task, str(folder.resolve())],
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
@@ -58,19 +71,21 @@ def predict_without_package(folder: Path) -> dict:
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def check_remote_code(source: Path, folder: Path) -> None:
+def check_remote_code(source: Path, folder: Path, task: str = CLASSIFICATION) -> None:
     """
     Load `folder` as somebody without this package does, and compare a prediction with that of `source`, the folder it
-    comes from, on this package.
+    comes from, on this package; `task` is that of the pipeline. Only the code of `folder` runs, in a process of its own.
 
     Raises:
         `ValueError`: one of them does not load, or the predictions differ.
         `OSError`: there is no space for temporary files.
     """
     from ..checkpoints import load_checkpoint
+    from ..modeling_mixer import MixerForImageClassification, MixerModel
 
-    expected = predict(*load_checkpoint(str(source)))
-    actual = predict_without_package(folder)
+    model_class = MixerForImageClassification if task == CLASSIFICATION else MixerModel
+    expected = predict(*load_checkpoint(str(source), model_class))
+    actual = predict_without_package(folder, task)
     if actual["labels"] != expected["labels"]:
         raise ValueError(f"the code in the folder gives the labels {actual['labels']}, here {expected['labels']}")
     difference = float(np.abs(np.subtract(actual["logits"], expected["logits"])).max())
@@ -82,5 +97,5 @@ def check_remote_code(source: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    classifier = transformers.pipeline("image-classification", sys.argv[-1], trust_remote_code=True, device="cpu")
-    print(json.dumps(predict(classifier.model, classifier.image_processor)))
+    loaded = transformers.pipeline(sys.argv[-2], sys.argv[-1], trust_remote_code=True, device="cpu")
+    print(json.dumps(predict(loaded.model, loaded.image_processor)))

@@ -7,46 +7,26 @@ command again, which sends only what the Hub does not have.
 """
 
 import re
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from json import JSONDecodeError
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
-from huggingface_hub.errors import BadRequestError, HfHubHTTPError, HTTPError, RepositoryNotFoundError
+from huggingface_hub import CommitOperationAdd, HfApi, ModelInfo, constants, get_token
+from huggingface_hub.errors import (
+    BadRequestError,
+    HfHubHTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-from .saving import CARD_NAME, OTHER_CARD_NAME, is_generated, read_card
+from ..hub_errors import OVERTAKEN, GarbledAnswerError, clear_errors
+from ..utils import is_hub_id
+from .saving import CARD_NAME, OTHER_CARD_NAME, decode_card
 
 
 COMMIT_MESSAGE = "Upload MLP-Mixer with hf_mixer"
 # Pull requests that may hold these files already, when the same command runs again
 NUM_PULL_REQUESTS = 20
-# The Hub, or a proxy before it, may answer the same request later
-TRANSIENT_STATUS = (408, 429, 500, 502, 503, 504)
-# No answer at all, or a proxy's page in the place of one
-BROKEN = (HTTPError, JSONDecodeError, ConnectionError, TimeoutError)
-# What other statuses of an answer mean
-REFUSALS = {
-    401: (
-        PermissionError,
-        "the token is not valid or has expired ({answer}). Make another at https://huggingface.co/settings/tokens and log in "
-        "with `hf auth login`, or set HF_TOKEN",
-    ),
-    403: (
-        PermissionError,
-        "the token does not allow this on {repo_id}: {answer}. Choose a name under your own, or propose it with --create-pr, "
-        "or make a token that may write to it at https://huggingface.co/settings/tokens",
-    ),
-    412: (
-        RuntimeError,
-        "{repo_id} has received another commit in the meantime, and nothing was changed. Look at it, and run the same command "
-        "again to publish on top of it.",
-    ),
-}
-RUN_AGAIN = "What has arrived is kept: run the same command again to finish."
 
 
 @dataclass(frozen=True)
@@ -80,14 +60,27 @@ def connect(token: str | None = None) -> tuple[HfApi, str]:
             "are made at https://huggingface.co/settings/tokens"
         )
     api = HfApi(token=token)
-    with clear_errors("whoami"):
-        account = api.whoami()
-    if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
-        raise PermissionError(
-            f"the token of {account['name']} only reads: make one with the role `write` at "
-            "https://huggingface.co/settings/tokens"
-        )
-    return api, account["name"]
+    with clear_errors(None):
+        match api.whoami():
+            case {"name": str(name), "auth": {"accessToken": {"role": "read"}}}:
+                raise PermissionError(
+                    f"the token of {name} only reads: make one with the role `write` at "
+                    "https://huggingface.co/settings/tokens"
+                )
+            case {"name": str(name)}:
+                return api, name
+        raise GarbledAnswerError("it does not say whose token this is")
+
+
+def find_commit(api: HfApi, repo_id: str, revision: str | None) -> str:
+    """Return the commit of a branch, a tag or the reference of a pull request."""
+    return check_commit(api.model_info(repo_id, revision=revision).sha)
+
+
+def check_commit(oid: object) -> str:
+    if not isinstance(oid, str) or not re.fullmatch("[0-9a-f]{40}", oid):
+        raise GarbledAnswerError(f"{oid!r} is no commit")
+    return oid
 
 
 def publish(
@@ -98,6 +91,7 @@ def publish(
     revision: str | None = None,
     create_pr: bool = False,
     tag: str | None = None,
+    cards: dict[str, str] | None = None,
 ) -> Publication:
     """
     Bring a repository to hold the files of a folder, in one commit with what differs, and compare the hashes of what the Hub
@@ -118,13 +112,15 @@ def publish(
             Open a pull request instead of committing to the branch.
         tag (`str`, *optional*):
             Tag the commit.
+        cards (`dict[str, str]`, *optional*):
+            What `fetch_cards` returned when the card in the folder was made. If the Hub has others by now, nothing is sent.
 
     Raises:
-        `ValueError`: the repository, the revision, the tag or a card that somebody wrote is in the way.
-        `PermissionError`, `ConnectionError`, `OSError`, `RuntimeError`: see `clear_errors`.
+        `ValueError`: the repository, the revision or the tag is in the way.
+        `PermissionError`, `ConnectionError`, `OSError`: see `clear_errors`.
     """
     branch = revision or constants.DEFAULT_REVISION
-    with clear_errors(repo_id):
+    with clear_errors(repo_id, propose=None if create_pr else "--create-pr"):
         if branch.startswith("refs/pr/") and not api.repo_exists(repo_id):
             raise ValueError(f"{repo_id} does not exist, so it has no pull request {branch}. Nothing was sent.")
         validate_card(api, folder)
@@ -136,8 +132,8 @@ def publish(
             )
         head, tagged = prepare_branch(api, repo_id, branch, tag)
         changed, kept = compare(api, repo_id, folder, head)
-        if head is not None and not create_pr:
-            refuse_to_replace_cards(api, repo_id, folder, changed, head)
+        if cards is not None and head is not None and fetch_cards(api, repo_id, head) != cards:
+            raise RuntimeError(OVERTAKEN.format(repo_id, "run the same command again"))
         finished: tuple[str, str] | None = None
         if head is not None and not changed:
             finished = head, f"{api.endpoint}/{repo_id}/commit/{head}"
@@ -209,12 +205,12 @@ def prepare_branch(api: HfApi, repo_id: str, branch: str, tag: str | None) -> tu
         kind = "tag" if branch in tags else "commit"
         raise ValueError(f"--revision has to be a branch, but {branch} is a {kind}. Nothing was sent.")
     # A tag may be an object of its own, with a hash that is not the commit's
-    tagged = api.model_info(repo_id, revision=tag).sha if tag in tags else None
+    tagged = find_commit(api, repo_id, tag) if tag in tags else None
     if branch == constants.DEFAULT_REVISION and branch not in branches:
         return None, tagged
     if branch not in branches and not branch.startswith("refs/pr/"):
         api.create_branch(repo_id, branch=branch, exist_ok=True)
-    return api.model_info(repo_id, revision=branch).sha, tagged
+    return find_commit(api, repo_id, branch), tagged
 
 
 def compare(api: HfApi, repo_id: str, folder: Path, revision: str | None) -> tuple[list[str], list[str]]:
@@ -232,51 +228,63 @@ def compare(api: HfApi, repo_id: str, folder: Path, revision: str | None) -> tup
     return changed, [name for name in report.missing_paths if name != ".gitattributes"]
 
 
-def find_own_card(api: HfApi, repo_id: str, name: str, revision: str | None) -> Path | None:
-    """Return where a card on the Hub is that hf-mixer did not write or that was edited; None where there is no such card."""
-    if not api.file_exists(repo_id, name, revision=revision):
+# What follows is called within `clear_errors`.
+
+
+def fetch_cards(api: HfApi, repo_id: str, revision: str | None = None) -> dict[str, str]:
+    """
+    Return the cards of a repository, by their names; none where it does not exist. A branch that does not exist is going to
+    start with those of `main`.
+    """
+    try:
+        info = find_model(api, repo_id, revision)
+    except RepositoryNotFoundError:
+        return {}
+    names = {file.rfilename for file in info.siblings or []}.intersection((CARD_NAME, OTHER_CARD_NAME))
+    paths = {name: api.hf_hub_download(repo_id, name, revision=info.sha) for name in names}
+    return {name: decode_card(Path(path).read_bytes()) for name, path in paths.items()}
+
+
+def find_model(api: HfApi, repo_id: str, revision: str | None) -> ModelInfo:
+    try:
+        return api.model_info(repo_id, revision=revision)
+    except RevisionNotFoundError:
+        return api.model_info(repo_id)
+
+
+def find_license(api: HfApi, base_model: str | None) -> str | None:
+    """Return the licence in the card of a model on the Hub; nothing where there is no such model or it names none."""
+    if base_model is None or not is_hub_id(base_model):
         return None
-    path = Path(api.hf_hub_download(repo_id, name, revision=revision))
-    return None if is_generated(read_card(path)) else path
+    try:
+        metadata = api.model_info(base_model).card_data
+    except RepositoryNotFoundError:
+        return None
+    licence = metadata.license if metadata is not None else None
+    return licence if isinstance(licence, str) else None
 
 
-def refuse_to_replace_cards(api: HfApi, repo_id: str, folder: Path, changed: list[str], revision: str) -> None:
+def add_to_collection(api: HfApi, repo_id: str, collection: str, private: bool = False) -> str:
     """
-    Raises:
-        `ValueError`: a generated card would replace one on the Hub that a person wrote or edited.
-    """
-    for name in (CARD_NAME, OTHER_CARD_NAME):
-        is_ours = name in changed and is_generated(read_card(folder / name))
-        if is_ours and find_own_card(api, repo_id, name, revision):
-            raise ValueError(
-                f"{repo_id} has a {name} that hf-mixer did not write or that was edited, and it is not replaced. Nothing was "
-                f"sent. To keep it, put it into the folder that you publish: `hf download {repo_id} {name} --local-dir "
-                f"FOLDER`. To replace it, delete it first, `hf repos delete-files {repo_id} {name}`, or propose the other "
-                "with --create-pr."
-            )
+    Add a model to a collection, if it is not in it, and return its address.
 
-
-def fetch_cards(repo_id: str, folder: Path, revision: str | None = None, token: str | None = None) -> None:
+    Args:
+        collection (`str`):
+            The address of a collection, its slug, or the title of one of the user's, which is created where there is none.
+        private (`bool`, *optional*, defaults to `False`):
+            Create it as a private one.
     """
-    Put a card on the Hub that hf-mixer did not write or that was edited into a folder that will go up to that repository,
-    so that the Hub keeps it. One in the folder that is somebody's own stays.
-
-    Raises:
-        `PermissionError`, `ConnectionError`, `OSError`, `RuntimeError`: see `clear_errors`.
-    """
-    api = HfApi(token=token)
-    with clear_errors(repo_id):
-        for name in (CARD_NAME, OTHER_CARD_NAME):
-            path = folder / name
-            own_card = find_own_card(api, repo_id, name, revision)
-            if own_card is not None and (not path.exists() or is_generated(read_card(path))):
-                shutil.copyfile(own_card, path)
+    slug = collection.removeprefix(f"{api.endpoint}/collections/")
+    if "/" not in slug:
+        slug = api.create_collection(collection, private=private, exists_ok=True).slug
+    api.add_collection_item(slug, item_id=repo_id, item_type="model", exists_ok=True)
+    return f"{api.endpoint}/collections/{slug}"
 
 
 def find_pull_request(api: HfApi, repo_id: str, folder: Path) -> tuple[str, str] | None:
     """Return the commit and the page of a recent pull request that holds all the files, if there is one."""
     refs = api.list_repo_refs(repo_id, include_pull_requests=True).pull_requests or []
-    commits = {int(ref.ref.rsplit("/", 1)[1]): ref.target_commit for ref in refs}
+    commits = {int(ref.ref.removeprefix("refs/pr/")): ref.target_commit for ref in refs}
     for number in sorted(commits, reverse=True)[:NUM_PULL_REQUESTS]:
         changed, _ = compare(api, repo_id, folder, commits[number])
         if not changed and is_open(api, repo_id, number):
@@ -310,64 +318,11 @@ def commit(
     info = api.create_commit(
         repo_id, additions, commit_message=COMMIT_MESSAGE, revision=branch, create_pr=create_pr, parent_commit=head
     )
-    different, _ = compare(api, repo_id, folder, info.oid)
+    oid = check_commit(info.oid)
+    different, _ = compare(api, repo_id, folder, oid)
     if different:
-        raise RuntimeError(f"{repo_id} at {info.oid} differs from what was sent: {', '.join(different)}")
-    return info.oid, info.pr_url or info.commit_url
-
-
-@contextmanager
-def clear_errors(repo_id: str) -> Iterator[None]:
-    """
-    Turn what huggingface_hub raises into one clear line that names the way out.
-
-    Raises:
-        `ConnectionError`: the Hub cannot be reached or keeps failing.
-        `PermissionError`: the token is not valid, or does not allow it.
-        `OSError`: the disk is full.
-        `RuntimeError`: another refusal.
-    """
-    try:
-        yield
-    except (HTTPError, OSError, RuntimeError, ValueError) as error:
-        explained = explain(error, repo_id)
-        if explained is None:
-            raise
-        raise explained from error
-
-
-def find_causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and what led to it."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-
-
-def explain(error: Exception, repo_id: str) -> Exception | None:
-    """Return an error with a message for the user; none if the error is not one of the Hub or of the way to it."""
-    causes = list(find_causes(error))
-    # Xet's errors carry no number, only the text
-    if any("No space left on device" in str(cause) for cause in causes):
-        return OSError(
-            "the disk is full. Free some space, or set TMPDIR and HF_HOME to folders on another disk, and run the same "
-            "command again."
+        raise RuntimeError(
+            f"{repo_id} at {oid} differs from what was sent: {', '.join(different)}. Run the same command again: it sends "
+            "them anew."
         )
-    answers = [cause for cause in causes if isinstance(cause, HfHubHTTPError)]
-    if not answers:
-        # Xet raises errors of `BROKEN`, or a RuntimeError that names its server
-        reasons = [cause for cause in causes if isinstance(cause, BROKEN) or "CAS Client Error" in str(cause)]
-        if not reasons:
-            return None
-        reason = str(reasons[0]) or type(reasons[0]).__name__
-        return ConnectionError(f"the connection to the Hub failed ({reason}). {RUN_AGAIN}")
-    response = answers[0].response
-    messages = [" ".join(answer.server_message.split()) for answer in answers if answer.server_message]
-    answer = f"the Hub answered {response.status_code} ({messages[0] if messages else response.reason_phrase})"
-    if response.status_code in TRANSIENT_STATUS:
-        return ConnectionError(f"{answer}. {RUN_AGAIN}")
-    if response.status_code in REFUSALS:
-        kind, text = REFUSALS[response.status_code]
-        return kind(text.format(repo_id=repo_id, answer=answer))
-    if any(isinstance(answer, RepositoryNotFoundError) for answer in answers):
-        return PermissionError(f"{repo_id} does not exist, or the token does not let you see it. Is the name right?")
-    return RuntimeError(f"{repo_id}: {answer}")
+    return oid, info.pr_url or info.commit_url

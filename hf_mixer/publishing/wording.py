@@ -4,25 +4,32 @@
 import json
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from transformers.image_utils import PILImageResampling
 
 from ..configuration_mixer import MixerConfig, to_pair
-from ..evaluation.metrics import METRICS, Metric
+from ..evaluation.metrics import METRICS, Metric, confidence_interval
 from ..flops import estimate_flops
 from ..image_processing_pil_mixer import MixerImageProcessorPil
-from ..modeling_mixer import MixerForImageClassification
-from ..utils import hide_tokens, is_hub_id
+from ..local_paths import shorten_path
+from ..modeling_mixer import MixerPreTrainedModel
+from ..utils import format_bytes, hide_tokens, is_hub_id
 
 
 MAX_LABELS = 30
+# As safetensors names types, and as torch does
+TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8"}
 # From so many times as many images of one label as of another on, the card warns
 IMBALANCE = 10
 
+# Whose images a training does not see
+VALIDATION_SPLITS = (None, "val", "valid", "validation")
 # Data that the template has a note on: what it is called in the card, and how its names look.
 KNOWN_DATA = {
     "cifar10": ("CIFAR-10", r"cifar[-_]?10(?!\d)"),
@@ -30,8 +37,15 @@ KNOWN_DATA = {
     "imagenet-21k": ("ImageNet-21k", r"imagenet[-_]?2[12]k|in2[12]k"),
     "digits": ("scikit-learn digits", r"^scikit-learn digits$"),
 }
-# Names of folders and files that say nothing without that of the folder around them
-SPLITS = ("train", "val", "valid", "validation", "test")
+# The number of images of their splits, and the format of their files, as their authors published them
+PUBLISHED = {
+    "cifar10": ({"train": 50_000, "test": 10_000}, "PNG"),
+    "imagenet-1k": ({"train": 1_281_167, "validation": 50_000, "test": 100_000}, "JPEG"),
+}
+# Control characters, those that reorder text, and halves of characters
+INVISIBLE = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# What might mean something in Markdown
+SPECIAL = re.compile(r"[^\w ,.-]|_")
 # By problem type: a figure of every label or output, and how a sentence on its extremes begins
 EXTREMES = {
     "single_label_classification": ("accuracy", "By class the accuracy"),
@@ -40,7 +54,9 @@ EXTREMES = {
 }
 
 
-def describe_model(config: MixerConfig, processor: MixerImageProcessorPil) -> dict[str, Any]:
+def describe_model(
+    config: MixerConfig, processor: MixerImageProcessorPil, model_class: type[MixerPreTrainedModel]
+) -> dict[str, Any]:
     """Return what the card says about the network, its images and its labels."""
     height, width = to_pair(config.image_size)
     colors = {1: "grey images", 3: "images"}
@@ -50,13 +66,17 @@ def describe_model(config: MixerConfig, processor: MixerImageProcessorPil) -> di
         "colors": colors.get(config.num_channels, f"images with {config.num_channels} channels"),
         "is_grey": config.num_channels == 1,
         "num_labels": config.num_labels,
+        "hidden_size": config.hidden_size,
+        "num_patches": config.num_patches,
+        "grid": config.grid,
+        "out_indices": sorted({max(1, config.num_hidden_layers // 2), config.num_hidden_layers}),
         "outputs": describe_outputs(config),
         "labels": describe_labels(config),
         "thresholds": config.label_thresholds,
         "threshold_table": describe_thresholds(config),
         "preprocessing": describe_preprocessing(processor),
         "converts": processor.do_convert_rgb,
-        "architecture": describe_architecture(config),
+        "architecture": describe_architecture(config, model_class),
     }
 
 
@@ -104,7 +124,8 @@ def describe_preprocessing(processor: MixerImageProcessorPil) -> str:
     if processor.do_center_crop:
         steps.append(f"cropped to the {format_size(processor.crop_size)} in their center")
     if processor.do_rescale:
-        steps.append(f"divided by {1 / processor.rescale_factor:g}")
+        factor = processor.rescale_factor
+        steps.append(f"divided by {1 / factor:g}" if factor else "multiplied by 0")
     if processor.do_normalize:
         mean, std = (
             ", ".join(f"{value:g}" for value in dict.fromkeys(values))
@@ -124,9 +145,20 @@ def describe_conversion(dataset: dict[str, Any]) -> dict[str, Any]:
     return {"conversion": " and ".join(steps), "background": json.dumps(color) if color else None, "scaled": scaled}
 
 
-def describe_architecture(config: MixerConfig) -> list[tuple[str, str]]:
+def describe_weights(folder: Path) -> str:
+    """Return the types and the size of the weights in a folder, or nothing where there are none."""
+    paths = sorted(folder.glob("*.safetensors"))
+    types = set()
+    for path in paths:
+        with safe_open(path, "pt") as file:
+            types |= {file.get_slice(name).get_dtype() for name in file.keys()}
+    size = format_bytes(sum(path.stat().st_size for path in paths))
+    return f"{', '.join(sorted(TYPES.get(name, name) for name in types))}, {size}" if paths else ""
+
+
+def describe_architecture(config: MixerConfig, model_class: type[MixerPreTrainedModel]) -> list[tuple[str, str]]:
     with torch.device("meta"):
-        num_parameters = MixerForImageClassification(config).num_parameters()
+        num_parameters = model_class(config).num_parameters()
     patch_height, patch_width = to_pair(config.patch_size)
     rows, columns = config.grid
     macs = estimate_flops(config) // 2
@@ -153,7 +185,7 @@ def describe_training(run: dict[str, Any]) -> dict[str, Any]:
     facts = {
         "data": link_dataset(dataset) if dataset.get("name") else "",
         "training images": format_count(dataset.get("num_train_images")),
-        "validation images": format_count(dataset.get("num_eval_images")),
+        describe_eval_split(dataset): format_count(dataset.get("num_eval_images")),
         "training images by label": describe_counts(counts) if counts else "",
         "learned, too, from the answers of": link(run["teacher_model"]) if run.get("teacher_model") else "",
         "unreadable images left out": format_count(dataset.get("num_skipped_images")),
@@ -185,18 +217,48 @@ def describe_counts(counts: dict[str, int]) -> str:
     return f"{counts[fewest]:,} ({code(fewest)}) to {counts[most]:,} ({code(most)})"
 
 
+def describe_eval_split(dataset: dict[str, Any]) -> str:
+    """Return what the images are called that a training was measured on: validation images, unless they are something else."""
+    split = dataset.get("eval_split")
+    return "validation images" if split in VALIDATION_SPLITS else f"images of the split {code(split)}, measured along"
+
+
 def describe_measurement(dataset: dict[str, Any]) -> str:
-    """Say which images the figures of an evaluation are from."""
-    images = count(dataset["num_images"], "image") if dataset.get("num_images") else "the images"
-    split = f" of the split {code(dataset['split'])}" if dataset.get("split") else ""
-    return images + split + (f" of {link_dataset(dataset)}" if dataset.get("name") else "")
+    """Say which images figures are from: how many of how many, and in which form where that is not the published one."""
+    number, split = dataset.get("num_images"), dataset.get("split")
+    known = find_known_data(dataset.get("name"))
+    sizes, published_format = PUBLISHED.get(known[-1], ({}, "")) if known else ({}, "")
+    total, form = sizes.get(split or "", 0), dataset.get("image_format")
+    if number and total > number:
+        images = f"{number:,} of the {count(total, 'image')}"
+    else:
+        images = count(number, "image") if number else "the images"
+    is_compressed = published_format == "PNG" and form == "JPEG"
+    return (
+        images
+        + (f" of the split {code(split)}" if split else "")
+        + (f" of {link_dataset(dataset)}" if dataset.get("name") else "")
+        + (", JPEG-compressed" if is_compressed else "")
+    )
 
 
 def describe_validation(dataset: dict[str, Any]) -> str:
-    """Say which images the figures of a training are from. It may have held them back, or had them from another folder."""
-    number, split = dataset.get("num_eval_images"), dataset.get("eval_split")
-    images = f"the {count(number, 'validation image') if number else 'validation images'} of the training"
-    return images if split in (None, "validation") else f"{images}, the split {code(split)} of {link_dataset(dataset)}"
+    """Say which images the figures of a training are from. It may have held them back, or had them from another split."""
+    if dataset.get("split") not in VALIDATION_SPLITS:
+        return f"{describe_measurement(dataset)}, along with the training"
+    number = dataset.get("num_images")
+    return f"the {count(number, 'validation image') if number else 'validation images'} of the training"
+
+
+def describe_choices(run: dict[str, Any]) -> str:
+    """Say what of a run was chosen by the images that it was measured on."""
+    hyperparameters = run.get("hyperparameters") or {}
+    chosen = {
+        "The weights were": hyperparameters.get("metric_for_best_model"),
+        "The thresholds of the labels were": hyperparameters.get("label_threshold") == "best_f1",
+    }
+    texts = [text for text, is_chosen in chosen.items() if is_chosen]
+    return " and ".join([*texts[:1], *(text[0].lower() + text[1:] for text in texts[1:])])
 
 
 def describe_extremes(problem_type: str, per_class: list[dict[str, Any]]) -> str:
@@ -208,7 +270,7 @@ def describe_extremes(problem_type: str, per_class: list[dict[str, Any]]) -> str
     # Written as the figure that sums up the whole model
     metric = next(iter(METRICS[problem_type].values()))
     ends = [
-        f"{format_metric(metric, entry[key])} ({code(entry['label'])}"
+        f"{format_metric(metric, entry[key], entry.get('num_images'))} ({code(entry['label'])}"
         + (f", {count(entry['num_images'], 'image')})" if "num_images" in entry else ")")
         for entry in (measured[0], measured[-1])
     ]
@@ -232,9 +294,7 @@ def dataset_name(name: str) -> str:
     known = find_known_data(name)
     if known:
         return KNOWN_DATA[known[-1]][0]
-    path = Path(name)
-    # `photos/train` says more than `train`
-    return f"{path.parent.name}/{path.name}" if path.stem in SPLITS and path.parent.name else path.name
+    return name.split("/")[-1] if is_hub_id(name) else shorten_path(name)
 
 
 def dataset_type(name: str) -> str:
@@ -243,15 +303,38 @@ def dataset_type(name: str) -> str:
     return "digits" if "digits" in find_known_data(name) else "imagefolder"
 
 
+def refuse_control_characters(labels: Iterable[str]) -> None:
+    """
+    Raises:
+        `ValueError`: a label holds a character that nobody sees and that changes how, or whether, the others are shown.
+    """
+    for index, label in enumerate(labels):
+        match = INVISIBLE.search(label)
+        if match is not None:
+            raise ValueError(
+                f"label {index}, {label!a}, holds the control character U+{ord(match[0]):04X}, which no page can show: "
+                "rename it in `id2label` and `label2id` of config.json"
+            )
+
+
+def one_line(text: Any) -> str:
+    """Return `text` as one line without control characters."""
+    return INVISIBLE.sub("\N{REPLACEMENT CHARACTER}", " ".join(str(text).split()))
+
+
 def plain(text: Any) -> str:
-    """Return `text` as one line of Markdown that looks like it."""
-    return re.sub(r"([\\`*<>\[\]|{}])", r"\\\1", " ".join(str(text).split()))
+    """Return `text` as one line of Markdown that looks like it, also inside a table and as a heading."""
+    # An underscore inside a word means nothing
+    return re.sub(r"[\\`*<>\[\]|{}&#~]|(?<!\w)_|_(?!\w)", r"\\\g<0>", one_line(text))
 
 
 def code(text: Any) -> str:
     """Return `text` as inline code, also inside a table."""
-    text = " ".join(str(text).split()).replace("|", "\\|")
-    return f"`` {text} ``" if "`" in text else f"`{text}`"
+    text = one_line(text)
+    if text and not set(text) & {"`", "|"}:
+        return f"`{text}`"
+    # A pipe is escaped one way in a table, and not at all elsewhere: only HTML is the same in both
+    return f"<code>{SPECIAL.sub(lambda match: f'&#{ord(match[0])};', text)}</code>"
 
 
 def link(name: str) -> str:
@@ -268,10 +351,21 @@ def link_dataset(dataset: dict[str, Any]) -> str:
     return f"[{dataset_name(name)}](https://huggingface.co/datasets/{name}){config}"
 
 
-def format_metric(metric: Metric, value: float) -> str:
+def format_metric(metric: Metric, value: float, num_images: int | None = None) -> str:
+    """Return a figure with the digits that a number of images carries."""
     if metric.is_share:
-        return f"{value * 100:.2f} %"
+        digits = 2 if num_images is None else min(2, max(0, len(str(num_images)) - 3))
+        return f"{value * 100:.{digits}f} %"
     return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+
+
+def format_interval(metric: Metric, value: float, num_images: int | None) -> str:
+    """Return the 95 % interval of a figure that is the mean over images; nothing of the others."""
+    if not (metric.is_mean_over_images and num_images):
+        return ""
+    low, high = confidence_interval(value, num_images)
+    digits = 2 if num_images >= 100_000 else 1
+    return f"({low * 100:.{digits}f} to {high * 100:.{digits}f} %)"
 
 
 def format_count(number: int | None) -> str:

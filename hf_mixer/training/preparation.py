@@ -12,7 +12,7 @@ from datasets import DatasetDict
 
 from ..configuration_mixer import MixerConfig
 from ..data.datasets import load_evaluation_dataset, load_image_dataset, prepare_image_dataset
-from ..data.images import ImageConversion, ImageTransform
+from ..data.images import ImageConversion, ImageTransform, find_image_format
 from ..data.labels import (
     REGRESSION,
     SINGLE_LABEL,
@@ -24,8 +24,8 @@ from ..data.labels import (
 from ..data.loaders import CachedImages, NamedRows, StreamedImages
 from ..data.model_labels import match_labels, use_model_labels
 from ..evaluation.metrics import METRICS
-from ..evaluation.results import DIGITS, read_training_data
-from ..utils import name_source
+from ..evaluation.results import DIGITS, is_same_name, read_training_data
+from ..local_paths import name_source
 from .arguments import MixerTrainingArguments
 from .balance import count_classes
 from .command_line import DataTrainingArguments, ModelArguments
@@ -334,6 +334,7 @@ def describe_dataset(run: PreparedRun, data_args: DataTrainingArguments) -> dict
         "eval_split": data_args.eval_split or "validation",
         "num_train_images": None if is_stream or "train" not in dataset else len(dataset["train"]),
         "num_eval_images": None if is_stream else len(dataset["validation"]),
+        "eval_image_format": None if is_stream else find_image_format(dataset["validation"]),
         "problem_type": run.problem_type,
     }
     if run.num_skipped_images:
@@ -360,8 +361,9 @@ def check_results(output_dir: str, description: dict[str, Any]) -> None:
     """
     recorded = read_training_data(output_dir)
     for key in ("name", "config", "eval_split", "num_eval_images", "image_conversion"):
-        if recorded and recorded.get(key) != description.get(key):
+        before, here = recorded.get(key), description.get(key)
+        if recorded and not (before == here or (key == "name" and is_same_name(description["name"], before))):
             raise ValueError(
-                f"--output_dir {output_dir} holds a model with results on other data ({key} {recorded.get(key)}, here "
-                f"{description.get(key)}): choose another --output_dir, and name the model with --model_name_or_path"
+                f"--output_dir {output_dir} holds a model with results on other data ({key} {before}, here {here}): "
+                f"choose another --output_dir, and name the model with --model_name_or_path"
             )

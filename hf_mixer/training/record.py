@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import Trainer, TrainingArguments
 
+from ..local_paths import without_paths
 from ..utils import describe_hardware, hide_tokens, library_versions
 from .arguments import MixerTrainingArguments
 
@@ -67,7 +68,8 @@ def write_training_run(
     teacher_model: str | None = None,
 ) -> None:
     """
-    Write `training_run.json` into the output folder: what was trained, on what, how, and how fast.
+    Write `training_run.json` into the output folder: what was trained, on what, how, and how fast. Of paths it holds the last
+    part, as others may read it.
 
     Args:
         trainer ([`~transformers.Trainer`]):
@@ -103,4 +105,4 @@ def write_training_run(
         "num_parameters": trainer.model.num_parameters(),
     }
     path = Path(args.output_dir) / RECORD_NAME
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    path.write_text(json.dumps(without_paths(record), indent=2) + "\n")

@@ -226,7 +226,7 @@ def test_another_number_of_labels_is_refused_where_it_is_not_asked_for(tmp_path)
     [
         ("outputs/photos/best", "does not exist here, and is no name of a repository on the Hub"),
         ("somebody/mixer.pth", "does not exist here, and is no name of a repository on the Hub"),
-        ("somebody/mixer", r"is no path here, and cannot be fetched from the Hub \(HF_HUB_OFFLINE is set\)"),
+        ("somebody/mixer", r"is no path here, and cannot be fetched from the Hub: HF_HUB_OFFLINE is set"),
     ],
 )
 def test_a_model_that_is_not_there_is_named(source, message):

@@ -9,9 +9,12 @@ import torch
 from datasets import Dataset, Value
 from PIL import Image
 
+from transformers import pipeline
+
 from hf_mixer import load_checkpoint
 from hf_mixer.commands.evaluate import main, parse_arguments
 from hf_mixer.deployment import export_model
+from hf_mixer.evaluation.metrics import confidence_interval
 from tests.helpers import make_dataset, needs_export, run_on_two_processes, save_classifier
 
 
@@ -80,22 +83,31 @@ def test_a_model_is_compiled_for_the_batches_of_the_evaluation(model_folder, pho
 def test_evaluate_writes_what_it_promises(dtype, model_folder, photos, expected_matrix, tmp_path, capsys):
     evaluate(model_folder, "--dataset_name", photos, "--output_dir", tmp_path, *(["--dtype", dtype] if dtype else []))
     result = json.loads((tmp_path / "evaluation.json").read_text())
-    assert result["dataset"] == {"name": str(photos), "config": None, "split": "test", "num_images": 13}
+    assert result["dataset"] == {
+        "name": f"./{photos.name}",
+        "config": None,
+        "split": "test",
+        "num_images": 13,
+        "image_format": "PNG",
+    }
     counts = {entry["label"]: entry["num_images"] for entry in result["per_class"]}
     assert counts == {"ant": 4, "bee": 0, "cat": 0, "dog": 3, "eel": 0, "fox": 6}
     assert result.get("dtype") == dtype
     if dtype is None:
         assert result["confusion_matrix"] == expected_matrix
         assert result["accuracy"] == pytest.approx(np.trace(expected_matrix) / 13)
-    pictures = ["confusion_matrix.png", "calibration.png", "per_class.png", "mistakes.png"]
+    pictures = ["confusion_matrix.png", "calibration.png", "per_class.png", "predictions.png", "mistakes.png"]
     assert result["pictures"] == pictures
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["evaluation.json", *pictures])
+    assert "example" not in result  # no image is right
     for picture in pictures:
         with Image.open(tmp_path / picture) as image:
             assert min(image.size) > 150
     printed = capsys.readouterr().out
-    assert f"13 images of {photos}, split test" in printed
-    assert f"  accuracy                   {result['accuracy']:9.2%}\n" in printed
+    assert f"13 images of ./{photos.name}, split test" in printed
+    low, high = confidence_interval(result["accuracy"], 13)
+    interval = f"(95 % interval: {low:.2%} to {high:.2%})"
+    assert f"  accuracy                   {result['accuracy']:9.2%}  {interval}\n" in printed
 
 
 def test_two_processes_count_every_image_once(model_folder, photos, expected_matrix, tmp_path):
@@ -205,7 +217,7 @@ def test_a_part_is_called_a_part_and_does_not_replace_the_whole(model_folder, ph
     capsys.readouterr()
     evaluate(model_folder, *part, 5, "--overwrite")
     assert json.loads((tmp_path / "evaluation.json").read_text())["dataset"]["max_eval_samples"] == 5
-    assert f"5 images of {photos}, split test, drawn at random" in capsys.readouterr().out
+    assert f"5 images of ./{photos.name}, split test, drawn at random" in capsys.readouterr().out
 
 
 def test_data_has_to_be_named(model_folder, tmp_path):
@@ -233,7 +245,7 @@ def test_images_of_the_training_are_called_so(model_folder, photos, tmp_path, un
     folder = copy_model(model_folder, tmp_path / "model", name=str(images), config=None, train_split="train")
     evaluate(folder, "--eval_dir", images)
     assert "The model was trained on these images" in caplog.text
-    assert f"13 images of {images}, split train" in capsys.readouterr().out
+    assert f"13 images of ./{photos.name}/test, split train" in capsys.readouterr().out
 
 
 def test_other_data_is_refused_before_the_work(model_folder, photos, tmp_path):
@@ -276,6 +288,18 @@ def outputs_of(folder, pictures):
         return model(**processor(images, return_tensors="pt")).logits.double().numpy()
 
 
+def test_the_example_is_what_the_model_recognizes(model_folder, pictures, tmp_path, undrawn):
+    seen = [LABELS[index] for index in outputs_of(model_folder, pictures).argmax(axis=1)]
+    assert "fox" not in seen
+    rows = [[f"{index}.png", name] for index, name in enumerate([*seen[:2], "fox", "fox"])]
+    path = write_list(pictures / "seen.csv", [["path", "label"], *rows])
+    evaluate(model_folder, "--eval_file", path, "--output_dir", tmp_path)
+    example = json.loads((tmp_path / "evaluation.json").read_text())["example"]
+    assert example["label"] in seen[:2]
+    classifier = pipeline("image-classification", str(model_folder))
+    assert classifier(str(tmp_path / example["file"]))[0]["label"] == example["label"]
+
+
 def test_several_labels_are_evaluated_at_a_threshold(pictures, tmp_path, capsys):
     kind = {"problem_type": "multi_label_classification", "label_thresholds": [0.2, 0.5, 0.9]}
     folder = save_classifier(tmp_path / "model", LABELS[:3], **kind)
@@ -293,7 +317,7 @@ def test_several_labels_are_evaluated_at_a_threshold(pictures, tmp_path, capsys)
     assert result["subset_accuracy"] == (present == truth).all(axis=1).mean()
     assert result["f1_micro"] == pytest.approx(2 * (present & truth).sum() / (present.sum() + truth.sum()))
     assert [entry["threshold"] for entry in result["per_class"]] == [0.7] * 3
-    assert result["pictures"] == ["per_class.png", "mistakes.png"]
+    assert result["pictures"] == ["per_class.png", "predictions.png", "mistakes.png"]
     assert "mean average precision" in capsys.readouterr().out
     evaluate(folder, "--eval_file", path, "--image_size", 24)
     assert f"image_size=16  mean_average_precision={result['mean_average_precision']:.4f}" in capsys.readouterr().out
@@ -307,7 +331,9 @@ def test_values_are_evaluated(pictures, tmp_path, capsys):
     errors = outputs_of(folder, pictures)[:, 0] - np.arange(0.5, 4)
     assert result["mae"] == pytest.approx(np.abs(errors).mean(), rel=1e-5)
     assert result["r2"] == pytest.approx(1 - (errors**2).sum() / 5, rel=1e-5)
-    assert result["pictures"] == ["regression.png", "mistakes.png"]
+    assert result["pictures"] == ["regression.png", "predictions.png", "mistakes.png"]
+    # The one of median error, of four the third
+    assert result["example"] == {"file": "example.png", "label": 0.5 + np.argsort(np.abs(errors))[2]}
     assert "R\N{SUPERSCRIPT TWO}" in capsys.readouterr().out
 
 

@@ -181,8 +181,12 @@ def test_a_folder_becomes_a_data_set_with_paths(model_folder, photos, tmp_path, 
     assert predict(*arguments) == 1
     assert "13 images, 1 of them cannot be read" in capsys.readouterr().out
     rows = load_dataset(str(output), split="train").to_list()
-    assert [row["path"] for row in rows] == [*sorted(str(path) for path in photos.rglob("*.*")), str(broken)]
-    assert rows[-1] == {"path": str(broken), "label": None, "score": None, "top2": None, "error": rows[-1]["error"]}
+    names = sorted(path.relative_to(photos.parent).as_posix() for path in photos.rglob("*.*"))
+    assert [row["path"] for row in rows] == [*names, "broken.png"]
+    error = "cannot read the image broken.png: it is empty, broken or not an image"
+    assert rows[-1] == {"path": "broken.png", "label": None, "score": None, "top2": None, "error": error}
+    for name in ("README.md", "predictions.json"):
+        assert str(tmp_path.parent) not in (output / name).read_text()
     assert predict(model_folder, photos, "--json", "--top_k", 2) == 0
     for row, line in zip(rows, capsys.readouterr().out.splitlines()):
         predictions = json.loads(line)["predictions"]

@@ -15,6 +15,7 @@ from hf_mixer.data.images import (
     collate_images,
     count_special_images,
     decoding_threads,
+    find_image_format,
     find_images,
     open_image,
 )
@@ -109,6 +110,16 @@ def test_colors_and_ranges_that_are_not_known_are_refused():
         ImageConversion(flatten_transparency="whyte")
     with pytest.raises(ValueError, match="8 or 16 bits per channel, got values from -1 to 9"):
         ImageConversion(scale_16_bit=True)(Image.fromarray(np.array([[-1, 9]], np.int32)))
+
+
+def test_a_format_is_that_of_all_images(tmp_path):
+    sources = []
+    for format in ("PNG", "PNG", "JPEG"):
+        file = io.BytesIO()
+        Image.new("RGB", (4, 4)).save(file, format)
+        sources.append({"bytes": file.getvalue(), "path": "misnamed.bmp"})
+    assert find_image_format(Dataset.from_list([{"image": source} for source in sources])) is None
+    assert find_image_format(Dataset.from_list([{"image": source} for source in sources[:2]])) == "PNG"
 
 
 def test_special_images_are_counted(tmp_path, monkeypatch):

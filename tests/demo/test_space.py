@@ -151,6 +151,10 @@ def test_refusals_leave_everything_alone(folder, tmp_path, capsys):
         ([tmp_path, "--export-space", tmp_path / "space"], "holds no config.json"),
         ([folder, "--export-space", tmp_path / "space", "--examples", tmp_path / "full"], "holds no images"),
         ([folder, "--repo_id", "me/pets"], "--repo_id is for --export-space"),
+        (
+            [folder, "--export-space", tmp_path / "space", "--repo_id", "me/pets"],
+            "error: HF_HUB_OFFLINE is set: unset",
+        ),
     ):
         with pytest.raises(SystemExit) as stopped:
             main([str(argument) for argument in arguments])

@@ -9,6 +9,7 @@ from hf_mixer.evaluation.metrics import (
     best_thresholds,
     calibration_bins,
     compute_metrics,
+    confidence_interval,
     expected_calibration_error,
     per_class_scores,
     score_logits,
@@ -40,6 +41,17 @@ def test_scores_per_class_by_hand():
     assert bee == {"label": "bee", "num_images": 0, "accuracy": None, "precision": 0, "recall": None, "f1": 0}
     assert (cat["num_images"], cat["accuracy"], cat["precision"]) == (2, 1 / 2, 1)
     assert dog == {"label": "dog", "num_images": 0} | dict.fromkeys(("accuracy", "precision", "recall", "f1"))
+
+
+def test_interval_of_few_and_of_many_images():
+    # Of 10 images, by Wilson's formula with z = 1.96
+    assert confidence_interval(0.9, 10) == pytest.approx((0.59585, 0.98212), abs=1e-5)
+    low, high = confidence_interval(1.0, 10)
+    assert (low, high) == (pytest.approx(0.72247, abs=1e-5), pytest.approx(1))
+    low, high = confidence_interval(0.8806, 5000)
+    assert 0.8806 - low == pytest.approx(high - 0.8806, abs=1e-3) == pytest.approx(0.009, abs=1e-3)
+    of_images = {key for metrics in METRICS.values() for key, metric in metrics.items() if metric.is_mean_over_images}
+    assert of_images == {"accuracy", "top5_accuracy", "subset_accuracy"}
 
 
 def one_hot(predictions, num_labels):

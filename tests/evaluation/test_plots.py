@@ -8,7 +8,7 @@ from hf_mixer.evaluation.plots import (
     save_calibration,
     save_confused_pairs,
     save_confusion_matrix,
-    save_mistakes,
+    save_contact_sheet,
     save_per_class,
     save_regression,
 )
@@ -47,7 +47,7 @@ def test_names_in_a_confusion_matrix_are_whole_and_do_not_overlap(num_labels, ha
 def test_labels_of_any_script_are_drawn_without_warnings(labels, tmp_path):
     save_confusion_matrix(tmp_path / "matrix.png", np.eye(2, dtype=int), labels)
     save_per_class(tmp_path / "classes.png", labels, [1, 1], {"accuracy": [0, 1]})
-    save_mistakes(tmp_path / "mistakes.png", [np.zeros((8, 8, 3), np.uint8)], [tuple(labels)], "Mistakes")
+    save_contact_sheet(tmp_path / "sheet.png", {"Mistakes": [(np.zeros((8, 8, 3), np.uint8), tuple(labels))]})
 
 
 def test_confused_pairs_are_named_and_counted(tmp_path):
@@ -88,14 +88,35 @@ def test_of_many_labels_the_lowest_and_the_highest_are_shown(tmp_path):
     assert sum(bar.get_height() for bar in distribution.patches) == 120
 
 
-def test_mistakes_are_drawn_with_their_captions(tmp_path):
-    images = [np.full((6, 6, 1), 90, np.uint8), np.full((6, 6, 3), 20, np.uint8)]
-    captions = [("true: cat", "97% dog"), ("true: dog", "70% " + "x" * 100)]
-    first, second = save_mistakes(tmp_path / "mistakes.png", images, captions, "Mistakes").axes
-    assert first.get_title() == "true: cat\n97% dog"
+def test_images_are_drawn_below_their_title_and_above_their_captions(tmp_path):
+    groups = {
+        "Right": [(np.full((6, 6, 1), 90, np.uint8), ("true: cat", "97% cat"))],
+        "Wrong": [(np.full((6, 6, 3), 20, np.uint8), ("true: dog", "70% " + "x" * 100))],
+    }
+    figure = save_contact_sheet(tmp_path / "sheet.png", groups)
+    assert [part.get_suptitle() for part in figure.subfigs] == ["Right", "Wrong"]
+    first, second = figure.axes
+    assert first.get_title() == "true: cat\n97% cat"
     assert (first.images[0].get_array() == 90).all()
     assert second.images[0].get_array().shape == (6, 6, 3)
     assert "\N{HORIZONTAL ELLIPSIS}" in second.get_title()
+    bottom = 0
+    for axes, part in ((second, figure.subfigs[1]), (first, figure.subfigs[0])):
+        # From below: nothing overlaps or leaves the picture
+        for drawn in (axes.title, axes.images[0], part.texts[0]):
+            box = drawn.get_window_extent()
+            assert box.y0 >= bottom
+            bottom = box.y1
+    assert bottom <= figure.bbox.height
+
+
+def test_pixels_of_a_small_image_stay_visible(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 2, (32, 32, 3), np.uint8) * 255
+    save_contact_sheet(tmp_path / "sheet.png", {"Right": [(pixels, ("", ""))] * 8}, columns=8)
+    with Image.open(tmp_path / "sheet.png") as image:
+        columns = np.asarray(image.convert("RGB"))[60, 5:90]
+    # Each pixel is a square of the same color, and nothing between them is mixed
+    assert set(np.unique(columns)) == {0, 255}
 
 
 @pytest.mark.parametrize("num_images", [3, 3000])

@@ -16,13 +16,18 @@ OWN = {"name": "owner/photos", "config": None, "split": "test"}
 OTHER = {"name": "owner/paintings", "config": None, "split": "test"}
 
 
-def save_results(folder, dataset, pictures=("per_class.png",)):
+def save_results(folder, dataset, pictures=("per_class.png",), example=None):
     def draw(directory):
         for name in pictures:
             (directory / name).write_text(f"of {dataset['name']}")
         return list(pictures)
 
-    write_results(folder, {"dataset": dataset, "accuracy": 0.5, "versions": {"hf_mixer": "1"}}, draw)
+    def save_example(directory):
+        if example is not None:
+            (directory / example).write_text("image")
+            return {"file": example, "label": "cat"}
+
+    write_results(folder, {"dataset": dataset, "accuracy": 0.5, "versions": {"hf_mixer": "1"}}, draw, save_example)
     return folder
 
 
@@ -38,6 +43,16 @@ def test_results_and_pictures_replace_the_previous_ones(tmp_path):
         "per_class.png",
         "confused_pairs.png",
     ]
+
+
+def test_an_example_replaces_the_previous_one(tmp_path):
+    for example in ("example.jpg", "example.png"):
+        save_results(tmp_path, OWN, example=example)
+        check_replaceable(tmp_path, OWN, TRAINED_ON)
+        assert json.loads((tmp_path / "evaluation.json").read_text())["example"] == {"file": example, "label": "cat"}
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["evaluation.json", example, "per_class.png"]
+    save_results(tmp_path, OWN)
+    assert not (tmp_path / "example.png").exists()
 
 
 def test_a_drawing_that_fails_leaves_the_previous_results(tmp_path):
@@ -115,13 +130,14 @@ def test_results_of_others_cannot_name_files_to_be_removed(tmp_path):
         path.touch()
     results = json.loads((folder / "evaluation.json").read_text())
     results["pictures"] = ["../precious", "config.json", "per_class.png"]
+    results["example"] = {"file": "config.json"}
     (folder / "evaluation.json").write_text(json.dumps(results))
     save_results(folder, OWN, ["mistakes.png"])
     assert (tmp_path / "precious").exists()
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "evaluation.json", "mistakes.png"]
 
 
-@pytest.mark.parametrize("name", ["evaluation.json", "mistakes.png"])
+@pytest.mark.parametrize("name", ["evaluation.json", "mistakes.png", "example.jpg"])
 def test_files_of_others_are_never_replaced(name, tmp_path):
     (tmp_path / name).write_text('{"dataset": "mine", "versions": 3}')
     for overwrite in (False, True):

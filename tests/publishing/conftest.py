@@ -60,7 +60,7 @@ def hub(monkeypatch):
 @pytest.fixture
 def publish(hub, folder, monkeypatch, capsys):
     """Run `hf-mixer publish` here, without the process that loads the files, and return what it printed, or its one line."""
-    monkeypatch.setattr("hf_mixer.publishing.remote_code.check_remote_code", lambda source, folder: None)
+    monkeypatch.setattr("hf_mixer.publishing.remote_code.check_remote_code", lambda source, folder, task: None)
 
     def read():
         return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -15,7 +15,15 @@ from PIL import Image
 from transformers import Trainer, TrainingArguments, pipeline
 from transformers.modelcard import TrainingSummary
 
-from hf_mixer import MixerConfig, MixerForImageClassification, MixerImageProcessorPil, MixerModel, load_checkpoint
+from hf_mixer import (
+    MixerBackbone,
+    MixerConfig,
+    MixerForImageClassification,
+    MixerForMaskedImageModeling,
+    MixerImageProcessorPil,
+    MixerModel,
+    load_checkpoint,
+)
 from hf_mixer.commands import read_command
 from hf_mixer.configuration_mixer import VARIANTS
 from hf_mixer.data.images import ImageConversion
@@ -41,6 +49,7 @@ EVALUATION = {
     "dataset": {**DATASET, "split": "test", "num_images": 10000},
     **{"problem_type": "single_label_classification", "accuracy": 0.93251, "f1_macro": 0.9, "ece": 0.0312},
     **{"loss": 0.25, "ece_bins": 15},
+    "example": {"file": "example.png", "label": "plane"},
     "per_class": [
         {"label": "plane", "num_images": 4000, "accuracy": 0.95},
         {"label": "sea | lake", "num_images": 6000, "accuracy": 0.875},
@@ -55,34 +64,43 @@ PASSAGES = """
 It sorts images of 16 x 16 pixels into 3 labels and was fine-tuned from
 [timm/mixer_b16_224.goog_in21k](https://huggingface.co/timm/mixer_b16_224.goog_in21k) on
 [CIFAR-10](https://huggingface.co/datasets/uoft-cs/cifar10) (`plain_text`).
+## About this model
+## Quick start
+from huggingface_hub import hf_hub_download
+classifier = pipeline("image-classification", "me/digits-mixer", revision="v1", trust_remote_code=True)
+hf_hub_download("me/digits-mixer", "example.png", revision="v1")
+![plane](example.png)
+[{'label': '
+pin the commit that you have read
 ## Results
-| accuracy | 93.25 % |
+| accuracy | 93.25 % (92.7 to 93.7 %) |
 | macro F1 | 90.00 % |
 | expected calibration error | 3.12 % |
 | loss | 0.25 |
 Measured on 10,000 images of the split `test` of [CIFAR-10]
-from 87.50 % (`sea \\| lake`, 6,000 images) to 95.00 % (`plane`, 4,000 images)
+in brackets with 95 % intervals
+from 87.5 % (<code>sea &#124; lake</code>, 6,000 images) to 95.0 % (`plane`, 4,000 images)
 (confusion_matrix.png)
 (calibration.png)
 ## Labels
-`plane`, `sea \\| lake`, `` `quoted` ``
-## How to use it
-import hf_mixer
-trust_remote_code=True
+`plane`, <code>sea &#124; lake</code>, <code>&#96;quoted&#96;</code>
+## Features
 ## Preprocessing
 converted to RGB; resized to 16 x 16 pixels (bilinear); divided by 255; normalized with mean 0.5
 transparency is dropped
 ## Architecture
 | parameters | 8,655 |
 | patches | 2 x 2 of 8 x 8 pixels |
+| weights | float32,
 ## Training
 hf-mixer train --dataset_name uoft-cs/cifar10 --output_dir out --token ***
 | training images | 45,000 |
 | hardware | 1 x NVIDIA H200 |
 | processes | 2 |
 | duration | 2 h 3 min |
-| `learning_rate` | `0.003` |
 (training_curves.png)
+<summary>Hyperparameters</summary>
+| `learning_rate` | `0.003` |
 ## Speed
 | training | 12,346 | 1 x NVIDIA H200 |
 | evaluation | 23,457 | 1 x NVIDIA H200 |
@@ -100,7 +118,7 @@ def trained(folder):
     """The folder with everything that training and evaluation leave behind."""
     (folder / "training_run.json").write_text(json.dumps(RUN))
     (folder / "evaluation.json").write_text(json.dumps(EVALUATION))
-    for picture in ("training_curves.png", "calibration.png"):
+    for picture in ("training_curves.png", "calibration.png", "example.png"):
         Image.new("RGB", (4, 4)).save(folder / picture)
     return folder
 
@@ -145,10 +163,16 @@ def test_metadata_survives_the_hub_client(trained, tmp_path):
     assert data == {
         "library_name": "transformers",
         "pipeline_tag": "image-classification",
-        "license": "apache-2.0",
         "datasets": ["uoft-cs/cifar10"],
         "base_model": "timm/mixer_b16_224.goog_in21k",
-        "tags": ["image-classification", "vision", "mlp-mixer"],
+        "base_model_relation": "finetune",
+        "tags": ["image-classification", "vision", "mlp-mixer", "custom_code"],
+        "widget": [
+            {
+                "src": "https://huggingface.co/me/digits-mixer/resolve/v1/example.png",
+                "example_title": "plane",
+            }
+        ],
         "metrics": ["accuracy", "f1", "ece"],
         "model-index": [{"name": "digits-mixer", "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}],
     }
@@ -161,11 +185,13 @@ def test_what_was_not_measured_is_absent(folder):
     assert (
         headings
         == """
-Labels, How to use it, Preprocessing, Architecture, Limits and biases, Fine-tune it, Another resolution, Citation
-""".strip().split(", ")
+About this model, Quick start, Labels, Features, Preprocessing, Architecture, Limits and biases, Fine-tune it,
+Another resolution, Citation
+""".replace("\n", " ")
+        .strip()
+        .split(", ")
     )
-    assert "model-index" not in card.data.to_dict()
-    assert not {"datasets", "base_model", "metrics"} & card.data.to_dict().keys()
+    assert not {"model-index", "license", "datasets", "base_model", "metrics", "widget"} & card.data.to_dict().keys()
     assert ".png" not in card.text
     assert "Look at its errors" in card.text
 
@@ -174,15 +200,15 @@ def test_without_evaluation_the_metrics_of_training_count(trained):
     (trained / "evaluation.json").unlink()
     (trained / "eval_results.json").write_text('{"eval_accuracy": 0.5, "eval_loss": NaN, "eval_runtime": 3.0}')
     card = create_card(trained)
-    assert "| accuracy | 50.00 % |" in card.text
-    assert "Measured on the 5,000 validation images of the training." in card.text
+    assert "| accuracy | 50.0 % (48.6 to 51.4 %) |" in card.text
+    assert "Measured on the 5,000 validation images of the training, in brackets" in card.text
     (result,) = card.data.eval_results
     assert (result.metric_type, result.metric_value, result.dataset_split) == ("accuracy", 0.5, "validation")
 
 
 def between(text: str, heading: str) -> str:
     """Return the section of a card under a heading, as one line."""
-    return " ".join(text.split(f"\n## {heading}\n")[1].split("\n## ")[0].split())
+    return " ".join(text.split(f"\n## {heading}\n")[1].split("\n<!-- hf-mixer: ")[0].split())
 
 
 def add_results(folder, per_class: list[dict], **metrics):
@@ -207,12 +233,10 @@ def test_card_of_a_multi_label_model(tmp_path):
     assert "It tells which of 3 labels images of 16 x 16 pixels show." in " ".join(card.text.split())
     results = between(card.text, "Results")
     assert (
-        "| mean average precision | 75.00 % | | micro F1 | 50.00 % | | subset accuracy | 25.00 % | | loss | 0.1 |"
+        "| mean average precision | 75 % | | micro F1 | 50 % | | subset accuracy | 25 % (14.2 to 44.4 %) | | loss | 0.1 |"
         in results
     )
-    assert (
-        "By label the average precision goes from 50.00 % (`sea`, 20 images) to 100.00 % (`sky`, 1 image)." in results
-    )
+    assert "By label the average precision goes from 50 % (`sea`, 20 images) to 100 % (`sky`, 1 image)." in results
     assert "(per_class.png)" in results
     labels = between(card.text, "Labels")
     assert "| `sea` | 0.5 | | `sky` | 0.25 | | `sand` | 0.75 |" in labels
@@ -285,7 +309,7 @@ def test_card_says_what_was_done_to_the_data(trained):
     (trained / "training_run.json").write_text(json.dumps({**RUN, "dataset": data}))
     text = create_card(trained).text
     assert_complete(text)
-    assert "| training images by label | 20 (`sea \\| lake`) to 500 (`plane`) |" in text
+    assert "| training images by label | 20 (<code>sea &#124; lake</code>) to 500 (`plane`) |" in text
     assert "| unreadable images left out | 3 |" in text
     assert "Its training images are uneven" in between(text, "Limits and biases")
     preprocessing = between(text, "Preprocessing")
@@ -345,25 +369,91 @@ def test_own_images_are_no_data_set_of_the_hub(name, shown, trained, tmp_path, m
     assert "Look at its errors" in card.text
 
 
+@pytest.fixture
+def backbones(monkeypatch):
+    """`AutoBackbone.from_pretrained` asks the Hub for what it loads, also for a folder."""
+    monkeypatch.setattr(
+        "transformers.models.auto.auto_factory.hf_api",
+        lambda: SimpleNamespace(repo_exists=lambda name: True),
+        raising=False,
+    )
+
+
+def run_blocks(card: ModelCard, folder) -> int:
+    """Run the code of a card as if `folder` were its repository, and return how many blocks it has."""
+    blocks = code_blocks(card.text)
+    for block in blocks:
+        # A folder has no tags
+        local = block.replace("me/digits-mixer", str(folder)).replace('"v1"', '"main"').replace("=commit", '="main"')
+        exec(local, {})
+    return len(blocks)
+
+
 @pytest.mark.parametrize("problem_type", METRICS)
-def test_every_block_runs(problem_type, trained, tmp_path, monkeypatch, capsys):
+def test_every_block_runs(problem_type, trained, tmp_path, monkeypatch, capsys, backbones):
     MixerConfig.from_pretrained(trained, problem_type=problem_type).save_pretrained(trained)
-    monkeypatch.setattr("huggingface_hub.model_info", lambda repo_id: SimpleNamespace(sha="0" * 40))
+    monkeypatch.setattr("huggingface_hub.model_info", lambda repo_id, revision=None: SimpleNamespace(sha="0" * 40))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repo_id, name, revision=None: str(trained / name))
     monkeypatch.chdir(tmp_path)
     for repo_id, revision in ((None, None), ("me/digits-mixer", None), ("me/digits-mixer", "v1")):
         card = create_card(trained, repo_id, revision)
-        blocks = code_blocks(card.text)
-        assert len(blocks) == 4
-        for block in blocks:
-            assert ("revision=" in block) == (revision is not None or "model_info" in block)
-            # A folder has no tags
-            exec(
-                block.replace("me/digits-mixer", str(trained))
-                .replace('"v1"', '"main"')
-                .replace("=revision", '="main"'),
-                {},
-            )
-        assert capsys.readouterr().out.splitlines()[-1].startswith("32 ")
+        assert run_blocks(card, trained) == (5 if repo_id is None else 6)
+        output = capsys.readouterr().out.splitlines()
+        assert output[-1].startswith("32 ")
+        # What the quick start prints is what the card says, rounded
+        stated = ast.literal_eval(code_blocks(card.text, "text")[0])
+        for answer, expected in zip(ast.literal_eval(output[0]), stated, strict=True):
+            assert answer == {**expected, "score": pytest.approx(expected["score"], rel=5e-3)}
+
+
+@pytest.mark.parametrize(
+    ("model_class", "words", "task"),
+    [
+        (MixerModel, "features", "features"),
+        (MixerBackbone, "feature maps, for detection", "maps"),
+        (MixerForMaskedImageModeling, "fills in the hidden patches", "reconstruction"),
+    ],
+)
+def test_models_without_classifier_have_cards_of_their_own(model_class, words, task, trained, backbones, monkeypatch):
+    model, _ = load_checkpoint(trained, model_class)
+    model.save_pretrained(trained)
+    (trained / "evaluation.json").unlink()
+    monkeypatch.setattr("huggingface_hub.model_info", lambda repo_id, revision=None: SimpleNamespace(sha="0" * 40))
+    card = create_card(trained, "me/digits-mixer")
+    assert_complete(card.text)
+    assert words in card.text.split("## About")[0]
+    assert "abel" not in between(card.text, "Quick start") + card.text.split("## About")[0]
+    assert card.data.pipeline_tag == "image-feature-extraction"
+    assert f"| parameters | {model.num_parameters():,} |" in card.text
+    assert run_blocks(card, trained) >= 3
+    assert ("## Masked image modeling" in card.text) == (task == "reconstruction")
+
+
+def test_figures_say_which_images_they_are_from(trained):
+    dataset = {**EVALUATION["dataset"], "num_images": 5000, "image_format": "JPEG"}
+    (trained / "evaluation.json").write_text(json.dumps({**EVALUATION, "dataset": dataset}))
+    results = between(create_card(trained).text, "Results")
+    assert "Measured on 5,000 of the 10,000 images of the split `test` of [CIFAR-10]" in results
+    assert "(https://huggingface.co/datasets/uoft-cs/cifar10) (`plain_text`), JPEG-compressed" in results
+    assert "| accuracy | 93.3 % (92.5 to 93.9 %) |" in results
+
+    # The split that a training is measured on may be that of the test
+    data = {**RUN["dataset"], "eval_split": "test"}
+    run = {**RUN, "dataset": data, "hyperparameters": {"metric_for_best_model": "accuracy"}}
+    (trained / "training_run.json").write_text(json.dumps(run))
+    (trained / "evaluation.json").unlink()
+    (trained / "eval_results.json").write_text('{"eval_accuracy": 0.5}')
+    text = create_card(trained).text
+    assert "alidation" not in between(text, "Results") + between(text, "Training")
+    assert "5,000 of the 10,000 images of the split `test`" in between(text, "Results")
+    assert "The weights were chosen on these images as well" in between(text, "Results")
+
+
+def test_a_commit_is_pinned_and_a_branch_is_not(trained):
+    for revision, is_pinned in (("a" * 40, True), ("v1", False), (None, False)):
+        text = create_card(trained, "me/digits-mixer", revision).text
+        assert ("is pinned" in " ".join(text.split())) == is_pinned
+        assert ("model_info" in text) != is_pinned
 
 
 def test_the_command_of_the_card_is_one(trained, monkeypatch):
@@ -376,14 +466,13 @@ def test_the_command_of_the_card_is_one(trained, monkeypatch):
     read_command(arguments)
 
 
-def test_a_folder_without_code_is_shown_with_the_package_only(trained):
-    assert "trust_remote_code" in create_card(trained).text
-    for path in trained.glob("*_mixer.py"):
-        path.unlink()
+def test_only_what_comes_from_the_hub_needs_trust(trained):
     card = create_card(trained)
-    assert_complete(card.text)
     assert "trust_remote_code" not in card.text
-    assert "trust_remote_code" in create_card(trained, "me/digits-mixer").text
+    assert "import hf_mixer" in card.text
+    card = create_card(trained, "me/digits-mixer")
+    assert "trust_remote_code" in card.text
+    assert "import hf_mixer" not in card.text
 
 
 def test_push_to_hub_works_as_for_any_model_and_the_card_follows(hub, folder, tmp_path, monkeypatch):
@@ -400,7 +489,7 @@ def test_push_to_hub_works_as_for_any_model_and_the_card_follows(hub, folder, tm
         *("config.json", "model.safetensors", "preprocessor_config.json", "README.md", ".gitattributes")
     }
     assert pushed["model.safetensors"] == (folder / "model.safetensors").read_bytes()
-    assert 'pipeline("image-classification", "alice/pushed")' in pushed["README.md"].decode()
+    assert 'pipeline("image-classification", "alice/pushed", trust_remote_code=True)' in pushed["README.md"].decode()
     # The card that Trainer writes by itself knows the task
     arguments = TrainingArguments(tmp_path / "trained", push_to_hub=True, hub_model_id="alice/trained", report_to=[])
     trainer = Trainer(model, arguments, processing_class=processor)
@@ -415,8 +504,10 @@ def test_no_model_no_card(folder, tmp_path):
     (folder / "evaluation.json").write_text('{"accuracy": 0.9')
     with pytest.raises(ValueError, match=r"evaluation.json is not valid JSON"):
         create_card(folder)
-    MixerModel(MixerConfig.from_pretrained(folder)).save_pretrained(folder)
-    with pytest.raises(ValueError, match=r"holds no image classifier.*MixerModel"):
+    (folder / "evaluation.json").unlink()
+    settings = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(settings.replace("MixerForImageClassification", "ViTModel"))
+    with pytest.raises(ValueError, match=r"holds no Mixer: .*ViTModel.*MixerForMaskedImageModeling"):
         create_card(folder)
     MixerForImageClassification(MixerConfig.from_pretrained(folder, num_labels=0)).save_pretrained(folder)
     with pytest.raises(ValueError, match=r"holds no image classifier: the model in it has no labels"):

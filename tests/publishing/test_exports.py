@@ -122,7 +122,7 @@ def test_what_is_no_export_of_this_model_is_refused(damage, publish, hub, with_o
         "weights": "was made of other weights than those of the model",
         "labels": "has other labels than the model",
         "half": "lacks model.onnx",
-        "elsewhere": f"lies elsewhere, at {tmp_path / 'model.onnx'}",
+        "elsewhere": f"is a link to {tmp_path / 'model.onnx'}",
         "above": "lies elsewhere, at",
     }
     assert expected.get(damage, "holds no export that `hf-mixer export --format onnx` wrote") in message
@@ -151,9 +151,15 @@ def test_secrets_are_looked_for_in_exports(with_onnx, release):
         prepare_release(with_onnx, release, "alice/mixer", extras=["onnx"])
 
 
-def test_a_handler_of_your_own_goes_up_as_it_is(publish, hub, folder):
+def test_a_handler_of_your_own_goes_up_where_you_trust_it(publish, hub, folder):
     (folder / "handler.py").write_text("class EndpointHandler: ...\n")
-    publish("alice/mixer", "--with", "handler")
+    refusal = publish("alice/mixer", "--with", "handler", refused=True)
+    assert (
+        "handler.py is not the code of this version of hf_mixer: remove it, and that of this version goes up, or"
+        in refusal
+    )
+    assert hub.requests == []
+    publish("alice/mixer", "--with", "handler", "--trust-code")
     assert hub.files("alice/mixer")["handler.py"] == b"class EndpointHandler: ...\n"
     assert "## On a server" in hub.files("alice/mixer")["README.md"].decode()
 

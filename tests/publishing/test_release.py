@@ -1,12 +1,15 @@
 """What of a trained folder goes up, and what must not."""
 
 import json
+import os
 import re
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from hf_mixer.publishing import create_card, save_card
+from hf_mixer.publishing.private import refuse_private
 from hf_mixer.publishing.release import prepare_release
 from hf_mixer.utils import hide_tokens
 
@@ -56,7 +59,9 @@ def test_a_dry_run_names_what_would_go_up_and_sends_nothing(publish, hub, folder
     output = publish("alice/mixer", "--dry-run")
     assert set(re.findall(r"^ +\S+ k?B  (\S+\.\w+)", output, re.MULTILINE)) == names
     assert f"{(folder / 'model.safetensors').stat().st_size / 1000:.1f} kB  model.safetensors\n" in output
-    assert "README.md  (made anew)\n" in output
+    assert "README.md  (made from the folder)\n" in output
+    assert "names no licence" in output
+    assert 'Write it under "About this model"' in output
     assert "Stays behind: .env, checkpoint-3/, notes.py, optimizer.pt, training_args.bin\n" in output
     assert hub.requests == []
 
@@ -67,7 +72,7 @@ def test_a_dry_run_names_what_would_go_up_and_sends_nothing(publish, hub, folder
         ("model.safetensors", None, "holds no weights"),
         ("config.json", None, "holds no config.json"),
         ("config.json", "{", "not valid JSON"),
-        ("config.json", '{"architectures": ["MixerModel"]}', "push_to_hub"),
+        ("config.json", '{"architectures": ["ViTModel"]}', "holds no Mixer"),
         ("preprocessor_config.json", None, "holds no preprocessor_config.json"),
         ("preprocessor_config.json", "{}", "names no code"),
         ("resizing_mixer.py", None, "lacks resizing_mixer.py"),
@@ -75,7 +80,7 @@ def test_a_dry_run_names_what_would_go_up_and_sends_nothing(publish, hub, folder
         ("README.md", f"# Mine\n{TOKEN}", "README.md, line 2, holds a Hugging Face token"),
         ("all_results.json", "hf_alice_write", "all_results.json, line 1, holds the token in use"),
         ("all_results.json", "train.py --hub_token=mysecretpass", "holds the value of a token"),
-        ("all_results.json", "WANDB_API_KEY=" + "0a" * 20, "holds an API key"),
+        ("all_results.json", "WANDB_API_KEY=" + "0a" * 20, "holds an API key, a password or a token"),
         ("all_results.json", "https://me:mine@example.org", "holds a password in an address"),
         ("all_results.json", TOKEN.encode("utf-16"), "holds a Hugging Face token"),
     ],
@@ -100,3 +105,172 @@ def test_hidden_tokens_are_no_secrets(folder, release):
     assert "mysecretpass" not in command
     (folder / "all_results.json").write_text(json.dumps({"command": command}))
     prepare_release(folder, release, "alice/mixer")
+
+
+def make_folder(path):
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    "name", ["LICENSE", "config.json", "README.md", "mistakes.png", "modeling_mixer.py", "model.safetensors"]
+)
+@pytest.mark.parametrize(
+    ("put", "message"),
+    [
+        (
+            lambda path: path.symlink_to("/etc/passwd"),
+            "is a link to /etc/passwd, and only files of the folder itself go up",
+        ),
+        (os.mkfifo, "is a named pipe, and only files go up"),
+        (make_folder, "is a folder, and only files go up"),
+    ],
+)
+def test_what_is_no_file_of_the_folder_is_neither_opened_nor_sent(name, put, message, publish, hub, folder):
+    (folder / name).unlink(missing_ok=True)
+    put(folder / name)
+    assert f"{name} {message}" in publish("alice/mixer", "--with", "handler", refused=True)
+    assert hub.requests == []
+
+
+def test_a_folder_in_the_cache_of_the_hub_is_refused_with_the_way_out(publish, folder):
+    blob = folder.parent / "blob"
+    (folder / "config.json").rename(blob)
+    (folder / "config.json").symlink_to("../blob")
+    assert "hf download REPO_ID --local-dir FOLDER" in publish("alice/mixer", "--dry-run", refused=True)
+
+
+@pytest.mark.parametrize(
+    "shard", ["/etc/model.safetensors", "../model.safetensors", "a/model.safetensors", "passwd", 3]
+)
+def test_weights_outside_of_the_folder_are_refused(shard, publish, hub, folder):
+    (folder / "model.safetensors").rename(folder.parent / "model.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
+    message = publish("alice/mixer", refused=True)
+    assert f"names weights in {str(shard)!r}: expected .safetensors files beside it" in message
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("file", "fields", "message"),
+    [
+        ("config.json", {"auto_map": {"AutoConfig": "a/b--evil.C"}}, "takes code from another repository"),
+        (
+            "preprocessor_config.json",
+            {"auto_map": {"AutoImageProcessor": {"pil": "a/b--evil.C"}}},
+            "another repository",
+        ),
+        ("config.json", {"auto_map": {"AutoConfig": "../evil.C"}}, "elsewhere than beside it (auto_map: ../evil.C)"),
+        (
+            "preprocessor_config.json",
+            {"auto_map": {"AutoImageProcessor": ["a/b.C", None]}},
+            "elsewhere than beside it",
+        ),
+        ("config.json", {"auto_map": {"AutoConfig": "evil.C"}}, "evil.py is not the code of this version of hf_mixer"),
+        ("config.json", {"custom_pipelines": {}}, "has custom_pipelines, which can load what does not go up"),
+        ("config.json", {"configuration_files": ["config.9.json"]}, "has configuration_files"),
+    ],
+)
+def test_code_from_elsewhere_is_refused_before_anything_runs(file, fields, message, publish, hub, folder):
+    (folder / "evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w')")
+    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | fields))
+    assert message in publish("alice/mixer", "--dry-run", refused=True)
+    assert not (folder / "ran").exists()
+    assert hub.requests == []
+
+
+def test_changed_code_goes_up_only_where_it_is_trusted(publish, hub, folder):
+    code = folder / "layers_mixer.py"
+    own = code.read_bytes()
+    code.write_bytes(own.replace(b"\n", b"\r\n"))
+    publish("alice/mixer", "--dry-run")
+    code.write_bytes(own + b"# mine\n")
+    message = publish("alice/mixer", "--dry-run", refused=True)
+    assert re.search("layers_mixer.py is not the code of this version.* `save_pretrained` .*--trust-code", message)
+    publish("alice/mixer", "--trust-code")
+    assert hub.files("alice/mixer")["layers_mixer.py"] == own + b"# mine\n"
+    code.write_bytes(own + b"from ..other import x\n")
+    assert "imports ..other, which is not beside it" in publish("alice/mixer", "--trust-code", refused=True)
+
+
+KEY = "0a1b" * 10
+
+
+@pytest.mark.parametrize(
+    ("text", "is_secret"),
+    [
+        (f"aws_secret_access_key = {KEY}", True),
+        (f"AWS_SECRET_ACCESS_KEY={KEY}", True),
+        ("aws_secret_access_key = wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", True),
+        (f"WANDB_API_KEY: {KEY}", True),
+        (f'"WANDB_API_KEY": "{KEY}"', True),
+        (f'{{\\"wandb_api_key\\": \\"{KEY}\\"}}', True),
+        (f"export wandb_api_key='{KEY}'", True),
+        ("password: hunter22hunter", True),
+        ('db_password = "correct-horse"', True),
+        ("password = correcthorse", True),
+        ("client-secret: 8f14e45fceea", True),
+        (f"token: {KEY}", True),
+        ("auth_token = abcd1234efgh", True),
+        (f"Authorization: Bearer {KEY}", True),
+        ("token=YOUR_TOKEN", False),
+        ("HF_TOKEN=***", False),
+        ("HF_TOKEN=your_token_1234", False),
+        ("export HF_TOKEN=<token-of-1234>", False),
+        ('-H "Authorization: Bearer $HF_TOKEN"', False),
+        ('"pad_token": "[PAD]", "eos_token": "<|endoftext|>", "mask_token": "mask_token_1"', False),
+        ('"hub_token": null, "secret": false, "password": ""', False),
+        ('token = os.environ["HF_TOKEN"]', False),
+        ("pipeline(..., token=get_token(), hub_token=args.hub_token2)", False),
+        ('"id2label": {"0": "password", "1": "secret"}, "label2id": {"password": 0, "secret": 1}', False),
+        ('"token_mlp_dim": 256, "mask_token_id": 12345678', False),
+        ("Each token: a patch of 16x16-pixels. The secret: mixing them.", False),
+        ("password: ask whoever runs the server", False),
+        ("def login(token: str | None = None, password: Optional[str] = None):", False),
+    ],
+)
+def test_secrets_are_told_from_ordinary_text(text, is_secret, tmp_path):
+    for content in (text, f"first\n  {text},\nlast", f"{text}\r\n"):
+        (tmp_path / "NOTICE").write_text(content)
+        if is_secret:
+            with pytest.raises(ValueError, match="NOTICE, line ., holds"):
+                refuse_private(tmp_path, tmp_path)
+        else:
+            refuse_private(tmp_path, tmp_path)
+
+
+def test_no_path_user_or_host_goes_up(folder, release, monkeypatch):
+    home = Path.home()
+    run = {"command": f"hf-mixer train --train_dir {home}/photos", "base_model": f"{home}/base", "seed": 1}
+    (folder / "training_run.json").write_text(json.dumps(run))
+    (folder / "trainer_state.json").write_text(json.dumps({"best_model_checkpoint": f"{folder}/checkpoint-3"}))
+    before = (folder / "training_run.json").read_bytes()
+    prepare_release(folder, release, "alice/mixer")
+    cleaned = {"command": "hf-mixer train --train_dir photos", "base_model": "./base", "seed": 1}
+    assert json.loads((release / "training_run.json").read_text()) == cleaned
+    assert json.loads((release / "trainer_state.json").read_text()) == {"best_model_checkpoint": "checkpoint-3"}
+    assert (folder / "training_run.json").read_bytes() == before
+    assert "--train_dir photos" in (release / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (json.dumps({"log": f"{Path.home()}/x"}), "holds the path of your home folder"),
+        ("FOLDER/x", "holds the path of the folder"),
+        ("on alice-laptop.local", "holds the name of this machine"),
+    ],
+)
+def test_what_only_this_machine_knows_is_refused_but_in_the_words_of_a_person(
+    content, message, folder, release, monkeypatch
+):
+    monkeypatch.setattr("socket.gethostname", lambda: "alice-laptop")
+    content = content.replace("FOLDER", str(folder))
+    (folder / "README.md").write_text(content)
+    (release / "first").mkdir()
+    prepare_release(folder, release / "first", "alice/mixer")
+    (folder / "all_results.json").write_text(content)
+    (release / "second").mkdir()
+    with pytest.raises(
+        ValueError, match=f"all_results.json, line 1, {message}. Nothing was sent. Remove it from there."
+    ):
+        prepare_release(folder, release / "second", "alice/mixer")

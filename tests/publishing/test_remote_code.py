@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_mixer import MixerConfig
+from hf_mixer import MixerConfig, MixerForMaskedImageModeling, MixerModel, load_checkpoint
 from hf_mixer.publishing.release import prepare_release
 from hf_mixer.publishing.remote_code import check_remote_code
 
@@ -14,6 +14,15 @@ def test_code_that_predicts_something_else_is_refused(folder, release):
     changed = code.replace("self.drop_path(hidden_states) + residual", "self.drop_path(hidden_states) - residual")
     assert changed != code
     (folder / "layers_mixer.py").write_text(changed)
-    prepare_release(folder, release, "alice/mixer")
+    prepare_release(folder, release, "alice/mixer", trust_code=True)
     with pytest.raises(ValueError, match="logits differ"):
         check_remote_code(folder, release)
+
+
+@pytest.mark.parametrize("model_class", [MixerModel, MixerForMaskedImageModeling])
+def test_models_without_classifier_run_without_the_package(model_class, folder, release, publish):
+    load_checkpoint(folder, model_class)[0].save_pretrained(folder)
+    prepare_release(folder, release, "alice/mixer")
+    check_remote_code(folder, release, "image-feature-extraction")
+    assert 'extractor = pipeline("image-feature-extraction", "alice/mixer"' in publish("alice/mixer")
+    assert "leave out --with" in publish("alice/mixer", "--with", "handler", refused=True)

@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Renewing a model card that its owner may have edited.
+
+What is generated stands between marks, HTML comments that readers do not see. The last line of a card notes what was
+generated: a checksum of each section, and the metadata. So an edit is told from what is merely old: a section that nobody
+touched is renewed, and everything else stays, also what was taken out.
+"""
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+
+MARKED = "<!-- hf-mixer: {0} -->\n{1}\n<!-- hf-mixer: end of {0} -->"
+SECTION = re.compile(r"<!-- hf-mixer: ([a-z-]+) -->\n(.*?)\n<!-- hf-mixer: end of \1 -->", re.DOTALL)
+NOTES = (
+    "<!-- hf-mixer renews what stands between its marks when the model is published again, and keeps everything else. It "
+    "notes here what it wrote: {} -->"
+)
+NOTES_PATTERN = re.compile(re.escape(NOTES).replace(r"\{\}", "(.*?)") + r"\s*")
+FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\n(.*?\n)?---[ \t]*(?:\n|\Z)", re.DOTALL)
+# A key of the metadata, after the comments above it
+KEY = re.compile(r"^(?:#.*\n)*([\w-]+):", re.MULTILINE)
+# Where two versions of it differ, neither is right for both
+RESULTS = "model-index"
+UNICODE_GREATER = r"\u003e"
+
+
+class CardConflict(ValueError):
+    """A card was edited, and what would take the place of the edit differs as well. `diff` shows both."""
+
+    def __init__(self, message: str, diff: str):
+        super().__init__(message)
+        self.diff = diff
+
+
+@dataclass
+class ParsedCard:
+    """
+    A card in parts: those with a name are generated sections, the others stand between them. `notes` are empty where the
+    card does not say what was generated.
+    """
+
+    front_matter: str
+    metadata: dict[str, Any]
+    parts: list[tuple[str, str]]
+    notes: dict[str, Any]
+
+    @property
+    def sections(self) -> dict[str, str]:
+        return {name: text for name, text in self.parts if name}
+
+    def own_lines(self) -> list[str]:
+        """Return all that its owner did to the card since it was generated: lines of text, and a line for every other edit."""
+        noted = self.notes or {"metadata": {}, "sections": {}}
+        lines = [line.strip() for name, text in self.parts if not name for line in text.splitlines() if line.strip()]
+        sections = {name: digest(text) for name, text in self.sections.items()}
+        for found, known in ((sections, noted["sections"]), (note_metadata(self.metadata), noted["metadata"])):
+            changed = sorted(name for name in {*found, *known} if found.get(name) != known.get(name))
+            lines += [f"{name}: {json.dumps(found.get(name), sort_keys=True)}" for name in changed]
+        return lines
+
+    def edits(self) -> str:
+        """Return a checksum of all that its owner did to the card since it was generated."""
+        return digest(self.own_lines())
+
+
+def digest(content: Any) -> str:
+    text = content.strip() if isinstance(content, str) else json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def note_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return metadata as a card notes it: long values by their checksum."""
+    return {key: digest(value) if key == RESULTS else value for key, value in metadata.items()}
+
+
+def parse_card(text: str) -> ParsedCard:
+    """
+    Raises:
+        `ValueError`: the metadata at the top are no valid YAML.
+    """
+    text = text.removeprefix("\N{BYTE ORDER MARK}").replace("\r\n", "\n")
+    found = FRONT_MATTER.match(text)
+    front_matter, body = (found[1] or "", text[found.end() :]) if found else ("", text)
+    metadata: Any = {}
+    try:
+        # As JSON has them: dates stay text
+        metadata = json.loads(json.dumps(yaml.safe_load(front_matter) or {}, default=str))
+    except yaml.YAMLError as error:
+        metadata = " ".join(str(error).split())
+    if not isinstance(metadata, dict):
+        raise ValueError(
+            f"the metadata at the top of README.md are no valid YAML ({metadata}): mend them, or replace the card with "
+            "`hf-mixer publish --overwrite-card`"
+        )
+    notes: dict[str, Any] = {}
+    written = NOTES_PATTERN.search(body)
+    if written:
+        body = f"{body[: written.start()].rstrip()}\n{body[written.end() :]}"
+        notes = read_notes(written[1])
+    parts = []
+    position = 0
+    for match in SECTION.finditer(body):
+        parts += [("", body[position : match.start()]), (match[1], match[2])]
+        position = match.end()
+    return ParsedCard(front_matter, metadata, [*parts, ("", body[position:])], notes)
+
+
+def read_notes(text: str) -> dict[str, Any]:
+    """Return what a card notes; nothing where somebody damaged it."""
+    try:
+        notes = json.loads(text)
+    except ValueError:
+        return {}
+    return (
+        notes
+        if isinstance(notes, dict) and {"metadata", "sections", "blank", "edits", "local_edits"} <= notes.keys()
+        else {}
+    )
+
+
+def is_marked(text: str) -> bool:
+    """Whether there are generated parts in a card."""
+    return SECTION.search(text) is not None or NOTES_PATTERN.search(text) is not None
+
+
+def without_notes(text: str) -> str:
+    return NOTES_PATTERN.sub("", text).replace("\r\n", "\n").strip()
+
+
+def compose_card(card: ParsedCard, edits: str, local_edits: str) -> str:
+    """
+    Return the text of a card.
+
+    Args:
+        edits (`str`), local_edits (`str`):
+            Checksums of the owner's edits in the card that goes up, and in the one beside the model, to be noted.
+    """
+    body = "".join(MARKED.format(name, text) if name and text else text for name, text in card.parts)
+    body = re.sub(r"\n{3,}", "\n\n", body).strip()
+    # `-->` would end the comment
+    notes = json.dumps({**card.notes, "edits": edits, "local_edits": local_edits}, ensure_ascii=False)
+    return f"---\n{card.front_matter}---\n\n{body}\n\n{NOTES.format(notes.replace('>', UNICODE_GREATER))}\n"
+
+
+def sign_card(text: str) -> str:
+    """Return a card that was just generated, with the notes that it needs to be renewed."""
+    card = parse_card(text)
+    sections = {name: digest(part) for name, part in card.sections.items()}
+    card.notes = {"metadata": note_metadata(card.metadata), "sections": sections}
+    card.notes["blank"] = card.edits()
+    return compose_card(card, card.edits(), card.edits())
+
+
+def renew_card(
+    existing: str | None, generated: str, given: Collection[str] = (), overwrite: bool = False
+) -> ParsedCard:
+    """
+    Return `existing` with its generated parts as they are in `generated`, and everything else as its owner left it.
+
+    Args:
+        existing (`str`, *optional*):
+            The card, of which nothing or a part was generated.
+        generated (`str`):
+            What the card is now generated as.
+        given (`Collection[str]`, *optional*):
+            Keys of the metadata that the owner gives now, whatever the card says.
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Whether generated parts replace the owner's version of them.
+
+    Raises:
+        [`CardConflict`]: a generated part was edited, and is now generated otherwise.
+    """
+    new = parse_card(generated)
+    # What was given once is its owner's
+    noted = {key: value for key, value in new.notes["metadata"].items() if key not in given}
+    if existing is None:
+        new.notes["metadata"] = noted
+        return new
+    old = parse_card(existing)
+    known, fresh = old.notes.get("sections", {}), new.notes["sections"]
+    conflicts: list[tuple[str, str, str]] = []
+    parts: list[tuple[str, str]] = []
+    for name, text in old.parts:
+        is_edited = bool(name) and digest(text) != known.get(name)
+        if name and (not is_edited or (overwrite and name in fresh)):
+            text = new.sections.get(name, "")
+        elif is_edited and fresh.get(name, known.get(name)) not in (known.get(name), digest(text)):
+            conflicts.append((f"section {name!r}", text, new.sections[name]))
+        parts.append((name, text))
+    insert_sections(parts, new, set() if overwrite else set(known) if old.notes else set(fresh))
+    front_matter, disputed = renew_metadata(old, new, given, overwrite)
+    if disputed:
+        conflicts.append(disputed)
+    if conflicts:
+        names = ", ".join(name for name, _, _ in conflicts)
+        raise CardConflict(
+            f"the card was edited in what hf-mixer generates, and that has changed as well: {names}. Take the edit back, or "
+            "take out the marks around the section, which makes it yours, or replace it with `hf-mixer publish --overwrite-card`",
+            "\n".join(show_difference(*conflict) for conflict in conflicts),
+        )
+    kept = {name: checksum for name, checksum in known.items() if name in dict(parts) and dict(parts)[name]}
+    renewed = parse_card(f"---\n{front_matter}---\n")
+    renewed.parts = parts
+    renewed.notes = {**new.notes, "metadata": noted, "sections": {**kept, **fresh}}
+    return renewed
+
+
+def insert_sections(parts: list[tuple[str, str]], new: ParsedCard, known: set[str]) -> None:
+    """Put into `parts` the sections of `new` that are neither there nor `known`, each behind the one that it follows."""
+    position = 0
+    for name, text in new.parts:
+        if not name:
+            continue
+        places = [index for index, (other, _) in enumerate(parts) if other == name]
+        if not places and name not in known:
+            parts[position:position] = [("", "\n\n"), (name, text), ("", "\n\n")]
+            places = [position + 1]
+        position = places[-1] + 1 if places else position
+
+
+def renew_metadata(
+    old: ParsedCard, new: ParsedCard, given: Collection[str], overwrite: bool
+) -> tuple[str, tuple[str, str, str] | None]:
+    """
+    Return the metadata of a renewed card as text, in which everything that its owner set is as it was, and the results, if
+    they were edited and have changed as well.
+    """
+    known, fresh, own = old.notes.get("metadata", {}), new.notes["metadata"], note_metadata(old.metadata)
+    entries, disputed = split_entries(old), None
+    for key in {**fresh, **known}:
+        before, mine, now = known.get(key), own.get(key), fresh.get(key)
+        if mine == now or (mine != before and now == before and key not in given):
+            continue
+        if mine == before or key in given or (key == RESULTS and overwrite):
+            value = new.metadata.get(key)
+        elif isinstance(mine, list) and isinstance(now, list):
+            was = before if isinstance(before, list) else []
+            value = [item for item in mine if item in now or item not in was]
+            value += [item for item in now if item not in was and item not in mine]
+        elif key == RESULTS and mine is not None:
+            disputed = (f"metadata {key!r}", entries[key], dump(key, new.metadata[key]) if now else "")
+            continue
+        else:
+            continue
+        if value is None:
+            entries.pop(key, None)
+        else:
+            above = re.match(r"(?:#.*\n)*", entries.get(key, ""))
+            entries[key] = (above[0] if above else "") + dump(key, value)
+    return "".join(entries.values()), disputed
+
+
+def split_entries(card: ParsedCard) -> dict[str, str]:
+    """Return the text of every key of the metadata as it stands in a card, comments included, where it is written as usual."""
+    found = list(KEY.finditer(card.front_matter))
+    ends = [match.start() for match in found[1:]] + [len(card.front_matter)]
+    entries = {match[1]: card.front_matter[match.start() : end] for match, end in zip(found, ends)}
+    if entries.keys() != card.metadata.keys():
+        return {key: dump(key, value) for key, value in card.metadata.items()}
+    return entries
+
+
+def dump(key: str, value: Any) -> str:
+    return yaml.safe_dump({key: value}, sort_keys=False, allow_unicode=True)
+
+
+def choose_card(local: str | None, remote: str | None, notes: dict[str, Any], overwrite: bool = False) -> str | None:
+    """
+    Return which of two versions of a card has what its owner wrote last.
+
+    Args:
+        local (`str`, *optional*), remote (`str`, *optional*):
+            The card beside the model, and the one on the Hub.
+        notes (`dict`):
+            What was noted on the Hub when the model was published there.
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Whether the one beside the model replaces the other where both were edited.
+
+    Raises:
+        [`CardConflict`]: both were edited since, or nothing tells.
+    """
+    if local is None or remote is None or local == remote:
+        return local if remote is None else remote
+    here, there = parse_card(local), parse_card(remote)
+    # A card that came from the Hub was edited since it was there, any other one since it was last published
+    base = notes.get("edits" if notes and here.notes == notes else "local_edits")
+    if here.edits() in (there.edits(), base, here.notes.get("blank")):
+        return remote
+    if overwrite or there.edits() == notes.get("edits") == base or {*there.own_lines()} <= {*here.own_lines()}:
+        return local
+    raise CardConflict(
+        "the README.md on the Hub and the one in the folder were both edited. Bring what you want to keep into the one on the "
+        "Hub and put it into the folder, or replace it by that of the folder with `hf-mixer publish --overwrite-card`",
+        show_difference("README.md", remote, local),
+    )
+
+
+def show_difference(name: str, mine: str, other: str) -> str:
+    lines = difflib.unified_diff(mine.splitlines(), other.splitlines(), f"{name}, edited", f"{name}, new", lineterm="")
+    return "\n".join(lines)
