@@ -25,7 +25,7 @@ def find_same_model(folder: Path, repo_id: str, revision: str | None = None) -> 
 
     Raises:
         `ValueError`: the repository holds another model: other labels, or weights with other checksums.
-        `ConnectionError`, `PermissionError`, `RuntimeError`: as `clear_errors` raises them.
+        `ConnectionError`, `PermissionError`, `OSError`: as `clear_errors` raises them.
     """
     api = HfApi()
     with clear_errors(repo_id, is_upload=False):
