@@ -68,14 +68,22 @@ def find_examples(folder: Path | None) -> list[Path]:
     return examples
 
 
-def run(arguments: argparse.Namespace) -> None:
-    from huggingface_hub import HfApi
+def describe_push(directory: Path, repo_id: str | None, sdk: str, license: str | None) -> str:
+    """Say how a folder becomes a Space, and under which license."""
+    name = repo_id or "NAME"
+    none = "without a license: the card of the model names none. Add the line `license: ...` to its README.md"
+    terms = f"under the license of the model, {license}" if license else none
+    return (
+        "These commands make a Space of it, "
+        f"{terms}.\n    hf repos create {name} --repo-type space --space-sdk {sdk}\n"
+        f"    hf upload {name} {directory} --repo-type space"
+    )
 
-    from ..demo.space import export_space, write_space
-    from ..hub_errors import clear_errors
+
+def run(arguments: argparse.Namespace) -> None:
+    from ..demo.space import export_space, read_license, write_space
     from ..progress import quiet_libraries
     from ..publishing.card import read_model
-    from ..publishing.upload import find_commit
     from ..temporary_folders import temporary_folder
     from ..utils import one_line_errors
 
@@ -90,17 +98,22 @@ def run(arguments: argparse.Namespace) -> None:
                 export_page(arguments.export_page, arguments.folder, arguments.repo_id, examples)
                 print(
                     f"{arguments.export_page} is ready: `python -m http.server -d {arguments.export_page}` shows it at "
-                    "http://localhost:8000, and on the Hub it is a Space"
+                    "http://localhost:8000."
+                )
+                print(
+                    describe_push(arguments.export_page, arguments.repo_id, "static", read_license(arguments.folder))
                 )
                 return
             if arguments.export_space is not None:
                 revision = None
                 if arguments.repo_id is not None:
-                    with clear_errors(arguments.repo_id, is_upload=False):
-                        revision = find_commit(HfApi(), arguments.repo_id, arguments.revision)
+                    from ..demo.repository import find_same_model
+
+                    revision = find_same_model(arguments.folder, arguments.repo_id, arguments.revision)
                 export_space(arguments.export_space, arguments.folder, arguments.repo_id, revision, examples)
+                print(f"{arguments.export_space} is ready: `python app.py` there runs it.")
                 print(
-                    f"{arguments.export_space} is ready: `python app.py` there runs it, and on the Hub it is a Space"
+                    describe_push(arguments.export_space, arguments.repo_id, "gradio", read_license(arguments.folder))
                 )
                 return
             if importlib.util.find_spec("gradio") is None:

@@ -2,51 +2,52 @@
 """
 A demo Space: drop an image, see its labels or values and what the model looked at.
 
-`space.json` beside this file says which model to load. It needs `saliency.py` beside it, and nothing of hf_mixer.
+`space.json` beside this file says which model to load. It needs `answers.py`, `saliency.py` and `uploads.py` beside it, and
+nothing of hf_mixer.
 """
 
+import html
 import json
-import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+
+# Libraries read them when they are imported
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import gradio as gr
 import joblib
 import torch
-from PIL import Image
-from saliency import draw_saliency, is_regression, occlusion_map, read_outputs
+from answers import Demo
+from saliency import PICTURE_SIZE
+from uploads import MAX_FILE_SIZE, refuse_address
 
 from transformers import AutoModelForImageClassification
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 
-logger = logging.getLogger(__name__)
-
 HERE = Path(__file__).parent
-MAX_FILE_SIZE = "20mb"
-MAX_PIXELS = 64_000_000
+PAPER = "https://huggingface.co/papers/2105.01601"
 TOP_K = 5
-# Forward passes for the map, along each side of the image: what a Space without an accelerator does in seconds.
-MAX_WINDOWS = 8
-# What the page says by kind of model: what it does, what its answer is called, and what the colors of the map stand for
+# How long an image stays on the server, in seconds
+KEEP_UPLOADS = 3600
+# What the page says by kind of model: what it does, and what its answer is called
 TEXTS = {
-    "single_label_classification": (
-        "tells {number} labels apart",
-        "Labels",
-        "Orange: covering this part makes the first label less likely. Purple: it makes it more likely.",
-    ),
+    "single_label_classification": ("An MLP-Mixer that tells {number} labels apart.", "Labels"),
     "multi_label_classification": (
-        "tells which of {number} labels an image shows",
+        "An MLP-Mixer that tells which of {number} labels an image shows.",
         "Labels that it sees",
-        "Orange: covering this part makes the most likely label less likely. Purple: it makes it more likely.",
     ),
-    "regression": (
-        "estimates {outputs} from an image",
-        "Estimate",
-        "Orange: covering this part makes {first} smaller. Purple: it makes it larger.",
-    ),
+    "regression": ("An MLP-Mixer that estimates {names} from an image.", "Estimate"),
 }
+HEADER = """<header>
+<h1>{title}</h1>
+<p>{purpose} Give it an image, see what it makes of it and what it looked at.</p>
+<p class="quiet">{links}</p>
+</header>"""
+FONTS = ["system-ui", "sans-serif"]
 
 
 def load(settings: dict):
@@ -61,122 +62,49 @@ def load(settings: dict):
     return model.to(device), AutoImageProcessor.from_pretrained(model_id, **options)
 
 
-def refuse(message: str) -> gr.Error:
-    """Return an error that the visitor sees until it is closed."""
-    return gr.Error(message, duration=None, print_exception=False)
+def write_header(demo: Demo, settings: dict) -> str:
+    """Return the head of the page as HTML: its title, what the model does, and links to its card and the paper."""
+    text, _ = TEXTS[demo.problem_type]
+    purpose = text.format(number=f"{len(demo.names):,}", names=", ".join(demo.names))
+    name = html.escape(settings["name"])
+    if settings["revision"] is not None:
+        name = f'<a href="https://huggingface.co/{html.escape(settings["model"])}" target="_blank" rel="noopener">{name}</a>'
+    links = f'Model: {name} · Paper: <a href="{PAPER}" target="_blank" rel="noopener">MLP-Mixer</a>'
+    return HEADER.format(title=html.escape(settings["title"]), purpose=html.escape(purpose), links=links)
 
 
-def open_image(path: str) -> Image.Image:
-    """Decode an uploaded file, or raise an error that the visitor can read."""
-    limit = f"The limit is {MAX_PIXELS // 10**6} megapixels: make it smaller and try again."
-    try:
-        image = Image.open(path)
-    except Image.DecompressionBombError:
-        raise refuse(f"This image is far too large. {limit}") from None
-    except Exception:  # as below; the log has what it was, which may be no fault of the file
-        logger.warning("An upload cannot be opened", exc_info=True)
-        raise refuse("This file is no image that can be read. Try a JPEG, PNG or WebP file.") from None
-    if image.width * image.height > MAX_PIXELS:
-        megapixels = image.width * image.height / 1e6
-        raise refuse(f"This image has {megapixels:.0f} megapixels ({image.width} x {image.height}). {limit}")
-    try:
-        image.load()
-    except Exception:  # Pillow's plugins raise whatever a broken file makes them stumble over
-        logger.warning("An upload cannot be decoded", exc_info=True)
-        raise refuse("This image is damaged and cannot be read to its end.") from None
-    return image
-
-
-def warn_of_conversion(image: Image.Image, conversion: dict) -> None:
-    """Tell the visitor where an image would have been converted before the training, and is not here."""
-    color = conversion.get("flatten_transparency")
-    if color and image.has_transparency_data:
-        gr.Warning(f"The model learned from images without transparency, put on {color}. Do the same to this one.")
-    if conversion.get("scale_16_bit") and (image.mode.startswith("I") or image.mode == "F"):
-        gr.Warning("The model learned from images scaled to 8 bits. Do the same to this one, which has more.")
-
-
-class Demo:
-    """
-    The model behind the page.
-
-    Args:
-        model (`MixerForImageClassification`), processor (`MixerImageProcessor` or `MixerImageProcessorPil`):
-            The model, in evaluation mode, and its image processor.
-        conversion (`dict`, *optional*):
-            What the training did to transparent and 16-bit images, as `training_run.json` has it.
-    """
-
-    def __init__(self, model, processor, conversion: dict | None = None):
-        self.model, self.processor, self.conversion = model, processor, conversion or {}
-        config = model.config
-        self.names = [config.id2label[index] for index in range(config.num_labels)]
-        kind = config.problem_type or "single_label_classification"
-        self.problem_type = "regression" if is_regression(config) else kind
-
-    def describe(self, outputs: torch.Tensor) -> dict[str, float] | str:
-        """
-        Return what the page shows of the outputs for one image, of shape `(num_labels,)`: the scores of the labels, of
-        several at a time those that reach their thresholds, or a line of text.
-        """
-        if self.problem_type == "regression":
-            return ", ".join(f"{name}: {value:,.6g}" for name, value in zip(self.names, outputs.tolist()))
-        scores = dict(zip(self.names, outputs.exp().tolist()))
-        if self.problem_type == "single_label_classification":
-            return scores
-        thresholds = self.model.config.label_thresholds or [0.5] * len(self.names)
-        present = {name: scores[name] for name, threshold in zip(self.names, thresholds) if scores[name] >= threshold}
-        return present or "none of its labels"
-
-    def predict(self, path: str | None) -> Iterator[tuple[dict[str, float] | str | None, Image.Image | None]]:
-        """Yield what `describe` says as soon as it is known, then the same with the map."""
-        if path is None:
-            yield None, None
-            return
-        image = open_image(path)
-        warn_of_conversion(image, self.conversion)
-        try:
-            pixel_values = self.processor(image, return_tensors="pt")["pixel_values"]
-        except ValueError as error:
-            raise refuse(str(error)) from error
-        with torch.inference_mode():
-            outputs = read_outputs(self.model, pixel_values.to(self.model.device))[0]
-        answer = self.describe(outputs)
-        yield answer, None
-
-        window = -(-max(self.model.config.grid) // MAX_WINDOWS)
-        saliency = occlusion_map(self.model, pixel_values, window=window)
-        normalized = self.processor.do_normalize
-        mean, std = (self.processor.image_mean, self.processor.image_std) if normalized else (0.0, 1.0)
-        # What is smaller than that may be rounding
-        weakest = 1e-4 * abs(outputs[0].item()) if self.problem_type == "regression" else 1e-4
-        yield answer, draw_saliency(pixel_values, saliency, mean, std, weakest)
-
-
-def build(demo: Demo, title: str, examples: list[str]) -> gr.Blocks:
+def build(demo: Demo, settings: dict, examples: list[str]) -> gr.Blocks:
     """Lay out the page."""
-    words = {"number": f"{len(demo.names):,}", "outputs": ", ".join(demo.names), "first": demo.names[0]}
-    purpose, caption, colors = (text.format(**words) for text in TEXTS[demo.problem_type])
     num_shown = TOP_K if demo.problem_type == "single_label_classification" else None
-    with gr.Blocks(title=title) as page:
-        gr.Markdown(f"# {title}\nAn MLP-Mixer that {purpose}. Give it an image.")
+    with gr.Blocks(title=settings["title"], delete_cache=(KEEP_UPLOADS, KEEP_UPLOADS)) as page:
+        gr.HTML(write_header(demo, settings))
         with gr.Row():
-            with gr.Column(min_width=320):
-                upload = gr.Image(
-                    label="Image", type="filepath", image_mode=None, sources=["upload", "clipboard"], height=320
-                )
-                # `predict` opens the file and tells the visitor what is wrong with it. A subclass that overrides the method
-                # would be another component to Gradio 6.31, without a frontend.
-                upload.preprocess = lambda payload: payload.path if payload is not None else None  # type: ignore[method-assign]
+            with gr.Column(min_width=300):
+                upload = gr.Image(label="Image", sources=["upload", "clipboard"], height=380, elem_classes="upload")
                 if examples:
                     gr.Examples(examples, upload)
-            with gr.Column(min_width=320):
-                answer = gr.Label(label=caption, num_top_classes=num_shown)
-                gr.Markdown(f"**What the model looked at.** {colors} The image is drawn as the model sees it.")
-                saliency = gr.Image(
-                    label="What the model looked at", show_label=False, format="png", interactive=False, buttons=[]
+            with gr.Column(min_width=300):
+                answer = gr.Label(label=TEXTS[demo.problem_type][1], num_top_classes=num_shown, elem_classes="answer")
+                saliency = gr.ImageSlider(
+                    label="What the model looked at",
+                    format="png",
+                    interactive=False,
+                    buttons=["fullscreen"],
+                    max_height=PICTURE_SIZE,
+                    slider_position=30,
                 )
-        upload.change(demo.predict, upload, [answer, saliency], api_name="predict")
+                scale = gr.HTML()
+
+        # Labels and maps wait in lines of their own. A map ends when another image or label is chosen. Files are opened by
+        # `find_upload` alone.
+        request: dict[str, Any] = {"inputs": upload, "preprocess": False}
+        maps = {**request, "outputs": [saliency, scale], "concurrency_id": "map"}
+        predicted = upload.change(demo.predict, outputs=[answer, saliency, scale], api_name="predict", **request)
+        explained = predicted.success(demo.explain, api_name="explain", **maps)
+        chosen = answer.select(
+            demo.explain_chosen, api_visibility="private", trigger_mode="always_last", cancels=explained, **maps
+        )
+        upload.change(None, cancels=[explained, chosen])
     return page
 
 
@@ -188,10 +116,20 @@ def limit_threads() -> None:
 
 def main():
     limit_threads()
+    gr.processing_utils.async_ssrf_protected_download = refuse_address
     settings = json.loads((HERE / "space.json").read_text(encoding="utf-8"))
     examples = sorted(str(path) for path in (HERE / "examples").glob("*"))
-    page = build(Demo(*load(settings), settings["conversion"]), settings["title"], examples)
-    page.launch(max_file_size=MAX_FILE_SIZE, show_error=True, allowed_paths=[str(HERE / "examples")])
+    page = build(Demo(*load(settings), settings["conversion"]), settings, examples)
+    page.launch(
+        max_file_size=MAX_FILE_SIZE,
+        theme=gr.themes.Default(primary_hue="orange", secondary_hue="purple", font=FONTS, font_mono=FONTS),
+        css_paths=HERE / "style.css",
+        footer_links=["api", "gradio"],
+        # Nothing of a visitor is kept, and nothing leaves this machine
+        run_history=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+    )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from ..modeling_mixer import MixerForImageClassification
 from ..publishing.card import read_model, read_results
 from ..utils import check_destination, written_whole
 from .npm import NpmPackage
-from .space import APPEARANCE, copy_examples
+from .space import APPEARANCE, PUSH, copy_examples, make_title, name_model, read_license
 
 
 ASSETS = Path(__file__).with_name("browser")
@@ -61,7 +61,8 @@ any static web server will do, with HTTPS for the camera and for use without a n
 `model` holds the network as ONNX models in the layout of transformers.js; the page itself resizes images for it.
 `library` holds files of two packages from npm: {packages}. Their licenses are
 `library/LICENSE` and `LICENSE-onnxruntime-web.txt`.
-"""
+
+{push}"""
 
 
 def describe_processing(config: MixerConfig, processor: MixerImageProcessorPil) -> dict[str, Any]:
@@ -118,14 +119,14 @@ def describe_model(folder: Path, files: Path, repo_id: str | None, examples: lis
     trained_on = read_results(folder / "training_run.json").get("dataset") or {}
     sizes = {name: files / "onnx" / FILE_NAMES[dtype] for dtype, name in DTYPE_NAMES.items()}
     return {
-        "title": name_page(folder, repo_id),
+        "title": make_title(folder),
+        "name": name_model(folder, repo_id),
         "model": repo_id,
         "problem_type": problem_type_of(config),
         "labels": [config.id2label[index] for index in range(config.num_labels)],
         "thresholds": config.label_thresholds,
         "parameters": num_parameters,
         "image_size": to_pair(config.image_size),
-        "grid": config.grid,
         "processing": describe_processing(config, processor),
         "conversion": trained_on.get("image_conversion") or {},
         "files": {name: path.stat().st_size for name, path in sizes.items() if path.is_file()},
@@ -133,23 +134,21 @@ def describe_model(folder: Path, files: Path, repo_id: str | None, examples: lis
     }
 
 
-def name_page(folder: Path, repo_id: str | None) -> str:
-    return repo_id.split("/")[-1] if repo_id else folder.resolve().name
-
-
-def write_readme(page: Path, title: str, repo_id: str | None) -> None:
+def write_readme(page: Path, folder: Path, repo_id: str | None) -> None:
     """Write the card of the Space."""
     metadata = SpaceCardData(
-        title=title,
+        title=make_title(folder),
         **APPEARANCE,
         sdk="static",
+        license=read_license(folder),
         app_file="index.html",
         models=[repo_id] if repo_id else None,
         short_description="An MLP-Mixer that runs in your browser",
         custom_headers=HEADERS,
     )
     packages = " and ".join(f"`{package.name}` {package.version} ({package.license})" for package in PACKAGES)
-    text = README.format(metadata=metadata.to_yaml(), packages=packages)
+    push = PUSH.format(name=repo_id or "NAME", sdk="static")
+    text = README.format(metadata=metadata.to_yaml(), packages=packages, push=push)
     (page / "README.md").write_text(text, encoding="utf-8")
 
 
@@ -186,4 +185,4 @@ def export_page(directory: Path, folder: Path, repo_id: str | None = None, examp
         (page / "model/README.md").unlink()
         settings = describe_model(folder, page / "model", repo_id, copy_examples(page, examples))
         (page / "page.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        write_readme(page, name_page(folder, repo_id), repo_id)
+        write_readme(page, folder, repo_id)

@@ -20,7 +20,7 @@ from hf_mixer import MixerConfig, MixerImageProcessorPil, load_checkpoint
 from hf_mixer.commands.demo import main
 from hf_mixer.demo import page as page_module
 from hf_mixer.demo.page import ASSETS, PACKAGES, describe_processing, export_page
-from hf_mixer.demo.saliency import occlusion_map, read_outputs
+from hf_mixer.demo.saliency import find_windows, occlusion_map, read_outputs, spread_falls
 from tests.helpers import save_classifier
 
 
@@ -109,12 +109,9 @@ def test_page_is_complete(registry, folder, photo, tmp_path, capsys):
     assert (page / "library/LICENSE").is_file()
     assert "Copyright (c) Microsoft Corporation" in (page / "LICENSE-onnxruntime-web.txt").read_text()
     settings = json.loads((page / "page.json").read_text())
-    assert (settings["title"], settings["model"], settings["labels"]) == ("pets", "me/pets", ["cat", "dog", "owl"])
-    assert (settings["problem_type"], settings["image_size"], settings["grid"]) == (
-        "single_label_classification",
-        [32, 32],
-        [16, 16],
-    )
+    assert (settings["title"], settings["name"], settings["model"]) == ("Three kinds of images", "pets", "me/pets")
+    assert (settings["labels"], settings["image_size"]) == (["cat", "dog", "owl"], [32, 32])
+    assert settings["problem_type"] == "single_label_classification"
     assert settings["files"] == {"fp32": 40, "fp16": 20, "q8": 10}
     assert settings["examples"] == [{"file": "examples/1.jpg", "name": "my cat"}]
 
@@ -122,7 +119,7 @@ def test_page_is_complete(registry, folder, photo, tmp_path, capsys):
 def test_page_is_a_static_space(registry, folder, tmp_path):
     export_page(tmp_path / "page", folder)
     data = RepoCard.load(tmp_path / "page" / "README.md").data.to_dict()
-    assert (data["sdk"], data["app_file"], data["title"]) == ("static", "index.html", "my-mixer")
+    assert (data["sdk"], data["app_file"], data["title"]) == ("static", "index.html", "Three kinds of images")
     assert "models" not in data
     assert len(data["short_description"]) <= 60
     # Without them the model runs on one core
@@ -294,18 +291,23 @@ class RecordingModel:
 
 
 @needs_node
-def test_browser_covers_the_parts_that_the_gradio_demo_covers(tmp_path):
-    # 9 patches of 2 pixels along the longer side: windows of 2 patches, those at the border cut off
+def test_browser_makes_the_map_that_the_gradio_demo_makes(tmp_path):
+    # Parts of 6 pixels, every 3 pixels; those at the border are cut off
     model = RecordingModel(MixerConfig(image_size=(6, 18), patch_size=2, num_labels=3))
     pixel_values = torch.randn(1, 3, 6, 18, generator=torch.Generator().manual_seed(0))
-    occlusion_map(model, pixel_values, window=2)
-    expected = torch.stack(model.images[1:])
+    occlusion_map(model, pixel_values, window=6, stride=3, index=0)
+    windows = find_windows(6, 18, window=6, stride=3)
+    falls = torch.arange(len(windows)) ** 2 / 10
     program = """
 import { cover, findWindows } from "./classify.js";
+import { spreadFalls } from "./map.js";
 const values = Float32Array.from(inputs[0]);
-const result = findWindows(6, 18, [3, 9]).map((window) => [...cover(values, 6, 18, window)]);"""
-    covered = torch.tensor(run_in_node(tmp_path, program, pixel_values.flatten().tolist()))
-    torch.testing.assert_close(covered.view(-1, 3, 6, 18), expected, rtol=0, atol=1e-6)
+const windows = findWindows(6, 18);
+const result = [windows.map((window) => [...cover(values, 6, 18, window)]), [...spreadFalls(windows, inputs[1], 6, 18)]];"""
+    covered, map_ = run_in_node(tmp_path, program, pixel_values.flatten().tolist(), falls.tolist())
+    expected = torch.stack(model.images[1:])
+    torch.testing.assert_close(torch.tensor(covered).view(-1, 3, 6, 18), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(torch.tensor(map_).view(6, 18), spread_falls(falls, windows, 6, 18))
 
 
 @needs_node

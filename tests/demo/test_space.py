@@ -5,14 +5,14 @@ import os
 import re
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import HfApi, RepoCard
 
 from hf_mixer.commands.demo import main
-from hf_mixer.demo.space import GRADIO_VERSION, export_space
-from tests.helpers import REMOTE_CODE, ROOT
+from hf_mixer.demo.preview import draw_preview
+from hf_mixer.demo.space import GRADIO_VERSION, export_space, make_title
+from tests.helpers import REMOTE_CODE, ROOT, save_classifier
 
 
 NANO = ROOT / "model_cards" / "mixer-nano-cifar10"
@@ -23,7 +23,8 @@ def test_space_is_complete(space, folder, photo):
     files = {str(path.relative_to(space)) for path in space.rglob("*") if path.is_file() and path.suffix != ".pyc"}
     model = {"config.json", "model.safetensors", "preprocessor_config.json", *REMOTE_CODE}
     assert files == {
-        *("app.py", "saliency.py", "space.json", "requirements.txt", "README.md", "examples/1.jpg"),
+        *("app.py", "answers.py", "saliency.py", "uploads.py", "style.css"),
+        *("space.json", "requirements.txt", "README.md", "preview.png", "examples/1.jpg"),
         *(f"model/{name}" for name in model),
     }
     assert (space / "model/model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
@@ -33,7 +34,7 @@ def test_space_is_complete(space, folder, photo):
 def test_space_metadata(space):
     data = RepoCard.load(space / "README.md").data.to_dict()
     assert (data["sdk"], data["sdk_version"], data["app_file"]) == ("gradio", GRADIO_VERSION, "app.py")
-    assert data["title"] == "my-mixer"
+    assert data["title"] == "Three kinds of images"
     assert len(data["short_description"]) <= 60
     assert data["colorFrom"] in {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
     assert "models" not in data
@@ -46,19 +47,100 @@ def test_space_metadata(space):
     assert GRADIO_VERSION.startswith(minimum)
 
 
-def test_space_of_a_repository_runs_one_commit(folder, photo, tmp_path, monkeypatch):
-    commits = {("me/pets", "v1"): "0123456789abcdef0123456789abcdef01234567"}
-    monkeypatch.setattr(
-        HfApi, "model_info", lambda self, repo_id, revision=None: SimpleNamespace(sha=commits[repo_id, revision])
+@pytest.mark.parametrize(
+    ("number", "data", "problem_type", "title"),
+    [
+        (102, "me/flowers", "single_label_classification", "102 kinds of flowers"),
+        (1, "me/homes", None, "One value read from homes"),
+        (10, "uoft-cs/cifar10", "single_label_classification", "Ten kinds of CIFAR-10 images"),
+        (13, "photos", None, "13 kinds of images"),
+        (3, None, "multi_label_classification", "Three labels for images"),
+        (2, None, "regression", "Two values read from images"),
+    ],
+)
+def test_title_says_what_the_model_does(number, data, problem_type, title, tmp_path):
+    save_classifier(tmp_path, [f"name {index}" for index in range(number)], problem_type=problem_type)
+    if data:
+        (tmp_path / "training_run.json").write_text(json.dumps({"dataset": {"name": data}}))
+    assert make_title(tmp_path) == title
+
+
+def test_space_says_its_license_and_how_to_push_it(cifar, folder, photo, tmp_path, capsys):
+    main([str(cifar), "--export-space", str(tmp_path / "cifar"), "--examples", str(photo.parent)])
+    printed = capsys.readouterr().out
+    assert "mit" in printed
+    assert "hf repos create NAME --repo-type space --space-sdk gradio" in printed
+    assert f"hf upload NAME {tmp_path / 'cifar'} --repo-type space" in printed
+    card = RepoCard.load(tmp_path / "cifar" / "README.md")
+    assert (card.data.title, card.data.license) == ("Three kinds of CIFAR-10 images", "mit")
+    assert "hf upload NAME . --repo-type space" in card.text
+    assert "thumbnail: https://huggingface.co/spaces/NAME/resolve/main/preview.png" in card.text
+
+    main([str(folder), "--export-space", str(tmp_path / "other")])
+    assert "names none" in capsys.readouterr().out
+    assert "license" not in RepoCard.load(tmp_path / "other" / "README.md").data.to_dict()
+
+
+def test_preview_shows_the_model_at_work(cifar, photo, tmp_path):
+    title = make_title(cifar)
+    plain, shown = (draw_preview(title, cifar, example) for example in (None, photo))
+    assert plain.size == shown.size == (1200, 630)
+    # The title stands on the left of both, and the image and its map on the right of one
+    assert len(plain.crop((0, 0, 600, 630)).getcolors(10**6)) > 2
+    assert len(plain.crop((620, 55, 1140, 400)).getcolors(10**6)) < len(
+        shown.crop((620, 55, 1140, 400)).getcolors(10**6)
     )
+
+
+@pytest.fixture
+def pets(hub, folder, tmp_path, monkeypatch):
+    """A repository with the model of the folder at the tag v1, and another model after that."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN", "hf_alice_write")
+    api = HfApi()
+    api.create_repo("alice/pets")
+    names = ("*.json", "model.safetensors", "*.py")
+    commit = api.upload_folder(repo_id="alice/pets", folder_path=folder, allow_patterns=names).oid
+    api.create_tag("alice/pets", tag="v1", revision=commit)
+    other = save_classifier(tmp_path / "other", ["cat", "dog", "owl"], hidden_size=16)
+    api.upload_folder(repo_id="alice/pets", folder_path=other, allow_patterns=names)
+    renamed = save_classifier(tmp_path / "renamed", ["a", "b", "c"])
+    api.create_repo("alice/renamed")
+    api.upload_folder(repo_id="alice/renamed", folder_path=renamed, allow_patterns=names)
+    return commit
+
+
+def test_space_of_a_repository_runs_one_commit(pets, folder, photo, tmp_path):
     space = tmp_path / "new" / "space"
-    options = ["--export-space", str(space), "--repo_id", "me/pets", "--revision", "v1"]
+    options = ["--export-space", str(space), "--repo_id", "alice/pets", "--revision", "v1"]
     main([str(folder), *options, "--examples", str(photo.parent)])
     settings = json.loads((space / "space.json").read_text())
-    assert settings == {"model": "me/pets", "revision": commits["me/pets", "v1"], "title": "pets", "conversion": {}}
-    assert RepoCard.load(space / "README.md").data.to_dict()["models"] == ["me/pets"]
+    assert (settings["model"], settings["revision"], settings["name"]) == ("alice/pets", pets, "pets")
+    data = RepoCard.load(space / "README.md").data.to_dict()
+    assert data["models"] == ["alice/pets"]
+    assert data["thumbnail"] == "https://huggingface.co/spaces/alice/pets/resolve/main/preview.png"
     assert not (space / "model").exists()
     assert (space / "examples/1.jpg").is_file()
+
+
+def test_repository_with_another_model_is_refused(pets, hub, folder, tmp_path, monkeypatch):
+    def refusal(*options):
+        with pytest.raises(SystemExit) as stopped:
+            main([str(folder), "--export-space", str(tmp_path / "space"), "--repo_id", *options])
+        assert not (tmp_path / "space").exists()
+        message = str(stopped.value)
+        assert message.startswith("error: ")
+        assert "\n" not in message
+        return message
+
+    assert "model.safetensors differs" in refusal("alice/pets")
+    assert "its labels are other ones" in refusal("alice/renamed")
+    assert "alice/nothing" in refusal("alice/nothing")
+    assert "v2" in refusal("alice/pets", "--revision", "v2")
+    hub.fail("GET /api/models/alice/pets", how=503, times=100)
+    assert "503" in refusal("alice/pets", "--revision", "v1")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    assert "Hub" in refusal("alice/pets", "--revision", "v1")
 
 
 def test_refusals_leave_everything_alone(folder, tmp_path, capsys):
@@ -90,10 +172,14 @@ sys.modules["hf_mixer"] = None
 sys.path.insert(0, ".")
 import app, json
 demo = app.Demo(*app.load(json.load(open("space.json"))))
-labels, picture = list(demo.predict("examples/1.jpg"))[-1]
+import os, shutil
+upload = {"path": shutil.copy("examples/1.jpg", os.environ["GRADIO_TEMP_DIR"])}
+labels, _, _ = demo.predict(upload)
+(_, picture), _ = list(demo.explain(upload))[-1]
 print(len(labels), picture.size, type(demo.model).__module__.split(".")[0])
 """
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home")}
+    (tmp_path / "uploads").mkdir()
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "GRADIO_TEMP_DIR": str(tmp_path / "uploads")}
     result = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path / "space", env=environment, capture_output=True, text=True
     )

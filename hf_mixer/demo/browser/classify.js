@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Makes logarithms of probabilities of the outputs of a model, and covers an image part by part to see what mattered.
 
-// Parts of the image along each side of the map
-const MAX_WINDOWS = 8;
+// Parts of the image along its longer side
+const MAX_PARTS = 8;
 // Milliseconds that a batch may take, so that a new image does not wait long
 const BATCH_TIME = 200;
 const MAX_BATCH_SIZE = 16;
@@ -18,14 +18,14 @@ export function readOutputs(logits, problemType) {
   return Float32Array.from(logits, (logit) => logit - largest - Math.log(sum));
 }
 
-/** Return the parts of an image that are covered one after the other, in pixels; `grid` is its patches, as [rows, columns]. */
-export function findWindows(height, width, [rows, columns]) {
-  const patches = Math.ceil(Math.max(rows, columns) / MAX_WINDOWS);
-  const [tall, wide] = [(patches * height) / rows, (patches * width) / columns];
+/** Return the parts of an image that are covered one after the other, in pixels. They overlap by half, as in `saliency.py`. */
+export function findWindows(height, width) {
+  const stride = Math.ceil(Math.max(height, width) / MAX_PARTS);
   const windows = [];
-  for (let top = 0; top < height; top += tall) {
-    for (let left = 0; left < width; left += wide) {
-      windows.push({ top, left, bottom: Math.min(top + tall, height), right: Math.min(left + wide, width) });
+  for (let top = -stride; top < height; top += stride) {
+    for (let left = -stride; left < width; left += stride) {
+      const [bottom, right] = [Math.min(top + 2 * stride, height), Math.min(left + 2 * stride, width)];
+      windows.push({ top: Math.max(top, 0), left: Math.max(left, 0), bottom, right });
     }
   }
   return windows;

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Draws the map of what mattered: orange where covering a part weakens the answer, purple where it strengthens it.
 
-const SUPPORTING = "230, 97, 1";
-const OPPOSING = "94, 60, 153";
+const SUPPORTING = [230, 97, 1];
+const OPPOSING = [94, 60, 153];
+// Of the strongest color
+const MAX_OPACITY = 0.8;
 // The shorter side of the picture, in pixels
 const PICTURE_SIZE = 448;
 // A change of the logarithm of a probability, or of a value in proportion, that may be rounding
@@ -29,13 +31,34 @@ export function drawMap(canvas, { pixels, height, width, channels }, windows, va
   context.imageSmoothingEnabled = scale <= 4;
   context.drawImage(small, 0, 0, canvas.width, canvas.height);
 
-  const strongest = values.reduce((largest, value) => Math.max(largest, Math.abs(value)), 0);
-  windows.forEach(({ top, left, bottom, right }, index) => {
-    const strength = Math.abs(values[index]) / strongest || 0;
-    context.fillStyle = `rgba(${values[index] > 0 ? SUPPORTING : OPPOSING}, ${0.7 * strength})`;
-    const [x, y] = [Math.round(left * scale), Math.round(top * scale)];
-    context.fillRect(x, y, Math.round(right * scale) - x, Math.round(bottom * scale) - y);
+  if (!windows.length) return;
+  const map = spreadFalls(windows, values, height, width);
+  const strongest = map.reduce((largest, value) => Math.max(largest, Math.abs(value)), 0);
+  const overlay = new ImageData(width, height);
+  map.forEach((value, i) => {
+    const strength = Math.abs(value) / strongest || 0;
+    overlay.data.set([...(value > 0 ? SUPPORTING : OPPOSING), 255 * MAX_OPACITY * strength], 4 * i);
   });
+  small.getContext("2d").putImageData(overlay, 0, 0);
+  context.imageSmoothingEnabled = true;
+  context.drawImage(small, 0, 0, canvas.width, canvas.height);
+}
+
+/** Return for every pixel the mean of `falls` over the windows that it lies in, those that it is in the middle of first. */
+export function spreadFalls(windows, falls, height, width) {
+  const total = new Float32Array(height * width);
+  const weights = new Float32Array(height * width);
+  const distanceToBorder = (position, start, end) => Math.min(position - start, end - 1 - position) + 0.5;
+  windows.forEach(({ top, left, bottom, right }, index) => {
+    for (let row = top; row < bottom; row++) {
+      for (let column = left; column < right; column++) {
+        const weight = distanceToBorder(row, top, bottom) * distanceToBorder(column, left, right);
+        total[row * width + column] += falls[index] * weight;
+        weights[row * width + column] += weight;
+      }
+    }
+  });
+  return total.map((sum, i) => sum / weights[i]);
 }
 
 /** Return the values to draw of one output, without what may be rounding; `falls` are those of all outputs, by window. */

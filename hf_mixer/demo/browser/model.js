@@ -69,7 +69,7 @@ async function answer(id, file) {
   const { isTransparent, isExact } = image;
   report({ type: "answer", id, outputs: outputs[0], milliseconds, picture, isTransparent, isExact });
 
-  const windows = findWindows(height, width, settings.grid);
+  const windows = findWindows(height, width);
   const batchSize = findBatchSize(milliseconds);
   const falls = [];
   for (let start = 0; start < windows.length; start += batchSize) {

@@ -284,7 +284,7 @@ function describeModel() {
   element("model-parameters").textContent = settings.parameters.toLocaleString("en");
   const [height, width] = settings.image_size;
   element("model-input").textContent = `${width} × ${height} pixels`;
-  element("model-name").append(settings.model ? createLink(settings.model) : settings.title);
+  element("model-name").append(settings.model ? createLink(settings.model) : settings.name);
 }
 
 function createLink(model) {
