@@ -29,7 +29,10 @@ def refuse(message: str) -> gr.Error:
 
 
 async def refuse_address(*arguments, **options):
-    """Take the place of the function with which Gradio downloads what a request names by its address."""
+    """
+    Take the place of `gradio.processing_utils.async_ssrf_protected_download`, with which Gradio downloads what a request names
+    by its address. Read from Gradio 6.31, which has no switch for that; it can go as soon as there is one.
+    """
     raise refuse("This page opens no addresses: upload the image itself.")
 
 
@@ -42,9 +45,9 @@ def find_upload(payload: dict | None) -> str | None:
         return None
     folder = Path(gr.utils.get_upload_folder()).resolve()
     try:
-        file = Path(payload.get("path") or "").resolve(strict=True)
+        file = Path(payload["path"]).resolve(strict=True)
         status = file.stat()
-    except (OSError, ValueError, RuntimeError):  # there is none, or the name cannot be one
+    except (OSError, ValueError, RuntimeError, TypeError, LookupError):  # there is none, or the name cannot be one
         raise refuse("This file is not here any more: upload it again.") from None
     if not file.is_relative_to(folder) or not stat.S_ISREG(status.st_mode):
         raise refuse("This page opens only files that were uploaded through it.")
