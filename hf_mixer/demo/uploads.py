@@ -45,9 +45,9 @@ def find_upload(payload: dict | None) -> str | None:
         return None
     folder = Path(gr.utils.get_upload_folder()).resolve()
     try:
-        file = Path(payload["path"]).resolve(strict=True)
+        file = Path(payload.get("path") or "").resolve(strict=True)
         status = file.stat()
-    except (OSError, ValueError, RuntimeError, TypeError, LookupError):  # there is none, or the name cannot be one
+    except (OSError, ValueError, RuntimeError, TypeError, AttributeError):  # there is none, or the name cannot be one
         raise refuse("This file is not here any more: upload it again.") from None
     if not file.is_relative_to(folder) or not stat.S_ISREG(status.st_mode):
         raise refuse("This page opens only files that were uploaded through it.")
