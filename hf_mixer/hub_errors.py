@@ -241,7 +241,7 @@ def explain_status(status: int, reason: str, exchange: Exchange) -> Exception:
     if status == 412 and exchange.is_upload and name is not None:
         return OSError(OVERTAKEN.format(name, exchange.way_on))
     return OSError(
-        f"{f'{name}: ' if name else ''}{answer}. {exchange.run_again} If it stays so, https://status.huggingface.co may say why."
+        f"{f'{name}: ' if name else ''}{answer}{'. Nothing was sent.' if exchange.is_upload and not exchange.has_begun else ''}"
     )
 
 

@@ -274,6 +274,8 @@ class LoopbackHub:
         return self.describe_collection(slug)
 
     def describe_collection(self, slug: str):
+        if slug not in self.collections:
+            raise HubError(404, "There is no such collection")
         owner, title = slug.split("/")
         return {
             **{

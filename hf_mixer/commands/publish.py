@@ -8,8 +8,8 @@ made from them, in one commit.
 
 First the files are loaded in a process without hf_mixer, as whoever downloads
 them will, and a prediction is compared. Code in the folder that is not that of
-hf_mixer is neither run nor sent, unless --trust-code says so. Files that are not on the list stay
-behind, and the folder remains as it is.
+hf_mixer is neither run nor sent, unless --trust-code says so. Files that are
+not on the list stay behind, and the folder remains as it is.
 
 The card is made of what training and evaluation left behind. Its generated
 sections are renewed, and whatever you write around them stays, here or on the
@@ -83,7 +83,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def print_release(folder: Path, release: Path, left_out: list[str]) -> None:
+def print_release(folder: Path, release: Path, left_out: list[str], is_dry_run: bool) -> None:
     """Print the files that go up, with their sizes and where they are from if not from `folder`, and what stays behind."""
     from ..publishing.card import NO_PURPOSE
     from ..publishing.merging import parse_card
@@ -99,6 +99,8 @@ def print_release(folder: Path, release: Path, left_out: list[str]) -> None:
             origin = "  (renewed)" if (folder / name).is_file() else "  (made from the folder)"
         elif (folder / name).is_file():
             origin = ""
+        elif name == CARD_NAME:
+            origin = "  (as it is on the Hub)"
         print(f"{format_bytes(size):>10}  {name}{origin}")
     print(f"{format_bytes(sum(sizes.values())):>10}  in {len(sizes)} files")
     if left_out:
@@ -112,7 +114,12 @@ def print_release(folder: Path, release: Path, left_out: list[str]) -> None:
         print("The card has no pictures of results: `hf-mixer evaluate` would bring them into the folder.")
     card = (release / card_name).read_text(encoding="utf-8")
     if "license" not in parse_card(card).metadata:
-        print("The card names no licence, so nobody may use the model: give --license, such as --license apache-2.0.")
+        condition = (
+            "Unless your card on the Hub or that of the base model names a licence"
+            if is_dry_run
+            else "Without a licence"
+        )
+        print(f"{condition}, nobody may use the model: give --license, such as --license apache-2.0.")
     if NO_PURPOSE in card:
         print('The card does not say what the model is meant for. Write it under "About this model": it stays there.')
 
@@ -129,12 +136,23 @@ def publish_folder(arguments: argparse.Namespace, release: Path) -> None:
     from ..publishing.merging import CardConflict
     from ..publishing.release import find_model_files, prepare_release
     from ..publishing.remote_code import check_remote_code
-    from ..publishing.upload import add_to_collection, check_options, connect, fetch_cards, find_license, publish
+    from ..publishing.upload import (
+        add_to_collection,
+        check_collection,
+        check_options,
+        connect,
+        fetch_cards,
+        find_license,
+        publish,
+    )
+    from ..utils import HUB_ID, is_hub_id
 
     quiet_libraries()
     # What is wrong here is said before the Hub is asked
     validate_repo_id(arguments.repo_id)
     check_options(arguments.revision, arguments.create_pr, arguments.tag)
+    if arguments.base_model is not None and not HUB_ID.fullmatch(arguments.base_model):
+        raise ValueError(f"--base_model has to be a model on the Hub, NAMESPACE/NAME, got {arguments.base_model!r}")
     find_model_files(arguments.folder, arguments.trust_code)
     find_extra_files(arguments.folder, arguments.extras, arguments.trust_code)
     api, repo_id = None, arguments.repo_id
@@ -145,7 +163,13 @@ def publish_folder(arguments: argparse.Namespace, release: Path) -> None:
         repo_id = repo_id if "/" in repo_id else f"{user}/{repo_id}"
         with clear_errors(repo_id):
             cards = fetch_cards(api, repo_id, arguments.revision)
-            licence = licence or find_license(api, arguments.base_model or read_base_model(arguments.folder))
+        base_model = arguments.base_model or read_base_model(arguments.folder)
+        if licence is None and base_model is not None and is_hub_id(base_model):
+            with clear_errors(base_model, is_upload=False):
+                licence = find_license(api, base_model)
+        if arguments.collection:
+            with clear_errors(f"the collection {arguments.collection}", is_upload=False):
+                check_collection(api, arguments.collection)
     # A pull request goes into the branch that the card then lies on
     branch = None if (arguments.revision or "").startswith("refs/pr/") else arguments.revision
     token = arguments.token or get_token()
@@ -170,7 +194,7 @@ def publish_folder(arguments: argparse.Namespace, release: Path) -> None:
     except CardConflict as conflict:
         print(conflict.diff)
         raise
-    print_release(arguments.folder, release, left_out)
+    print_release(arguments.folder, release, left_out, arguments.dry_run)
     print("Loading these files without hf_mixer ...", flush=True)
     task = read_folder(arguments.folder)[0].task
     check_remote_code(arguments.folder, release, task)

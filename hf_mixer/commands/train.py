@@ -110,11 +110,8 @@ def keep_cards(trainer) -> None:
 
     args, folder = trainer.args, Path(trainer.args.output_dir)
     if args.push_to_hub:
-        local, remote = (
-            read_cards(folder),
-            fetch_cards(HfApi(token=args.hub_token), trainer.hub_model_id, args.hub_revision),
-        )
-        readme = choose_readme(local, remote)
+        remote = fetch_cards(HfApi(token=args.hub_token), trainer.hub_model_id, args.hub_revision)
+        readme = choose_readme(read_cards(folder), remote)
         write_cards({**remote, CARD_NAME: readme} if readme else {}, folder)
 
 
@@ -127,7 +124,7 @@ def write_card(output_dir, repo_id: str | None = None) -> None:
     try:
         path = save_card(create_card(output_dir, repo_id=repo_id), output_dir)
     except CardConflict as conflict:
-        print(f"README.md in {output_dir} stays as it is: {conflict}", flush=True)
+        print(f"{conflict.diff}\nREADME.md in {output_dir} stays as it is: {conflict}", flush=True)
         return
     if path.name != "README.md":
         print(f"README.md was written by hand and stays as it is: the model card is {path}", flush=True)

@@ -27,7 +27,7 @@ from ..modeling_mixer import (
     MixerPreTrainedModel,
 )
 from ..utils import find_home_page, is_hub_id, read_json
-from .examples import answer_example
+from .example_answer import answer_example
 from .exports import HANDLER_NAME, describe_exports
 from .merging import sign_card
 from .wording import (
@@ -149,7 +149,6 @@ def create_card(
     exports = describe_exports(release) if release else []
     example = next((file for file in EXAMPLES if (folder / file).is_file()), None) if problem_type else None
     num_images = measured_on.get("num_images")
-    intervals = [format_interval(metric, value, num_images) for metric, value in metrics]
     label = (evaluation.get("example") or {}).get("label")
     example_title = label if isinstance(label, str) else "Example"
 
@@ -175,10 +174,10 @@ def create_card(
         **describe_training(run),
         weights=describe_weights(folder),
         results=[
-            (metric.title, " ".join(filter(None, (format_metric(metric, value, num_images), interval))))
-            for (metric, value), interval in zip(metrics, intervals)
+            (metric.title, format_metric(metric, value, num_images) + format_interval(metric, value, num_images))
+            for metric, value in metrics
         ],
-        has_intervals=any(intervals),
+        has_intervals=bool(num_images) and any(metric.is_mean_over_images for metric, _ in metrics),
         measured_on=measurement,
         measured_conversion=describe_conversion(measured_on)["conversion"],
         chosen=describe_choices(run) if is_validation else "",

@@ -99,7 +99,6 @@ def prepare_release(
             `"handler"`, which is for Inference Endpoints.
         trust_code (`bool`, *optional*, defaults to `False`):
             Whether code may go up that is not that of this package.
-
         license (`str`, *optional*), base_model (`str`, *optional*):
             See `create_card`.
         given (`Collection[str]`, *optional*):

@@ -20,7 +20,6 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from ..hub_errors import OVERTAKEN, GarbledAnswerError, clear_errors
-from ..utils import is_hub_id
 from .saving import CARD_NAME, OTHER_CARD_NAME, decode_card
 
 
@@ -252,16 +251,26 @@ def find_model(api: HfApi, repo_id: str, revision: str | None) -> ModelInfo:
         return api.model_info(repo_id)
 
 
-def find_license(api: HfApi, base_model: str | None) -> str | None:
+def find_license(api: HfApi, base_model: str) -> str | None:
     """Return the licence in the card of a model on the Hub; nothing where there is no such model or it names none."""
-    if base_model is None or not is_hub_id(base_model):
-        return None
     try:
         metadata = api.model_info(base_model).card_data
     except RepositoryNotFoundError:
         return None
     licence = metadata.license if metadata is not None else None
     return licence if isinstance(licence, str) else None
+
+
+def name_collection(api: HfApi, collection: str) -> str:
+    """Return the slug in the address of a collection; a slug or a title as it is."""
+    return collection.removeprefix(f"{api.endpoint}/collections/")
+
+
+def check_collection(api: HfApi, collection: str) -> None:
+    """Ask the Hub for a collection before anything is sent, unless it is a title, of which one can be created."""
+    slug = name_collection(api, collection)
+    if "/" in slug:
+        api.get_collection(slug)
 
 
 def add_to_collection(api: HfApi, repo_id: str, collection: str, private: bool = False) -> str:
@@ -274,7 +283,7 @@ def add_to_collection(api: HfApi, repo_id: str, collection: str, private: bool =
         private (`bool`, *optional*, defaults to `False`):
             Create it as a private one.
     """
-    slug = collection.removeprefix(f"{api.endpoint}/collections/")
+    slug = name_collection(api, collection)
     if "/" not in slug:
         slug = api.create_collection(collection, private=private, exists_ok=True).slug
     api.add_collection_item(slug, item_id=repo_id, item_type="model", exists_ok=True)

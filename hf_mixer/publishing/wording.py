@@ -37,13 +37,15 @@ KNOWN_DATA = {
     "imagenet-21k": ("ImageNet-21k", r"imagenet[-_]?2[12]k|in2[12]k"),
     "digits": ("scikit-learn digits", r"^scikit-learn digits$"),
 }
-# The number of images of their splits, and the format of their files, as their authors published them
+# By the names of data sets, the number of images of their splits and the format of their files, as their authors published them
 PUBLISHED = {
-    "cifar10": ({"train": 50_000, "test": 10_000}, "PNG"),
-    "imagenet-1k": ({"train": 1_281_167, "validation": 50_000, "test": 100_000}, "JPEG"),
+    "cifar[-_]?10": ({"train": 50_000, "test": 10_000}, "PNG"),
+    "imagenet[-_]?1k": ({"train": 1_281_167, "validation": 50_000, "test": 100_000}, "JPEG"),
 }
 # Control characters, those that reorder text, and halves of characters
 INVISIBLE = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# Spaces of no width, and ends of lines
+UNSHOWN = re.compile(rf"{INVISIBLE.pattern}|[\t-\r\x85\u200b\u2028\u2029\u2060\ufeff]")
 # What might mean something in Markdown
 SPECIAL = re.compile(r"[^\w ,.-]|_")
 # By problem type: a figure of every label or output, and how a sentence on its extremes begins
@@ -197,14 +199,17 @@ def describe_training(run: dict[str, Any]) -> dict[str, Any]:
         "hardware": plain(run.get("hardware") or ""),
         "processes": str(run["num_processes"]) if (run.get("num_processes") or 1) > 1 else "",
         "duration": format_duration(run["duration_seconds"]) if run.get("duration_seconds") else "",
-        "versions": ", ".join(f"{name} {version}" for name, version in (run.get("versions") or {}).items() if version),
+        "versions": ", ".join(
+            f"{plain(name)} {plain(version)}" for name, version in (run.get("versions") or {}).items() if version
+        ),
     }
     return {
         "origin": origin if base_model or dataset.get("name") else "",
         "training": bool(run),
         "imbalance": describe_counts(counts) if is_uneven else "",
         **describe_conversion(dataset),
-        "command": hide_tokens(run.get("command") or ""),
+        # Three backticks would end the block of code
+        "command": one_line(hide_tokens(run.get("command") or "")).replace("```", "` ` `"),
         "training_facts": [(name, value) for name, value in facts.items() if value],
         "hyperparameters": [
             (code(name), code(value))
@@ -231,8 +236,9 @@ def describe_eval_split(dataset: dict[str, Any]) -> str:
 def describe_measurement(dataset: dict[str, Any]) -> str:
     """Say which images figures are from: how many of how many, and in which form where that is not the published one."""
     number, split = dataset.get("num_images"), dataset.get("split")
-    known = find_known_data(dataset.get("name"))
-    sizes, published_format = PUBLISHED.get(known[-1], ({}, "")) if known else ({}, "")
+    # A part of the data, or a version of it, has numbers of its own
+    name = (dataset.get("name") or "").split("/")[-1].lower()
+    sizes, published_format = next((facts for key, facts in PUBLISHED.items() if re.fullmatch(key, name)), ({}, ""))
     total, form = sizes.get(split or "", 0), dataset.get("image_format")
     if number and total > number:
         images = f"{number:,} of the {count(total, 'image')}"
@@ -311,14 +317,14 @@ def dataset_type(name: str) -> str:
 def refuse_control_characters(labels: Iterable[str]) -> None:
     """
     Raises:
-        `ValueError`: a label holds a character that nobody sees and that changes how, or whether, the others are shown.
+        `ValueError`: a label is empty, or holds a character that nobody sees and that changes how the others are shown.
     """
     for index, label in enumerate(labels):
-        match = INVISIBLE.search(label)
-        if match is not None:
+        match = UNSHOWN.search(label)
+        if match is not None or not label.strip():
+            reason = f"holds the character U+{ord(match[0]):04X}, which no page can show" if match else "shows nothing"
             raise ValueError(
-                f"label {index}, {label!a}, holds the control character U+{ord(match[0]):04X}, which no page can show: "
-                "rename it in `id2label` and `label2id` of config.json"
+                f"label {index}, {label!a}, {reason}: rename it in `id2label` and `label2id` of config.json"
             )
 
 
@@ -359,8 +365,7 @@ def link_dataset(dataset: dict[str, Any]) -> str:
 def format_metric(metric: Metric, value: float, num_images: int | None = None) -> str:
     """Return a figure with the digits that a number of images carries."""
     if metric.is_share:
-        digits = 2 if num_images is None else min(2, max(0, len(str(num_images)) - 3))
-        return f"{value * 100:.{digits}f} %"
+        return f"{value * 100:.{count_digits(value, num_images)}f} %"
     return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
 
 
@@ -368,9 +373,18 @@ def format_interval(metric: Metric, value: float, num_images: int | None) -> str
     """Return the 95 % interval of a figure that is the mean over images; nothing of the others."""
     if not (metric.is_mean_over_images and num_images):
         return ""
-    low, high = confidence_interval(value, num_images)
-    digits = 2 if num_images >= 100_000 else 1
-    return f"({low * 100:.{digits}f} to {high * 100:.{digits}f} %)"
+    digits = count_digits(value, num_images)
+    low, high = (f"{bound * 100:.{digits}f}" for bound in confidence_interval(value, num_images))
+    return f" ({low} to {high} %)"
+
+
+def count_digits(share: float, num_images: int | None) -> int:
+    """Return how many digits of a percentage, behind the point, a number of images carries."""
+    digits = 2 if num_images is None else min(2, max(0, len(str(num_images)) - 3))
+    # What is not all of them does not look like it
+    while digits < 2 and 0 < share < 1 and round(share * 100, digits) in (0, 100):
+        digits += 1
+    return digits
 
 
 def format_count(number: int | None) -> str:

@@ -73,7 +73,7 @@ hf_hub_download("me/digits-mixer", "example.png", revision="v1")
 [{'label': '
 pin the commit that you have read
 ## Results
-| accuracy | 93.25 % (92.7 to 93.7 %) |
+| accuracy | 93.25 % (92.74 to 93.73 %) |
 | macro F1 | 90.00 % |
 | expected calibration error | 3.12 % |
 | loss | 0.25 |
@@ -233,7 +233,7 @@ def test_card_of_a_multi_label_model(tmp_path):
     assert "It tells which of 3 labels images of 16 x 16 pixels show." in " ".join(card.text.split())
     results = between(card.text, "Results")
     assert (
-        "| mean average precision | 75 % | | micro F1 | 50 % | | subset accuracy | 25 % (14.2 to 44.4 %) | | loss | 0.1 |"
+        "| mean average precision | 75 % | | micro F1 | 50 % | | subset accuracy | 25 % (14 to 44 %) | | loss | 0.1 |"
         in results
     )
     assert "By label the average precision goes from 50 % (`sea`, 20 images) to 100 % (`sky`, 1 image)." in results
@@ -449,6 +449,34 @@ def test_figures_say_which_images_they_are_from(trained):
     assert "The weights were chosen on these images as well" in between(text, "Results")
 
 
+@pytest.mark.parametrize(
+    ("num_images", "accuracy", "shown"),
+    [
+        (162, 159 / 162, "98 % (95 to 99 %)"),
+        (999, 996 / 999, "99.7 % (99.1 to 99.9 %)"),
+        (2000, 1999 / 2000, "99.95 % (99.72 to 99.99 %)"),
+        (30, 1.0, "100 % (89 to 100 %)"),
+    ],
+)
+def test_figures_have_the_digits_that_their_images_carry(num_images, accuracy, shown, trained):
+    dataset = {"name": "acme/cifar10-hard", "split": "test", "num_images": num_images}
+    (trained / "evaluation.json").write_text(json.dumps({**EVALUATION, "dataset": dataset, "accuracy": accuracy}))
+    results = between(create_card(trained).text, "Results")
+    assert f"| accuracy | {shown} |" in results
+    # It is not the data that its name speaks of
+    assert f"Measured on {num_images:,} images of the split `test` of" in results
+
+
+def test_what_a_record_says_stays_in_its_place(trained):
+    command = "x\n```\n<!-- hf-mixer: end of training -->\n# Owned"
+    run = {**RUN, "command": command, "versions": {"a|b": "<b>\n## Owned"}}
+    (trained / "training_run.json").write_text(json.dumps(run))
+    text = create_card(trained).text
+    assert text.count("<!-- hf-mixer: end of training -->") == 1
+    assert not re.search(r"^#+ Owned", text, re.MULTILINE)
+    assert "<b>" not in text.replace("\\<b\\>", "")
+
+
 def test_a_commit_is_pinned_and_a_branch_is_not(trained):
     for revision, is_pinned in (("a" * 40, True), ("v1", False), (None, False)):
         text = create_card(trained, "me/digits-mixer", revision).text
@@ -457,7 +485,11 @@ def test_a_commit_is_pinned_and_a_branch_is_not(trained):
 
 
 def test_the_command_of_the_card_is_one(trained, monkeypatch):
-    (command,) = code_blocks(create_card(trained, "me/digits-mixer", "v1").text, "bash")[1:]
+    assert "hf-mixer train --model_name_or_path" not in create_card(trained, "me/digits-mixer", "v1").text
+    monkeypatch.setattr("hf_mixer.publishing.card.find_home_page", lambda: "https://example.org/hf_mixer")
+    text = create_card(trained, "me/digits-mixer", "v1").text
+    assert '`pip install "hf_mixer[train] @ git+https://example.org/hf_mixer"`' in text
+    (command,) = code_blocks(text, "bash")[1:]
     name, *arguments = shlex.split(command.replace("\\\n", " "))
     assert name == "hf-mixer"
     assert ["--model_revision", "v1"] == arguments[3:5]

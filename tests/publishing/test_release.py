@@ -60,7 +60,7 @@ def test_a_dry_run_names_what_would_go_up_and_sends_nothing(publish, hub, folder
     assert set(re.findall(r"^ +\S+ k?B  (\S+\.\w+)", output, re.MULTILINE)) == names
     assert f"{(folder / 'model.safetensors').stat().st_size / 1000:.1f} kB  model.safetensors\n" in output
     assert "README.md  (made from the folder)\n" in output
-    assert "names no licence" in output
+    assert "nobody may use the model: give --license" in output
     assert 'Write it under "About this model"' in output
     assert "Stays behind: .env, checkpoint-3/, notes.py, optimizer.pt, training_args.bin\n" in output
     assert hub.requests == []

@@ -158,6 +158,9 @@ def test_a_model_goes_into_a_collection(publish, hub):
     for name in ("Mixers", "Mixers", "alice/mixers-1"):
         assert f"In the collection {hub.endpoint}/collections/alice/mixers-1" in publish("mixer", "--collection", name)
     assert hub.collections == {"alice/mixers-1": ["alice/mixer"]}
+    message = publish("other", "--collection", "alice/none-1", refused=True)
+    assert message == "error: the collection alice/none-1: the Hub answered 404 (There is no such collection)"
+    assert "alice/other" not in hub.repos
 
 
 def test_branch_tag_and_pull_request(publish, hub, on_hub, folder):
@@ -419,7 +422,7 @@ def test_a_label_that_no_page_can_show_stops_all(publish, hub, folder):
     config = folder / "config.json"
     config.write_text(config.read_text().replace("plane", "pl\\u0000ane"))
     message = publish("alice/mixer", refused=True)
-    assert message.startswith(r"error: label 0, 'pl\x00ane', holds the control character U+0000")
+    assert message.startswith(r"error: label 0, 'pl\x00ane', holds the character U+0000")
     assert not hub.requests
 
 
