@@ -110,7 +110,7 @@ def print_release(folder: Path, release: Path, left_out: list[str]) -> None:
         print(f"Images of the data are in {', '.join(pictures)}: remove what is not for others from the folder.")
     if "evaluation.json" not in sizes:
         print("The card has no pictures of results: `hf-mixer evaluate` would bring them into the folder.")
-    card = (release / card_name).read_text(encoding="utf-8")
+    card = (release / card_name).read_text(encoding="utf-8", errors="replace")
     if "license" not in parse_card(card).metadata:
         print("The card names no licence, so nobody may use the model: give --license, such as --license apache-2.0.")
     if NO_PURPOSE in card:

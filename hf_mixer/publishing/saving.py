@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from .merging import choose_card, compose_card, is_marked, parse_card, renew_card, without_notes
+from .merging import choose_card, compose_card, is_bare, is_marked, parse_card, renew_card, without_notes
 
 
 CARD_NAME = "README.md"
@@ -61,8 +61,8 @@ def merge_cards(
     # What the folder has brought is noted, so that the same is not brought again
     is_news = readme != remote.get(CARD_NAME)
     local_edits = parse_card(local.get(CARD_NAME, generated)).edits()
-    if readme is None or is_marked(readme) or overwrite:
-        existing = readme if readme and is_marked(readme) else None
+    if readme is None or is_marked(readme) or is_bare(readme) or overwrite:
+        existing = readme if readme and (is_marked(readme) or is_bare(readme)) else None
         card = renew_card(existing, generated, given, overwrite)
         text = compose_card(card, card.edits(), local_edits)
         return {CARD_NAME: text if is_news else keep_same(existing, text)}

@@ -179,9 +179,13 @@ def validate_card(api: HfApi, folder: Path) -> None:
     as soon as transformers 5.17, which needs huggingface_hub 1, is no longer supported.
 
     Raises:
-        `ValueError`: the Hub would refuse the card.
+        `ValueError`: the card is no UTF-8, or the Hub would refuse it.
     """
-    body = {"content": (folder / CARD_NAME).read_text(encoding="utf-8"), "repoType": "model"}
+    try:
+        content = (folder / CARD_NAME).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{CARD_NAME} is no UTF-8 text ({error}): save it as UTF-8. Nothing was sent.") from None
+    body = {"content": content, "repoType": "model"}
     response = get_session().post(
         f"{api.endpoint}/api/validate-yaml", json=body, headers=build_hf_headers(token=api.token)
     )
