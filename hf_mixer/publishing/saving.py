@@ -73,8 +73,11 @@ def merge_cards(
 
 
 def keep_same(existing: str | None, renewed: str) -> str:
-    """Return a renewed card, or the existing one where nothing but the notes would change."""
-    return existing if existing is not None and without_notes(existing) == without_notes(renewed) else renewed
+    """Return a renewed card, or the existing one where nothing would change but the notes on what its owner did."""
+    if existing is None or without_notes(existing) != without_notes(renewed):
+        return renewed
+    old, new = parse_card(existing).notes, parse_card(renewed).notes
+    return existing if all(old.get(key) == new[key] for key in ("metadata", "sections")) else renewed
 
 
 def choose_readme(local: Mapping[str, str], remote: Mapping[str, str], overwrite: bool = False) -> str | None:

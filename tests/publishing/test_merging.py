@@ -139,6 +139,9 @@ def test_an_edit_of_what_changes_as_well_is_shown_and_refused(edit):
     assert "Mine." in replaced
     # Where nothing new was generated, there is no contradiction
     assert "99" in publish(generate(88), remote=card)
+    # Once the edit is what is generated, it is none
+    agreed = publish(generate(99), remote=card)
+    assert "99" not in shown(publish(generate(90), remote=agreed))
 
 
 def test_a_section_without_its_marks_is_its_owners():
