@@ -129,12 +129,16 @@ def publish_folder(arguments: argparse.Namespace, release: Path) -> None:
     from ..publishing.merging import CardConflict
     from ..publishing.release import find_model_files, prepare_release
     from ..publishing.remote_code import check_remote_code
+    from ..publishing.saving import find_base_model, read_cards
     from ..publishing.upload import add_to_collection, check_options, connect, fetch_cards, find_license, publish
+    from ..utils import is_hub_id
 
     quiet_libraries()
     # What is wrong here is said before the Hub is asked
     validate_repo_id(arguments.repo_id)
     check_options(arguments.revision, arguments.create_pr, arguments.tag)
+    if arguments.base_model and not is_hub_id(arguments.base_model):
+        raise ValueError(f"--base_model {arguments.base_model!r} is no model on the Hub: expected OWNER/NAME")
     find_model_files(arguments.folder, arguments.trust_code)
     find_extra_files(arguments.folder, arguments.extras, arguments.trust_code)
     api, repo_id = None, arguments.repo_id
@@ -145,7 +149,9 @@ def publish_folder(arguments: argparse.Namespace, release: Path) -> None:
         repo_id = repo_id if "/" in repo_id else f"{user}/{repo_id}"
         with clear_errors(repo_id):
             cards = fetch_cards(api, repo_id, arguments.revision)
-            licence = licence or find_license(api, arguments.base_model or read_base_model(arguments.folder))
+            own_cards = [*cards.values(), *read_cards(arguments.folder).values()]
+            base_model = arguments.base_model or find_base_model(own_cards) or read_base_model(arguments.folder)
+            licence = licence or find_license(api, base_model)
     # A pull request goes into the branch that the card then lies on
     branch = None if (arguments.revision or "").startswith("refs/pr/") else arguments.revision
     token = arguments.token or get_token()

@@ -2,7 +2,7 @@
 """Where a model card is written, and what becomes of the one that is there."""
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from huggingface_hub import ModelCard
@@ -24,6 +24,15 @@ def read_cards(folder: Path) -> dict[str, str]:
 def decode_card(content: bytes) -> str:
     # What is no UTF-8 is no card of ours, and survives
     return content.decode("utf-8", errors="surrogateescape")
+
+
+def find_base_model(cards: Iterable[str]) -> str | None:
+    """Return the model that this one descends from, where the owner of a card set it."""
+    for card in map(parse_card, filter(is_sound, cards)):
+        base_model = card.metadata.get("base_model")
+        if isinstance(base_model, str) and base_model != card.notes.get("metadata", {}).get("base_model"):
+            return base_model
+    return None
 
 
 def write_cards(cards: Mapping[str, str], folder: Path) -> None:

@@ -277,11 +277,22 @@ def add_to_collection(api: HfApi, repo_id: str, collection: str, private: bool =
             The address of a collection, its slug, or the title of one of the user's, which is created where there is none.
         private (`bool`, *optional*, defaults to `False`):
             Create it as a private one.
+
+    Raises:
+        `PermissionError`: there is no such collection, or the token may not change it.
     """
-    slug = collection.removeprefix(f"{api.endpoint}/collections/")
-    if "/" not in slug:
-        slug = api.create_collection(collection, private=private, exists_ok=True).slug
-    api.add_collection_item(slug, item_id=repo_id, item_type="model", exists_ok=True)
+    slug = re.sub(r"^https?://[^/]+/collections/|[?#].*", "", collection).rstrip("/")
+    try:
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", slug):
+            slug = api.create_collection(collection, private=private, exists_ok=True).slug
+        api.add_collection_item(slug, item_id=repo_id, item_type="model", exists_ok=True)
+    except HfHubHTTPError as error:
+        if error.response.status_code not in (403, 404):
+            raise
+        raise PermissionError(
+            f"the model is published, but there is no collection {collection!r}, or the token may not add to it "
+            f"({error.server_message}): give the address of one of yours, or a title, under which one is made"
+        ) from None
     return f"{api.endpoint}/collections/{slug}"
 
 
