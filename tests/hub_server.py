@@ -259,7 +259,7 @@ class LoopbackHub:
     def create_collection(self, user, body: dict):
         if user is None or body["namespace"] != user[0]:
             raise HubError(403, "You cannot create a collection there")
-        slug = f"{user[0]}/{body['title'].lower()}-1"
+        slug = f"{user[0]}/{re.sub('[^a-z0-9]+', '-', body['title'].lower())}-1"
         if slug in self.collections:
             return 409, {"error": "It exists already", "slug": slug}
         self.collections[slug] = []

@@ -112,7 +112,7 @@ def print_release(folder: Path, release: Path, left_out: list[str], is_dry_run: 
         print(f"Images of the data are in {', '.join(pictures)}: remove what is not for others from the folder.")
     if "evaluation.json" not in sizes:
         print("The card has no pictures of results: `hf-mixer evaluate` would bring them into the folder.")
-    card = (release / card_name).read_text(encoding="utf-8")
+    card = (release / card_name).read_text(encoding="utf-8", errors="replace")
     if "license" not in parse_card(card).metadata:
         condition = (
             "Unless your card on the Hub or that of the base model names a licence"
@@ -136,6 +136,7 @@ def publish_folder(arguments: argparse.Namespace, release: Path) -> None:
     from ..publishing.merging import CardConflict
     from ..publishing.release import find_model_files, prepare_release
     from ..publishing.remote_code import check_remote_code
+    from ..publishing.saving import find_base_model, read_cards
     from ..publishing.upload import (
         add_to_collection,
         check_collection,
@@ -145,14 +146,14 @@ def publish_folder(arguments: argparse.Namespace, release: Path) -> None:
         find_license,
         publish,
     )
-    from ..utils import HUB_ID, is_hub_id
+    from ..utils import is_hub_id
 
     quiet_libraries()
     # What is wrong here is said before the Hub is asked
     validate_repo_id(arguments.repo_id)
     check_options(arguments.revision, arguments.create_pr, arguments.tag)
-    if arguments.base_model is not None and not HUB_ID.fullmatch(arguments.base_model):
-        raise ValueError(f"--base_model has to be a model on the Hub, NAMESPACE/NAME, got {arguments.base_model!r}")
+    if arguments.base_model and not is_hub_id(arguments.base_model):
+        raise ValueError(f"--base_model {arguments.base_model!r} is no model on the Hub: expected OWNER/NAME")
     find_model_files(arguments.folder, arguments.trust_code)
     find_extra_files(arguments.folder, arguments.extras, arguments.trust_code)
     api, repo_id = None, arguments.repo_id
@@ -163,7 +164,8 @@ def publish_folder(arguments: argparse.Namespace, release: Path) -> None:
         repo_id = repo_id if "/" in repo_id else f"{user}/{repo_id}"
         with clear_errors(repo_id):
             cards = fetch_cards(api, repo_id, arguments.revision)
-        base_model = arguments.base_model or read_base_model(arguments.folder)
+        own_cards = [*cards.values(), *read_cards(arguments.folder).values()]
+        base_model = arguments.base_model or find_base_model(own_cards) or read_base_model(arguments.folder)
         if licence is None and base_model is not None and is_hub_id(base_model):
             with clear_errors(base_model, is_upload=False):
                 licence = find_license(api, base_model)

@@ -3,8 +3,8 @@
 Renewing a model card that its owner may have edited.
 
 What is generated stands between marks, HTML comments that readers do not see. The last line of a card notes what was
-generated: a checksum of each section, and the metadata. So an edit is told from what is merely old: a section that nobody
-touched is renewed, and everything else stays, also what was taken out.
+generated: a checksum of each section, the metadata, and checksums of what its owner had added. So an edit is told from what
+is merely old: a section that nobody touched is renewed, and everything else stays, also what was taken out.
 """
 
 import difflib
@@ -24,10 +24,10 @@ NOTES = (
     "<!-- hf-mixer renews what stands between its marks when the model is published again, and keeps everything else. It "
     "notes here what it wrote: {} -->"
 )
-NOTES_PATTERN = re.compile(re.escape(NOTES).replace(r"\{\}", "(.*?)") + r"\s*")
+NOTES_PATTERN = re.compile(r"\s*" + re.escape(NOTES).replace(r"\{\}", "(.*?)") + r"\s*")
 FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\n(.*?\n)?---[ \t]*(?:\n|\Z)", re.DOTALL)
-# A key of the metadata, after the comments above it
-KEY = re.compile(r"^(?:#.*\n)*([\w-]+):", re.MULTILINE)
+# Comments and blank lines above a key of the metadata, or at their end
+COMMENTS = re.compile(r"(?:^(?:#.*|[ \t]*)\n)*\Z", re.MULTILINE)
 # Where two versions of it differ, neither is right for both
 RESULTS = "model-index"
 UNICODE_GREATER = r"\u003e"
@@ -57,24 +57,33 @@ class ParsedCard:
     def sections(self) -> dict[str, str]:
         return {name: text for name, text in self.parts if name}
 
-    def own_lines(self) -> list[str]:
-        """Return all that its owner did to the card since it was generated: lines of text, and a line for every other edit."""
+    def edits(self) -> list[str]:
+        """
+        Return checksums of all that its owner did to the card since it was generated: of lines of text, of comments,
+        and of a line for every other edit.
+        """
         noted = self.notes or {"metadata": {}, "sections": {}}
-        lines = [line.strip() for name, text in self.parts if not name for line in text.splitlines() if line.strip()]
-        sections = {name: digest(text) for name, text in self.sections.items()}
-        for found, known in ((sections, noted["sections"]), (note_metadata(self.metadata), noted["metadata"])):
-            changed = sorted(name for name in {*found, *known} if found.get(name) != known.get(name))
-            lines += [f"{name}: {json.dumps(found.get(name), sort_keys=True)}" for name in changed]
-        return lines
-
-    def edits(self) -> str:
-        """Return a checksum of all that its owner did to the card since it was generated."""
-        return digest(self.own_lines())
+        lines = [line for line in self.front_matter.splitlines() if line.startswith("#")]
+        lines += [line.rstrip() for name, text in self.parts if not name for line in text.splitlines() if line.strip()]
+        sections, metadata = noted["sections"], note_metadata(self.metadata)
+        lines += [
+            f"{name}: {digest(text)}" for name, text in self.parts if name and digest(text) != sections.get(name)
+        ]
+        lines += [f"{name}: taken out" for name in sections if name not in self.sections]
+        present = [name for name in self.sections if name in sections]
+        if present != [name for name in sections if name in self.sections]:
+            lines.append(f"order: {', '.join(present)}")
+        changed = [
+            key for key in sorted({*metadata, *noted["metadata"]}) if metadata.get(key) != noted["metadata"].get(key)
+        ]
+        lines += [f"{key}: {json.dumps(metadata.get(key), sort_keys=True)}" for key in changed]
+        # In a list, since indentation counts
+        return [digest([line])[:8] for line in lines]
 
 
 def digest(content: Any) -> str:
     text = content.strip() if isinstance(content, str) else json.dumps(content, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def note_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
@@ -90,21 +99,11 @@ def parse_card(text: str) -> ParsedCard:
     text = text.removeprefix("\N{BYTE ORDER MARK}").replace("\r\n", "\n")
     found = FRONT_MATTER.match(text)
     front_matter, body = (found[1] or "", text[found.end() :]) if found else ("", text)
-    metadata: Any = {}
-    try:
-        # As JSON has them: dates stay text
-        metadata = json.loads(json.dumps(yaml.safe_load(front_matter) or {}, default=str))
-    except yaml.YAMLError as error:
-        metadata = " ".join(str(error).split())
-    if not isinstance(metadata, dict):
-        raise ValueError(
-            f"the metadata at the top of README.md are no valid YAML ({metadata}): mend them, or replace the card with "
-            "`hf-mixer publish --overwrite-card`"
-        )
+    metadata = read_metadata(front_matter)
     notes: dict[str, Any] = {}
     written = NOTES_PATTERN.search(body)
     if written:
-        body = f"{body[: written.start()].rstrip()}\n{body[written.end() :]}"
+        body = NOTES_PATTERN.sub("\n\n", body)
         notes = read_notes(written[1])
     parts = []
     position = 0
@@ -112,6 +111,31 @@ def parse_card(text: str) -> ParsedCard:
         parts += [("", body[position : match.start()]), (match[1], match[2])]
         position = match.end()
     return ParsedCard(front_matter, metadata, [*parts, ("", body[position:])], notes)
+
+
+def read_metadata(front_matter: str) -> dict[str, Any]:
+    """
+    Return metadata as JSON has them: dates are text.
+
+    Raises:
+        `ValueError`: they are no valid YAML.
+    """
+    metadata: Any = {}
+    try:
+        metadata = json.loads(json.dumps(yaml.safe_load(front_matter) or {}, default=str))
+        root = yaml.compose(front_matter, Loader=yaml.SafeLoader)
+        if isinstance(root, yaml.MappingNode):
+            keys = [key.value for key, _ in root.value]
+            repeated = [key for key in keys if keys.count(key) > 1]
+            metadata = f"{repeated[0]} stands there twice" if repeated else metadata
+    except (yaml.YAMLError, ValueError, TypeError) as error:  # the last two for dates and keys that do not exist
+        metadata = " ".join(str(error).split())
+    if not isinstance(metadata, dict):
+        raise ValueError(
+            f"the metadata at the top of README.md are no valid YAML ({metadata}): mend them, or replace the card with "
+            "`hf-mixer publish --overwrite-card`"
+        )
+    return metadata
 
 
 def read_notes(text: str) -> dict[str, Any]:
@@ -132,20 +156,27 @@ def is_marked(text: str) -> bool:
     return SECTION.search(text) is not None or NOTES_PATTERN.search(text) is not None
 
 
+def is_bare(text: str) -> bool:
+    """Whether a card is metadata and nothing else, as the Hub writes it where a licence is chosen for a new repository."""
+    card = parse_card(text)
+    return bool(card.metadata) and not card.notes and not any(part.strip() for _, part in card.parts)
+
+
 def without_notes(text: str) -> str:
     return NOTES_PATTERN.sub("", text).replace("\r\n", "\n").strip()
 
 
-def compose_card(card: ParsedCard, edits: str, local_edits: str) -> str:
+def compose_card(card: ParsedCard, edits: list[str], local_edits: list[str]) -> str:
     """
     Return the text of a card.
 
     Args:
-        edits (`str`), local_edits (`str`):
+        edits (`list[str]`), local_edits (`list[str]`):
             Checksums of the owner's edits in the card that goes up, and in the one beside the model, to be noted.
     """
-    body = "".join(MARKED.format(name, text) if name and text else text for name, text in card.parts)
-    body = re.sub(r"\n{3,}", "\n\n", body).strip()
+    body = "\n\n".join(
+        MARKED.format(name, text) if name else text.strip("\n") for name, text in card.parts if text.strip()
+    )
     # `-->` would end the comment
     notes = json.dumps({**card.notes, "edits": edits, "local_edits": local_edits}, ensure_ascii=False)
     return f"---\n{card.front_matter}---\n\n{body}\n\n{NOTES.format(notes.replace('>', UNICODE_GREATER))}\n"
@@ -196,6 +227,8 @@ def renew_card(
         elif is_edited and fresh.get(name, known.get(name)) not in (known.get(name), digest(text)):
             conflicts.append((f"section {name!r}", text, new.sections[name]))
         parts.append((name, text))
+    if is_bare(existing):
+        parts = list(new.parts)
     insert_sections(parts, new, set() if overwrite else set(known) if old.notes else set(fresh))
     front_matter, disputed = renew_metadata(old, new, given, overwrite)
     if disputed:
@@ -222,8 +255,8 @@ def insert_sections(parts: list[tuple[str, str]], new: ParsedCard, known: set[st
             continue
         places = [index for index, (other, _) in enumerate(parts) if other == name]
         if not places and name not in known:
-            parts[position:position] = [("", "\n\n"), (name, text), ("", "\n\n")]
-            places = [position + 1]
+            parts.insert(position, (name, text))
+            places = [position]
         position = places[-1] + 1 if places else position
 
 
@@ -235,42 +268,55 @@ def renew_metadata(
     they were edited and have changed as well.
     """
     known, fresh, own = old.notes.get("metadata", {}), new.notes["metadata"], note_metadata(old.metadata)
-    entries, disputed = split_entries(old), None
+    changes: dict[str, Any] = {}
+    disputed = None
     for key in {**fresh, **known}:
         before, mine, now = known.get(key), own.get(key), fresh.get(key)
         if mine == now or (mine != before and now == before and key not in given):
             continue
         if mine == before or key in given or (key == RESULTS and overwrite):
-            value = new.metadata.get(key)
+            changes[key] = new.metadata.get(key)
         elif isinstance(mine, list) and isinstance(now, list):
             was = before if isinstance(before, list) else []
-            value = [item for item in mine if item in now or item not in was]
-            value += [item for item in now if item not in was and item not in mine]
+            changes[key] = [item for item in mine if item in now or item not in was]
+            changes[key] += [item for item in now if item not in was and item not in mine]
         elif key == RESULTS and mine is not None:
-            disputed = (f"metadata {key!r}", entries[key], dump(key, new.metadata[key]) if now else "")
-            continue
-        else:
-            continue
-        if value is None:
-            entries.pop(key, None)
-        else:
-            above = re.match(r"(?:#.*\n)*", entries.get(key, ""))
-            entries[key] = (above[0] if above else "") + dump(key, value)
-    return "".join(entries.values()), disputed
+            disputed = (
+                f"metadata {key!r}",
+                dump({key: old.metadata[key]}),
+                dump({key: new.metadata[key]}) if now else "",
+            )
+    return change_metadata(old, changes), disputed
 
 
-def split_entries(card: ParsedCard) -> dict[str, str]:
-    """Return the text of every key of the metadata as it stands in a card, comments included, where it is written as usual."""
-    found = list(KEY.finditer(card.front_matter))
-    ends = [match.start() for match in found[1:]] + [len(card.front_matter)]
-    entries = {match[1]: card.front_matter[match.start() : end] for match, end in zip(found, ends)}
-    if entries.keys() != card.metadata.keys():
-        return {key: dump(key, value) for key, value in card.metadata.items()}
-    return entries
+def change_metadata(card: ParsedCard, changes: dict[str, Any]) -> str:
+    """
+    Return the metadata of a card as text with other values, those that are None left out. Whatever does not change stays
+    as it is written, and so do comments.
+    """
+    if not changes:
+        return card.front_matter
+    text, root = card.front_matter, yaml.compose(card.front_matter, Loader=yaml.SafeLoader)
+    places = [key.start_mark.index for key, _ in root.value] if root else []
+    starts = [found.start() for place in [*places, len(text)] if (found := COMMENTS.search(text, 0, place))]
+    entries = {
+        key: (text[start:place], text[place:end])
+        for key, start, place, end in zip(card.metadata, starts, places, starts[1:])
+    }
+    for key, value in changes.items():
+        entries[key] = entries.get(key, ("", ""))[0], "" if value is None else dump({key: value})
+    changed = text[: starts[0]] + "".join(above + entry for above, entry in entries.values()) + text[starts[-1] :]
+    metadata = {key: value for key, value in {**card.metadata, **changes}.items() if changes.get(key, "") is not None}
+    try:
+        is_right = read_metadata(changed) == metadata
+    except ValueError:
+        is_right = False
+    # What spans several keys, such as braces around them all, has to be written anew
+    return changed if is_right else dump(metadata)
 
 
-def dump(key: str, value: Any) -> str:
-    return yaml.safe_dump({key: value}, sort_keys=False, allow_unicode=True)
+def dump(metadata: dict[str, Any]) -> str:
+    return yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
 
 
 def choose_card(local: str | None, remote: str | None, notes: dict[str, Any], overwrite: bool = False) -> str | None:
@@ -295,7 +341,11 @@ def choose_card(local: str | None, remote: str | None, notes: dict[str, Any], ov
     base = notes.get("edits" if notes and here.notes == notes else "local_edits")
     if here.edits() in (there.edits(), base, here.notes.get("blank")):
         return remote
-    if overwrite or there.edits() == notes.get("edits") == base or {*there.own_lines()} <= {*here.own_lines()}:
+    if overwrite or there.edits() == notes.get("edits") == base:
+        return local
+    # So does one that has all that was written on the Hub, and nothing that was taken out there
+    mine, theirs = {*here.edits()}, {*there.edits()}
+    if theirs <= mine and mine.isdisjoint({*notes.get("edits", [])} - theirs):
         return local
     raise CardConflict(
         "the README.md on the Hub and the one in the folder were both edited. Bring what you want to keep into the one on the "

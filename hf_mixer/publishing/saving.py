@@ -2,12 +2,12 @@
 """Where a model card is written, and what becomes of the one that is there."""
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from .merging import choose_card, compose_card, is_marked, parse_card, renew_card, without_notes
+from .merging import choose_card, compose_card, is_bare, is_marked, parse_card, renew_card, without_notes
 
 
 CARD_NAME = "README.md"
@@ -24,6 +24,15 @@ def read_cards(folder: Path) -> dict[str, str]:
 def decode_card(content: bytes) -> str:
     # What is no UTF-8 is no card of ours, and survives
     return content.decode("utf-8", errors="surrogateescape")
+
+
+def find_base_model(cards: Iterable[str]) -> str | None:
+    """Return the model that this one descends from, where the owner of a card set it."""
+    for card in map(parse_card, filter(is_sound, cards)):
+        base_model = card.metadata.get("base_model")
+        if isinstance(base_model, str) and base_model != card.notes.get("metadata", {}).get("base_model"):
+            return base_model
+    return None
 
 
 def write_cards(cards: Mapping[str, str], folder: Path) -> None:
@@ -61,8 +70,8 @@ def merge_cards(
     # What the folder has brought is noted, so that the same is not brought again
     is_news = readme != remote.get(CARD_NAME)
     local_edits = parse_card(local.get(CARD_NAME, generated)).edits()
-    if readme is None or is_marked(readme) or overwrite:
-        existing = readme if readme and is_marked(readme) else None
+    if readme is None or is_marked(readme) or is_bare(readme) or overwrite:
+        existing = readme if readme and (is_marked(readme) or is_bare(readme)) else None
         card = renew_card(existing, generated, given, overwrite)
         text = compose_card(card, card.edits(), local_edits)
         return {CARD_NAME: text if is_news else keep_same(existing, text)}
@@ -73,8 +82,11 @@ def merge_cards(
 
 
 def keep_same(existing: str | None, renewed: str) -> str:
-    """Return a renewed card, or the existing one where nothing but the notes would change."""
-    return existing if existing is not None and without_notes(existing) == without_notes(renewed) else renewed
+    """Return a renewed card, or the existing one where nothing would change but the notes on what its owner did."""
+    if existing is None or without_notes(existing) != without_notes(renewed):
+        return renewed
+    old, new = parse_card(existing).notes, parse_card(renewed).notes
+    return existing if all(old.get(key) == new[key] for key in ("metadata", "sections")) else renewed
 
 
 def choose_readme(local: Mapping[str, str], remote: Mapping[str, str], overwrite: bool = False) -> str | None:

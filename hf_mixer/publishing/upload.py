@@ -178,9 +178,13 @@ def validate_card(api: HfApi, folder: Path) -> None:
     as soon as transformers 5.17, which needs huggingface_hub 1, is no longer supported.
 
     Raises:
-        `ValueError`: the Hub would refuse the card.
+        `ValueError`: the card is no UTF-8, or the Hub would refuse it.
     """
-    body = {"content": (folder / CARD_NAME).read_text(encoding="utf-8"), "repoType": "model"}
+    try:
+        content = (folder / CARD_NAME).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{CARD_NAME} is no UTF-8 text ({error}): save it as UTF-8. Nothing was sent.") from None
+    body = {"content": content, "repoType": "model"}
     response = get_session().post(
         f"{api.endpoint}/api/validate-yaml", json=body, headers=build_hf_headers(token=api.token)
     )
@@ -261,15 +265,16 @@ def find_license(api: HfApi, base_model: str) -> str | None:
     return licence if isinstance(licence, str) else None
 
 
-def name_collection(api: HfApi, collection: str) -> str:
-    """Return the slug in the address of a collection; a slug or a title as it is."""
-    return collection.removeprefix(f"{api.endpoint}/collections/")
+def name_collection(collection: str) -> str | None:
+    """Return the slug of a collection that is given by it or by its address; nothing for a title."""
+    slug = re.sub(r"^https?://[^/]+/collections/|[?#].*", "", collection).rstrip("/")
+    return slug if re.fullmatch(r"[\w.-]+/[\w.-]+", slug) else None
 
 
 def check_collection(api: HfApi, collection: str) -> None:
-    """Ask the Hub for a collection before anything is sent, unless it is a title, of which one can be created."""
-    slug = name_collection(api, collection)
-    if "/" in slug:
+    """Ask the Hub for a collection before anything is sent, unless it is a title, under which one can be created."""
+    slug = name_collection(collection)
+    if slug is not None:
         api.get_collection(slug)
 
 
@@ -282,11 +287,22 @@ def add_to_collection(api: HfApi, repo_id: str, collection: str, private: bool =
             The address of a collection, its slug, or the title of one of the user's, which is created where there is none.
         private (`bool`, *optional*, defaults to `False`):
             Create it as a private one.
+
+    Raises:
+        `PermissionError`: the token may not change the collection.
     """
-    slug = name_collection(api, collection)
-    if "/" not in slug:
-        slug = api.create_collection(collection, private=private, exists_ok=True).slug
-    api.add_collection_item(slug, item_id=repo_id, item_type="model", exists_ok=True)
+    slug = name_collection(collection)
+    try:
+        if slug is None:
+            slug = api.create_collection(collection, private=private, exists_ok=True).slug
+        api.add_collection_item(slug, item_id=repo_id, item_type="model", exists_ok=True)
+    except HfHubHTTPError as error:
+        if error.response.status_code != 403:
+            raise
+        raise PermissionError(
+            f"the model is published, but there is no collection {collection!r}, or the token may not add to it "
+            f"({error.server_message}): give the address of one of yours, or a title, under which one is made"
+        ) from None
     return f"{api.endpoint}/collections/{slug}"
 
 

@@ -74,6 +74,15 @@ def test_a_card_that_nobody_edited_is_made_anew():
             "Written in Windows.",
         ),
         (lambda card: "\ufeff" + card.replace("Nothing yet.", "With a mark."), "With a mark."),
+        (replace("Nothing yet.", "```python\nimport os\n\n\n\nos.fork()\n```"), "import os\n\n\n\nos.fork()"),
+        (lambda card: append("One.")(card) + "Two.\n", "One.\n\nTwo."),
+        (replace("tags:", "# docs\n\n'license': mit  # by hand\ntags:"), "# docs\n\n'license': mit  # by hand\n"),
+        (replace("tags:", "# of the cat\ntags:"), "# of the cat\ntags:"),
+        (lambda card: card + card[card.index("<!-- hf-mixer renews") :] + "Pasted twice.", "Pasted twice."),
+        (
+            lambda card: card + "<!-- hf-mixer: limits -->\n## Limits\n\nMine.\n<!-- hf-mixer: end of limits -->",
+            "\nMine.\n",
+        ),
     ],
 )
 @pytest.mark.parametrize("place", ["local", "remote"])
@@ -130,6 +139,9 @@ def test_an_edit_of_what_changes_as_well_is_shown_and_refused(edit):
     assert "Mine." in replaced
     # Where nothing new was generated, there is no contradiction
     assert "99" in publish(generate(88), remote=card)
+    # Once the edit is what is generated, it is none
+    agreed = publish(generate(99), remote=card)
+    assert "99" not in shown(publish(generate(90), remote=agreed))
 
 
 def test_a_section_without_its_marks_is_its_owners():
@@ -175,6 +187,15 @@ def test_of_two_versions_the_one_that_was_edited_last_counts():
         copy = remote.replace("and theirs.", "and theirs.\n\nOne more.")
         assert "One more." in publish(generate(90), local=copy, remote=remote)
     assert "changed" in publish(generate(90), local=published.replace("Mine.", "changed"), remote=published)
+    # What was taken out on the Hub does not come back with an older copy
+    with pytest.raises(CardConflict):
+        publish(generate(90), local=append("One more.")(published), remote=published.replace("Mine.", ""))
+    # Other indentation, and another order, are edits as well
+    assert "  Mine." in publish(generate(90), local=local.replace("Mine.", "  Mine."), remote=published)
+    limits = published[published.index("<!-- hf-mixer: limits") :].partition("end of limits -->")
+    moved = cut(published, "limits").replace("## About", f"{limits[0]}{limits[1]}\n\n## About")
+    card = publish(generate(90), local=moved, remote=published)
+    assert card.index("Many.") < card.index("## About")
     # A folder that was trained anew has nothing to say
     assert "Theirs." in publish(generate(90), local=generate(90), remote=theirs(generate(88)))
     with pytest.raises(CardConflict):
@@ -199,7 +220,16 @@ def test_a_readme_of_which_nothing_was_generated_stays_with_the_card_beside_it()
     assert shown(publish(generate(90), local=mine[CARD_NAME], overwrite=True)) == shown(generate(90))
 
 
-@pytest.mark.parametrize("front_matter", ["license: [mit", "- mit", "a: {b: c"])
+def test_a_card_of_metadata_alone_is_filled():
+    """As the Hub writes it where a licence is chosen for a new repository."""
+    card = publish(generate(88), remote="---\nlicense: mit\n---\n")
+    assert metadata_of(card) == {**metadata_of(generate(88)), "license": "mit"}
+    assert shown(card).partition("\n---\n")[2] == shown(generate(88)).partition("\n---\n")[2]
+
+
+@pytest.mark.parametrize(
+    "front_matter", ["license: [mit", "- mit", "a: {b: c", "day: 2024-13-45", "license: mit\nlicense: apache-2.0"]
+)
 def test_damaged_metadata_are_named(front_matter):
     card = f"---\n{front_matter}\n---\n" + generate(88).partition("---\n\n")[2]
     with pytest.raises(ValueError, match="the metadata at the top of README.md"):

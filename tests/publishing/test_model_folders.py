@@ -18,7 +18,8 @@ from safetensors import safe_open
 from transformers import pipeline
 
 from hf_mixer.publishing import create_card
-from hf_mixer.publishing.saving import merge_cards, read_cards
+from hf_mixer.publishing.merging import parse_card
+from hf_mixer.publishing.saving import CARD_NAME, merge_cards, read_cards
 from tests.helpers import REMOTE_CODE, ROOT
 
 
@@ -38,7 +39,10 @@ def test_folder_is_complete_without_code_and_answers_in_float32(folder, monkeypa
     # The examples in the card name the folder from the root of the repository
     monkeypatch.chdir(ROOT)
     cards = read_cards(folder)
-    assert merge_cards(str(create_card(Path("model_cards") / folder.name)), {}, cards) == cards
+    card = str(create_card(Path("model_cards") / folder.name))
+    assert merge_cards(card, {}, cards) == cards
+    # Nobody edited them, a formatter included, or the model could not be published
+    assert parse_card(cards[CARD_NAME]).sections == parse_card(card).sections
 
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
     classifier = pipeline("image-classification", str(folder))

@@ -154,10 +154,28 @@ def test_the_licence_is_given_or_that_of_the_base_model_or_none(publish, hub, fo
     assert licence() == "bsd"
 
 
+def test_a_base_model_that_was_given_once_stays_with_its_licence(publish, hub):
+    api = huggingface_hub.HfApi(token="hf_alice_write")
+    api.create_repo("alice/base")
+    api.upload_file(path_or_fileobj=b"---\nlicense: mit\n---\n", path_in_repo="README.md", repo_id="alice/base")
+    for options in (["--base_model", "alice/base"], []):
+        publish("alice/mixer", *options)
+        data = huggingface_hub.ModelCard(hub.files("alice/mixer")["README.md"].decode()).data
+        assert (data.base_model, data.license) == ("alice/base", "mit")
+    assert "expected OWNER/NAME" in publish("alice/mixer", "--base_model", "./base", refused=True)
+
+
+def test_a_card_that_is_no_utf_8_is_refused(publish, folder):
+    (folder / "README.md").write_bytes("# F\u00fcr Katzen".encode("latin-1"))
+    assert "save it as UTF-8. Nothing was sent." in publish("alice/mixer", refused=True)
+
+
 def test_a_model_goes_into_a_collection(publish, hub):
-    for name in ("Mixers", "Mixers", "alice/mixers-1"):
-        assert f"In the collection {hub.endpoint}/collections/alice/mixers-1" in publish("mixer", "--collection", name)
-    assert hub.collections == {"alice/mixers-1": ["alice/mixer"]}
+    address = "https://huggingface.co/collections/alice/all-mixers-1/"
+    for name in ("All / mixers", "All / mixers", "alice/all-mixers-1", address):
+        output = publish("mixer", "--collection", name)
+        assert f"In the collection {hub.endpoint}/collections/alice/all-mixers-1" in output
+    assert hub.collections == {"alice/all-mixers-1": ["alice/mixer"]}
     message = publish("other", "--collection", "alice/none-1", refused=True)
     assert message == "error: the collection alice/none-1: the Hub answered 404 (There is no such collection)"
     assert "alice/other" not in hub.repos
