@@ -9,6 +9,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
@@ -188,18 +190,18 @@ def find_model_files(folder: Path, trust_code: bool = False) -> dict[str, Path]:
 
     Raises:
         `ValueError`: the folder lacks something, or holds another model, links, labels that cannot be shown, or code that is
-            not that of this package.
+            not that of this package, or its weights are too small for the model.
     """
     if folder.is_dir():
         for name in FORBIDDEN_FILES:
             if os.path.lexists(folder / name):
-                raise ValueError(f"{folder / name} can load what does not go up: remove it")
+                raise ValueError(f"{folder / name} can load what does not go up, or replaces what does: remove it")
         entries = [path.name for path in folder.iterdir()]
         refuse_unusual_files(folder, [name for name in entries if name in OPENED or name.endswith(OPENED_SUFFIXES)])
     if (folder / CONFIG_NAME).is_file() and (folder / IMAGE_PROCESSOR_NAME).is_file():
         check_settings(folder)
         check_own_folder(folder)
-    _, config, _ = read_folder(folder)
+    kind, config, _ = read_folder(folder)
     refuse_control_characters(label_names(config))
     names = [CONFIG_NAME, IMAGE_PROCESSOR_NAME]
     if (folder / SAFE_WEIGHTS_NAME).is_file():
@@ -213,6 +215,14 @@ def find_model_files(folder: Path, trust_code: bool = False) -> dict[str, Path]:
     missing = sorted(name for name, source in files.items() if not source.is_file())
     if missing:
         raise ValueError(f"{folder} lacks {', '.join(missing)}, which other files of it refer to")
+    size = sum(source.stat().st_size for name, source in files.items() if name.endswith(WEIGHTS_SUFFIX))
+    with torch.device("meta"):  # without memory for any weights
+        num_parameters = kind.model_class(config).num_parameters()
+    if num_parameters > size:
+        raise ValueError(
+            f"{folder / CONFIG_NAME} describes a model of {num_parameters:,} parameters, and the weights beside it have "
+            f"{size:,} bytes: save the model again"
+        )
     return files
 
 
