@@ -24,10 +24,11 @@ MAX_BYTES = 100_000_000
 # The largest picture, as all pixels of an example are read
 MAX_PIXELS = 50_000_000
 FORMATS = {".png": "PNG", ".jpg": "JPEG"}
-# What the file of an example says besides its pixels and is of no use to others than programs that show them: all else
-# may say where, when and by whom it was taken
-HARMLESS = {"jfif", "jfif_version", "jfif_unit", "jfif_density", "progressive", "progression", "adobe", "adobe_transform"}
-HARMLESS |= {"APP0", "APP14", "dpi", "gamma", "srgb", "chromaticity", "transparency", "interlace"}
+# What PIL finds in a picture of pixels alone. All else may say where, when and by whom it was taken.
+HARMLESS = set(
+    "jfif jfif_version jfif_unit jfif_density progressive progression adobe adobe_transform APP0 APP14".split()
+    + "dpi gamma srgb chromaticity transparency interlace".split()
+)
 # By them transformers reads or runs what does not go up, from this machine or another repository
 FORBIDDEN_FIELDS = re.compile(
     "configuration_files|custom_pipelines|transformers_weights|_?(attn|experts)_implementation"
@@ -96,7 +97,9 @@ def check_picture(path: Path) -> None:
     except Image.DecompressionBombError:
         num_pixels = math.inf
     if num_pixels > MAX_PIXELS:
-        raise ValueError(f"{path} has more than {MAX_PIXELS:,} pixels, too many to go up: remove it, or make it smaller")
+        raise ValueError(
+            f"{path} has more than {MAX_PIXELS:,} pixels, too many to go up: remove it, or make it smaller"
+        )
     if found:
         raise ValueError(
             f"{path} has more in it than its pixels ({', '.join(sorted(found))}), which may say where and by whom it was "

@@ -7,7 +7,6 @@ import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,7 +15,6 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_I
 
 from ..checkpoints.loading import check_own_folder
 from ..evaluation.results import EXAMPLES
-from ..local_paths import without_paths
 from ..utils import read_json
 from .card import PICTURES, create_card, read_folder
 from .exports import HANDLER_NAME, REQUIREMENTS_NAME, find_extra_files, write_extras
@@ -30,6 +28,7 @@ from .foreign import (
     refuse_unusual_files,
 )
 from .private import refuse_private
+from .records import read_results
 from .saving import CARD_NAME, OTHER_CARD_NAME, merge_cards, read_cards, write_cards
 from .wording import label_names, refuse_control_characters
 
@@ -49,16 +48,6 @@ OPTIONAL_FILES = (
 )
 # Those of them that name paths
 RECORDS = ("training_run.json", "trainer_state.json", "evaluation.json", CONFIG_NAME)
-# What the card takes them to hold
-RECORD_TYPES: dict[str, Any] = {
-    **dict.fromkeys(("dataset", "hyperparameters", "versions", "class_counts", "image_conversion"), dict),
-    **dict.fromkeys(("command", "base_model", "teacher_model", "hardware", "name", "config", "split"), str),
-    **dict.fromkeys(("train_split", "eval_split"), str),
-    **dict.fromkeys(
-        ("duration_seconds", "num_train_images", "num_eval_images", "num_images", "num_processes"), int | float
-    ),
-    "per_class": list,
-}
 # What is opened of a folder, beside all files that are called like this
 OPENED = (*OPTIONAL_FILES, CARD_NAME, OTHER_CARD_NAME, HANDLER_NAME, REQUIREMENTS_NAME)
 OPENED_SUFFIXES = (".json", ".py", WEIGHTS_SUFFIX)
@@ -126,9 +115,6 @@ def prepare_release(
         )
     sources |= {name: folder / name for name in OPTIONAL_FILES if (folder / name).is_file()}
     sources |= find_extra_files(folder, extras, trust_code)
-    for name in RECORDS[:-1]:
-        if name in sources:
-            check_types(sources[name])
     for name, source in sources.items():
         (directory / name).parent.mkdir(exist_ok=True, parents=True)
         put(source, directory / name)
@@ -140,30 +126,11 @@ def prepare_release(
     return list_left_out(folder, {*sources, CARD_NAME, OTHER_CARD_NAME})
 
 
-def check_types(path: Path) -> None:
-    """
-    Raises:
-        `ValueError`: a record of a run holds something of another type than this package writes.
-    """
-    record = read_json(path)
-    dataset = record.get("dataset")
-    for key, value in [*record.items(), *(dataset.items() if isinstance(dataset, dict) else ())]:
-        entries = value if key == "per_class" and isinstance(value, list) else ()
-        if value is not None and not isinstance(value, RECORD_TYPES.get(key, object)):
-            raise ValueError(
-                f"{path} holds {key} of another type than hf-mixer writes it: write it again, or remove it"
-            )
-        if not all(isinstance(entry, dict) for entry in entries):
-            raise ValueError(
-                f"{path} holds {key} with other entries than hf-mixer writes: write it again, or remove it"
-            )
-
-
 def put(source: Path, destination: Path) -> None:
     """Put a file where it goes up from: a link to it, or what it says without local paths."""
-    record = read_json(source) if source.name in RECORDS else {}
-    if without_paths(record) != record:
-        destination.write_text(json.dumps(without_paths(record), indent=2) + "\n", encoding="utf-8")
+    record = read_results(source) if source.name in RECORDS else {}
+    if record and record != read_json(source):
+        destination.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         return
     try:
         destination.symlink_to(source.resolve())

@@ -229,7 +229,11 @@ def save_huge_picture(path):
 @pytest.mark.parametrize(
     ("name", "save", "message"),
     [
-        ("example.jpg", save_with_place, r"has more in it than its pixels \(APP1, exif\).*`hf-mixer evaluate` saves another"),
+        (
+            "example.jpg",
+            save_with_place,
+            r"has more in it than its pixels \(APP1, exif\).*`hf-mixer evaluate` saves another",
+        ),
         ("example.png", save_with_place, "has more in it than its pixels"),
         ("example.jpg", save_with_comment, "has more in it than its pixels"),
         ("example.jpg", save_script, "is no picture of type JPEG"),
