@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a folder from somebody else may hold, and publishing neither opens, runs nor sends: links, devices, foreign code."""
 
-import math
 import os
 import re
 import stat
@@ -95,7 +94,7 @@ def check_picture(path: Path) -> None:
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{path} is no picture of type {kind}: remove it, or save it again as one") from error
     except Image.DecompressionBombError:
-        num_pixels = math.inf
+        num_pixels = MAX_PIXELS + 1
     if num_pixels > MAX_PIXELS:
         raise ValueError(
             f"{path} has more than {MAX_PIXELS:,} pixels, too many to go up: remove it, or make it smaller"
