@@ -4,7 +4,7 @@
 import os
 import re
 import shlex
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -101,30 +101,31 @@ def shorten_command(command: str, local: Collection[str] = ()) -> str:
     return WORD.sub(shorten, command)
 
 
-# What holds paths in the files of a model: those of a training, and a configuration of earlier versions of transformers
-RECORD_FIELDS: dict[str, Callable[[str], str]] = {
-    "base_model": shorten_source,
-    "_name_or_path": shorten_source,
-    "teacher_model": shorten_source,
-    "recipe": shorten_path,
-    "best_model_checkpoint": shorten_path,
-}
+# What names a model or data, and what is a path, whatever it looks like
+SOURCE_FIELDS = ("name", "base_model", "_name_or_path", "teacher_model")
+PATH_FIELDS = ("recipe", "best_model_checkpoint")
 # Arguments whose values a record has as well, where those of paths look like none of repositories
 SOURCES = {"base_model": "model_name_or_path", "teacher_model": "teacher_model"}
 
 
 def without_paths(record: dict[str, Any]) -> dict[str, Any]:
-    """Return what training_run.json, evaluation.json and other files of a model hold, with the last parts of the paths in it."""
-    record = {**record}
-    for key, shorten in RECORD_FIELDS.items():
-        if isinstance(record.get(key), str):
-            record[key] = shorten(record[key])
-    if isinstance(record.get("command"), str):
-        local = [name for key, name in SOURCES.items() if record.get(key) and not HUB_ID.fullmatch(str(record[key]))]
-        record["command"] = shorten_command(record["command"], local)
-    dataset = record.get("dataset")
-    if isinstance(dataset, dict) and isinstance(dataset.get("name"), str):
-        record["dataset"] = {**dataset, "name": shorten_source(dataset["name"])}
-    if "hyperparameters" in record:
-        record["hyperparameters"] = shorten_value(record["hyperparameters"])
-    return record
+    """
+    Return what training_run.json, evaluation.json and other files of a model hold, with the last parts of the paths in it. The
+    names of labels stay, whatever they look like.
+    """
+    local = [name for key, name in SOURCES.items() if record.get(key) and not HUB_ID.fullmatch(str(record[key]))]
+    cleaned = {}
+    for key, value in record.items():
+        if key == "dataset" and isinstance(value, dict):
+            value = without_paths(value)
+        elif key == "hyperparameters":
+            value = shorten_value(value)
+        elif isinstance(value, str) and key != "revision":  # refs/pr/1 is no path
+            if key == "command":
+                value = shorten_command(value, local)
+            elif key in SOURCE_FIELDS:
+                value = shorten_source(value)
+            else:
+                value = shorten_path(value) if key in PATH_FIELDS else shorten_value(value)
+        cleaned[key] = value
+    return cleaned

@@ -6,7 +6,6 @@ A lock file in the folder has a record and a byte for every process of the run. 
 its process ends, however it ends, so that a run can be resumed as soon as it was killed.
 """
 
-import errno
 import json
 import logging
 import os
@@ -22,15 +21,8 @@ import psutil
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
+from .file_locks import try_lock, unlock
 from .utils import hide_tokens
-
-
-try:
-    import fcntl
-except ImportError:
-    # Windows
-    fcntl = None  # type: ignore[assignment]
-    import msvcrt
 
 
 logger = logging.getLogger(__name__)
@@ -175,13 +167,13 @@ class OutputFolderLock:
         locked any byte.
         """
         try:
-            is_free = try_lock(descriptor, self.rank)
+            is_free = try_lock(descriptor, LOCKS_START + self.rank)
             if self.rank == 0 and is_free:
-                is_free = try_lock(descriptor, 1, MAX_PROCESSES - 1)
+                is_free = try_lock(descriptor, LOCKS_START + 1, MAX_PROCESSES - 1)
                 if is_free:
-                    unlock(descriptor, 1, MAX_PROCESSES - 1)
+                    unlock(descriptor, LOCKS_START + 1, MAX_PROCESSES - 1)
                 else:
-                    unlock(descriptor, 0)
+                    unlock(descriptor, LOCKS_START)
         except OSError as error:
             logger.warning(f"{self.folder} cannot be locked ({error.strerror}): see that no other run writes to it.")
             return False
@@ -195,15 +187,15 @@ class OutputFolderLock:
             return
         descriptor, self.descriptor = self.descriptor, None
         try:
-            unlock(descriptor, self.rank)
-            is_last = try_lock(descriptor, 0, MAX_PROCESSES) and is_same_file(descriptor, self.path)
+            unlock(descriptor, LOCKS_START + self.rank)
+            is_last = try_lock(descriptor, LOCKS_START, MAX_PROCESSES) and is_same_file(descriptor, self.path)
         except OSError:
             is_last = self.rank == 0  # no locks on this file system
-        if fcntl is None:  # Windows removes no file that is open
+        if os.name == "nt":  # Windows removes no file that is open
             os.close(descriptor)
         if is_last:
             self.path.unlink(missing_ok=True)
-        if fcntl is not None:
+        if os.name != "nt":
             os.close(descriptor)
         self.remove_created()
 
@@ -212,30 +204,6 @@ class OutputFolderLock:
         for path in self.created:
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
-
-
-def try_lock(descriptor: int, first: int, count: int = 1) -> bool:
-    """Lock the bytes of `count` processes from rank `first` on, and return whether no other process has one of them."""
-    try:
-        if fcntl is None:
-            os.lseek(descriptor, LOCKS_START + first, os.SEEK_SET)
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, count)
-        else:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, count, LOCKS_START + first)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            return False
-        raise
-    return True
-
-
-def unlock(descriptor: int, first: int, count: int = 1) -> None:
-    """Unlock bytes that `try_lock` has locked."""
-    if fcntl is None:
-        os.lseek(descriptor, LOCKS_START + first, os.SEEK_SET)
-        msvcrt.locking(descriptor, msvcrt.LK_UNLCK, count)
-    else:
-        fcntl.lockf(descriptor, fcntl.LOCK_UN, count, LOCKS_START + first)
 
 
 def is_same_file(descriptor: int, path: Path) -> bool:
@@ -265,8 +233,8 @@ def read_owners(descriptor: int) -> list[dict[str, Any]]:
     """Return the records of the processes that have their byte locked."""
     owners = []
     for rank in range(os.fstat(descriptor).st_size // RECORD_SIZE):
-        if try_lock(descriptor, rank):
-            unlock(descriptor, rank)
+        if try_lock(descriptor, LOCKS_START + rank):
+            unlock(descriptor, LOCKS_START + rank)
             continue
         os.lseek(descriptor, rank * RECORD_SIZE, os.SEEK_SET)
         record = os.read(descriptor, RECORD_SIZE).strip(b"\0 ")

@@ -5,16 +5,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-
-try:
-    import fcntl
-except ImportError:
-    # Windows
-    fcntl = None  # type: ignore[assignment]
-    import msvcrt
+from .file_locks import try_lock
 
 
 # Beside the folder that is handed out. The operating system releases the lock when the process ends.
@@ -46,12 +40,16 @@ def temporary_folder(prefix: str) -> Iterator[Path]:
 
 
 def make_locked_folder(prefix: str) -> tuple[Path, int]:
-    """Return a new folder, and the descriptor of its lock file, which this process has locked."""
+    """Return a new folder, and the descriptor of its lock file, which this process has locked if it can."""
     while True:
         outer = Path(tempfile.mkdtemp(prefix=prefix))
         lock = outer / LOCK_NAME
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
-        if try_lock(descriptor) and lock.exists():
+        try:
+            is_locked = try_lock(descriptor)
+        except OSError:  # this file system has no locks, and nothing in it is taken for abandoned
+            return outer, descriptor
+        if is_locked and lock.exists():
             return outer, descriptor
         # Another process that has just started takes the folder for an abandoned one
         os.close(descriptor)
@@ -66,21 +64,12 @@ def remove_abandoned(prefix: str) -> None:
             descriptor = os.open(outer / LOCK_NAME, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
         except OSError:  # it has no lock, or is gone meanwhile
             continue
-        is_abandoned = try_lock(descriptor)
-        if is_abandoned and fcntl is not None:
+        is_abandoned = False
+        with suppress(OSError):  # as above
+            is_abandoned = try_lock(descriptor)
+        if os.name == "nt":  # Windows removes no file that is open
+            os.close(descriptor)
+        if is_abandoned:
             shutil.rmtree(outer, ignore_errors=True)
-        os.close(descriptor)
-        if is_abandoned and fcntl is None:
-            shutil.rmtree(outer, ignore_errors=True)
-
-
-def try_lock(descriptor: int) -> bool:
-    """Lock a file for as long as the descriptor is open, and return whether nobody else has it, in this process neither."""
-    try:
-        if fcntl is None:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        else:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+        if os.name != "nt":
+            os.close(descriptor)

@@ -74,7 +74,11 @@ def test_a_record_loses_paths_and_nothing_else():
         "_name_or_path": "/home/alice/base",
         "teacher_model": "owner/teacher",
         "recipe": "/home/alice/mine.yaml",
-        "dataset": {"name": "/home/alice/photos/train", "class_counts": {"/m/01/x": 3}},
+        "dataset": {
+            **{"name": "/home/alice/photos/train", "config": "/home/alice/c", "data_dir": "/home/alice"},
+            "class_counts": {"/m/01/x": 3},
+        },
+        "cache": "in /home/alice/cache",
         "hyperparameters": {"optim_args": "path=/home/alice/x", "seed": 1, "weights": ["/x/y"]},
         "best_model_checkpoint": "/home/alice/outputs/checkpoint-3",
         "per_class": [{"label": "/m/01g317"}],
@@ -86,10 +90,17 @@ def test_a_record_loses_paths_and_nothing_else():
         "_name_or_path": "./base",
         "teacher_model": "owner/teacher",
         "recipe": "mine.yaml",
-        "dataset": {"name": "./photos/train", "class_counts": {"/m/01/x": 3}},
+        "dataset": {"name": "./photos/train", "config": "c", "data_dir": "~", "class_counts": {"/m/01/x": 3}},
+        "cache": "in cache",
         "hyperparameters": {"optim_args": "path=x", "seed": 1, "weights": ["y"]},
         "best_model_checkpoint": "checkpoint-3",
         "per_class": [{"label": "/m/01g317"}],
         "duration_seconds": 3.5,
     }
+    cleaned = {
+        "base_model": "./base",
+        "dataset": {"name": "owner/name", "config": "owner/config"},
+        "revision": "refs/pr/1",
+    }
+    assert without_paths(cleaned) == cleaned
     assert without_paths({"dataset": ["x"], "command": 3}) == {"dataset": ["x"], "command": 3}

@@ -1,5 +1,6 @@
 """Temporary folders, and what is left of those of killed processes."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -14,8 +15,11 @@ from tests.helpers import ROOT
 
 
 PROGRAM = """
-import runpy, sys, time
-temporary_folder = runpy.run_path("hf_mixer/temporary_folders.py")["temporary_folder"]
+import sys, time, types
+# Without what importing the package brings, which takes seconds
+sys.modules["hf_mixer"] = types.ModuleType("hf_mixer")
+sys.modules["hf_mixer"].__path__ = ["hf_mixer"]
+from hf_mixer.temporary_folders import temporary_folder
 with temporary_folder("mixer-test-") as folder:
     (folder / "weights").write_text("a copy")
     (folder / "link").symlink_to(sys.argv[1])
@@ -69,3 +73,13 @@ def test_links_and_the_folders_of_others_stay(root, tmp_path, monkeypatch):
     monkeypatch.setattr("os.getuid", lambda: 12345)
     temporary_folders.remove_abandoned("mixer-test-")
     assert others.is_dir()
+
+
+def test_without_locks_there_is_a_folder_and_none_is_taken_for_abandoned(root, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with temporary_folder("mixer-test-") as first, temporary_folder("mixer-test-"):
+        assert first.is_dir()
+    assert not list(root.iterdir())

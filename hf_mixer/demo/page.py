@@ -17,7 +17,8 @@ from ..deployment import export_model
 from ..deployment.transformers_js import DTYPE_NAMES, FILE_NAMES
 from ..image_processing_pil_mixer import MixerImageProcessorPil
 from ..modeling_mixer import MixerForImageClassification
-from ..publishing.card import read_model, read_results
+from ..publishing.card import read_model
+from ..publishing.records import read_results
 from ..utils import check_destination, written_whole
 from .npm import NpmPackage
 from .space import APPEARANCE, PUSH, copy_examples, make_title, name_model, read_license

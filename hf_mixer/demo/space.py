@@ -11,7 +11,8 @@ from huggingface_hub import SpaceCardData, metadata_load
 from yaml import YAMLError
 
 from ..data.labels import problem_type_of
-from ..publishing.card import read_model, read_results
+from ..publishing.card import read_model
+from ..publishing.records import read_results
 from ..publishing.release import find_model_files
 from ..publishing.saving import CARD_NAME, OTHER_CARD_NAME
 from ..publishing.wording import dataset_name, find_known_data, plain

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The folder with the results of an evaluation, and what of it a new evaluation may replace."""
 
+import hashlib
 import json
 import os
 import tempfile
@@ -56,8 +57,8 @@ def check_replaceable(
         folder (`Path`):
             Where the results are to go.
         dataset (`dict`):
-            `name`, `config`, `split` (`None` as long as it is not known) and `max_eval_samples` (`None` for all images) of
-            the data to evaluate on.
+            `name`, `config`, `split` (`None` as long as it is not known), `max_eval_samples` (`None` for all images) and, of
+            local files, `fingerprint` of the data to evaluate on.
         trained_on (`dict`):
             What `read_training_data` says of the model, if its folder is the one for the results.
         overwrite (`bool`, *optional*, defaults to `False`):
@@ -94,9 +95,10 @@ def check_replaceable(
                 f"{dataset['max_eval_samples']} images: {ways_out}"
             )
     elif not is_own(dataset, trained_on) or is_own(measured, trained_on):
+        files = ", but of other files" if describe(dataset) == describe(measured) else ""
         raise ValueError(
             f"{folder / RESULTS_NAME} holds the result on {describe(measured)}, and this one would be on "
-            f"{describe(dataset)}: {ways_out}"
+            f"{describe(dataset)}{files}: {ways_out}"
         )
 
 
@@ -137,18 +139,40 @@ def is_own(dataset: dict[str, Any], trained_on: dict[str, Any]) -> bool:
 
 
 def is_same(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    """Whether two results are about the same split of the same data set; an unknown split may be the same."""
-    splits = {first.get("split"), second.get("split")} - {None}
+    """
+    Whether two results are about the same split of the same data set; an unknown split may be the same, and so may a folder of
+    that name, where it is not recorded which files it holds.
+    """
     return (
         is_same_name(first["name"], second.get("name"))
         and first.get("config") == second.get("config")
-        and len(splits) < 2
+        and all(len({first.get(key), second.get(key)} - {None}) < 2 for key in ("split", "fingerprint"))
     )
 
 
 def is_same_name(first: str, second: str | None) -> bool:
     """Whether two data sets have the same name in records, as a folder or file has wherever it lies."""
     return second is not None and name_source(first) == name_source(second)
+
+
+def fingerprint_files(path: str | os.PathLike) -> str:
+    """
+    Return what tells a folder or file from others of its name, wherever it lies: a checksum of the names and sizes of the
+    files in the folder, or of the content of the file.
+    """
+    checksum = hashlib.sha256()
+    if os.path.isfile(path):
+        checksum.update(Path(path).read_bytes())
+    for folder, folders, files in os.walk(str(path)):
+        folders.sort()
+        for file in sorted(files):
+            full = os.path.join(folder, file)
+            if not file.startswith(".") and os.path.isfile(full):
+                name = os.path.relpath(full, path)
+                checksum.update(
+                    f"{name} {os.path.getsize(full)}\n".replace(os.sep, "/").encode(errors="surrogateescape")
+                )
+    return checksum.hexdigest()
 
 
 def describe(dataset: dict[str, Any]) -> str:

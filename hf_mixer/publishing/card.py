@@ -18,7 +18,6 @@ from ..data.labels import problem_type_of
 from ..evaluation.metrics import METRICS, Metric
 from ..evaluation.results import EXAMPLES
 from ..image_processing_pil_mixer import MixerImageProcessorPil
-from ..local_paths import without_paths
 from ..modeling_mixer import (
     MixerBackbone,
     MixerForImageClassification,
@@ -30,6 +29,7 @@ from ..utils import find_home_page, is_hub_id, read_json
 from .example_answer import answer_example
 from .exports import HANDLER_NAME, describe_exports
 from .merging import sign_card
+from .records import read_results
 from .wording import (
     dataset_name,
     dataset_type,
@@ -243,11 +243,6 @@ def read_model(folder: Path) -> tuple[MixerConfig, MixerImageProcessorPil]:
             f"{folder} holds no image classifier, but a {kind.model_class.__name__}: train one that starts from it"
         )
     return config, processor
-
-
-def read_results(path: Path) -> dict[str, Any]:
-    """Return what a file says about a run; nothing where there is no such file."""
-    return without_paths(read_json(path)) if path.is_file() else {}
 
 
 def read_base_model(folder: Path) -> str | None:

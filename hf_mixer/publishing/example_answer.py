@@ -20,7 +20,7 @@ def answer_example(folder: Path, example: str) -> str:
     options: dict[str, Any] = {"function_to_apply": "none"} if problem_type == REGRESSION else {}
     if problem_type in (REGRESSION, MULTI_LABEL):
         options["top_k"] = model.config.num_labels
-    with Image.open(folder / example) as image:
+    with Image.open(folder / example, formats=("PNG", "JPEG")) as image:
         answers = classifier(image, **options)
     if problem_type == MULTI_LABEL:
         thresholds = model.config.label_thresholds or [0.5] * model.config.num_labels

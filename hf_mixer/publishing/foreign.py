@@ -8,8 +8,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
+from PIL import Image
 
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
+
+from ..evaluation.results import EXAMPLES
 from ..utils import read_json
 
 
@@ -17,15 +20,24 @@ PACKAGE = Path(__file__).parents[1]
 WEIGHTS_SUFFIX = ".safetensors"
 # The largest file beside weights, in bytes. All of them are read at once.
 MAX_BYTES = 100_000_000
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# The largest picture, as all pixels of an example are read
+MAX_PIXELS = 50_000_000
+FORMATS = {".png": "PNG", ".jpg": "JPEG"}
+# What PIL finds in a picture of pixels alone. All else may say where, when and by whom it was taken.
+HARMLESS = set(
+    "jfif jfif_version jfif_unit jfif_density progressive progression adobe adobe_transform APP0 APP14".split()
+    + "dpi gamma srgb chromaticity transparency interlace".split()
+)
 # By them transformers reads or runs what does not go up, from this machine or another repository
-FORBIDDEN_FIELDS = re.compile("configuration_files|custom_pipelines|_?(attn|experts)_implementation")
-FORBIDDEN_FILES = ("adapter_config.json",)
-# The largest numbers in settings, as nobody's memory holds larger models and images
+FORBIDDEN_FIELDS = re.compile(
+    "configuration_files|custom_pipelines|transformers_weights|_?(attn|experts)_implementation"
+)
+FORBIDDEN_FILES = ("adapter_config.json", PROCESSOR_NAME)
+# The largest numbers in settings that can be published: of pixels, and of what is made before the weights are looked at
 LIMITS = {
-    **dict.fromkeys(("image_size", "patch_size", "size", "crop_size"), 10_000),
-    **dict.fromkeys(("hidden_size", "token_mlp_dim", "channel_mlp_dim", "num_labels", "num_channels"), 100_000),
-    "num_hidden_layers": 1_000,
+    **dict.fromkeys(("image_size", "patch_size", "encoder_stride", "size", "crop_size"), 16_384),
+    **dict.fromkeys(("hidden_size", "token_mlp_dim", "channel_mlp_dim", "num_labels", "num_classes"), 100_000),
+    **dict.fromkeys(("num_channels", "in_channels", "num_hidden_layers", "num_layers"), 1_000),
 }
 KINDS = {
     stat.S_ISDIR: "a folder",
@@ -41,8 +53,8 @@ def refuse_unusual_files(folder: Path, names: Iterable[str]) -> None:
     Look at files in a folder, which may be missing, without opening other ones than pictures.
 
     Raises:
-        `ValueError`: one is a link, or lies in a folder that is; or is no regular file, or too large; or is called `.png`, and
-            is no such picture.
+        `ValueError`: one is a link, or lies in a folder that is; or is no regular file, or too large; or a picture is not of
+            the type that its name says; or an example has more in it than its pixels.
     """
     for name in names:
         path = folder
@@ -59,12 +71,39 @@ def refuse_unusual_files(folder: Path, names: Iterable[str]) -> None:
         kind = next((kind for is_kind, kind in KINDS.items() if is_kind(status.st_mode)), None)
         if kind is not None:
             raise ValueError(f"{path} is {kind}, and only files go up: remove or rename it")
-        if path.suffix == ".png":
-            with path.open("rb") as file:
-                if file.read(len(PNG_SIGNATURE)) != PNG_SIGNATURE:
-                    raise ValueError(f"{path} is no picture of type PNG: remove it, or save it again as one")
-        if status.st_size > MAX_BYTES and path.suffix in (".json", ".md", ".png", ".py", ".txt", ""):
+        if status.st_size > MAX_BYTES and path.suffix in (".json", ".md", *FORMATS, ".py", ".txt", ""):
             raise ValueError(f"{path} has {status.st_size:,} bytes, and up to {MAX_BYTES:,} can go up: remove it")
+        if path.suffix in FORMATS:
+            check_picture(path)
+
+
+def check_picture(path: Path) -> None:
+    """
+    Raises:
+        `ValueError`: the picture is not of the type that its name says, or too large; or it is an example, and has more in it
+            than its pixels.
+    """
+    kind = FORMATS[path.suffix]
+    try:
+        # Other types can start other programs
+        with Image.open(path, formats=(kind,)) as image:
+            num_pixels, found = image.width * image.height, set()
+            if path.name in EXAMPLES and num_pixels <= MAX_PIXELS:
+                image.load()  # as a PNG may have texts behind its pixels
+                found = {*image.info, *(name for name, _ in getattr(image, "applist", ()))} - HARMLESS
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{path} is no picture of type {kind}: remove it, or save it again as one") from error
+    except Image.DecompressionBombError:
+        num_pixels = MAX_PIXELS + 1
+    if num_pixels > MAX_PIXELS:
+        raise ValueError(
+            f"{path} has more than {MAX_PIXELS:,} pixels, too many to go up: remove it, or make it smaller"
+        )
+    if found:
+        raise ValueError(
+            f"{path} has more in it than its pixels ({', '.join(sorted(found))}), which may say where and by whom it was "
+            "taken: remove it, and `hf-mixer evaluate` saves another one, or save its pixels alone"
+        )
 
 
 def check_settings(folder: Path) -> None:
@@ -72,14 +111,16 @@ def check_settings(folder: Path) -> None:
     Look at the settings of a model and of its image processor, before anything is made by them.
 
     Raises:
-        `ValueError`: they refer to what does not go up, ask for more than a computer has, or name labels by other than texts.
+        `ValueError`: they refer to what does not go up, ask for more than a computer has, or name labels by other than texts, or
+            not from 0 on.
     """
     for path in (folder / CONFIG_NAME, folder / IMAGE_PROCESSOR_NAME):
         fields = read_json(path)
         labels = fields.get("id2label") or {}
-        if not isinstance(labels, dict) or not all(isinstance(label, str) for label in labels.values()):
+        is_text = isinstance(labels, dict) and all(isinstance(label, str) for label in labels.values())
+        if not is_text or labels.keys() != {str(number) for number in range(len(labels))}:
             raise ValueError(
-                f"{path} has labels that are no texts (id2label): name them by their numbers, as in {{'0': 'ant'}}"
+                f"{path} has to name the labels from 0 on by texts (id2label), as in {{'0': 'ant', '1': 'bee'}}"
             )
         for field, value in fields.items():
             if FORBIDDEN_FIELDS.fullmatch(field):

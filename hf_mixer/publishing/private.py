@@ -17,7 +17,7 @@ REAL = rb"(?!\S{0,99}(?i:your|xxx|\*\*\*|\.\.\.|placeholder|redacted|change_?me)
 PASSWORD = rb"(?i:secret|passw(?:or)?d|passphrase)"
 # Tokenizers have other tokens
 NAME = (
-    rb"(?i:api[_ -]?key|access[_-]?key|secret[_-]?key|secret|passw(?:or)?d|passphrase"
+    rb"(?i:api[_ -]?key|access[_-]?key|secret[_-]?key|(?-i:[A-Z]_KEY)|secret|passw(?:or)?d|passphrase"
     rb"|token(?<!pad_token)(?<!eos_token)(?<!bos_token)(?<!unk_token)(?<!sep_token)(?<!cls_token)(?<!mask_token))"
 )
 ASSIGNED = rb"\\?[\"']?[ \t]*[:=][ \t]*" + REAL
@@ -25,13 +25,11 @@ ASSIGNED = rb"\\?[\"']?[ \t]*[:=][ \t]*" + REAL
 MIXED = rb"(?=[^\s\"']{0,99}\d)(?=[^\s\"']{0,99}[A-Za-z])[\w+/~!#%^&@.=-]"
 END = rb"(?=[\s\"',;}\]\\]|$)"
 KEYS = (
-    # In quotes
-    NAME + ASSIGNED + rb"\\?[\"']" + REAL + MIXED + rb"{8,999}" + END,
+    # After an equals sign or in quotes
+    NAME + rb"\\?[\"']?[ \t]*(?:=[ \t]*|[:=][ \t]*\\?[\"'])" + REAL + MIXED + rb"{8,999}" + END,
     PASSWORD + ASSIGNED + rb"\\?[\"']" + REAL + rb"[^\s\"'<>${}\\]{8,999}\\?[\"']",
-    # Without quotes. After a colon, a sentence may go on.
-    NAME + rb"[ \t]*=[ \t]*" + REAL + MIXED + rb"{8,999}" + END,
-    rb"\w[_-]" + NAME + ASSIGNED + MIXED + rb"{8,999}" + END,
-    PASSWORD + ASSIGNED + MIXED + rb"{8,999}" + END,
+    # After a colon, where a sentence may go on: if it begins a line or an entry, has a name of several parts, or is long
+    rb"(?:\w[_-]|(?m:^|[,;{])[\s\\\"'-]{0,9})" + NAME + ASSIGNED + MIXED + rb"{8,999}" + END,
     NAME + ASSIGNED + MIXED + rb"{16,999}" + END,
     # Alone on a line, as settings have it
     rb"(?m:^)[ \t]*[\w-]*"
@@ -40,13 +38,17 @@ KEYS = (
     + rb"(?!\S{0,99}(?i:passw|token|secret|key))[\w+/~!#%^&@=-]{8,999}[,;]?[ \t\r]*(?m:$)",
     # In the environment of a command
     rb"\b[A-Z_]*(?:API_KEY|TOKEN|SECRET|PASSWORD)=" + REAL + rb"[^\s\"'*$<{]{8,999}",
-    rb"\bsk-[A-Za-z0-9_-]{20,}",
 )
 # Several patterns are searched for one after another, which is faster than all of them together
 SECRETS = {
     "a Hugging Face token": (rb"\b(?:hf|api_org)_[A-Za-z0-9]{20,}",),
     "a GitHub token": (rb"\b(?:gh[pousr]|github_pat)_[A-Za-z0-9_]{20,}",),
     "an AWS access key": (rb"\bAKIA[0-9A-Z]{16}\b",),
+    # Of Google, OpenAI, GitLab, Slack, and PyPI, and JSON Web Tokens
+    "an API key or a token of another service": (
+        rb"\b(?:AIza[\w-]{35}|sk-[\w-]{20}|glpat-[\w-]{20}|xox[a-z]-[\w-]{10}|pypi-[\w-]{40})",
+        rb"\beyJ[\w-]{10,999}\.[\w-]{10,999}\.[\w-]{10}",
+    ),
     "the value of a token": (
         rb"--\w*token[= ][\"']?" + REAL + rb"[\w-]{8,999}",
         rb"\bBearer " + REAL + MIXED + rb"{16,999}",
@@ -57,9 +59,11 @@ SECRETS = {
 }
 
 
-def refuse_private(directory: Path, folder: Path, token: str | None = None, foreign: Collection[str] = ()) -> None:
+def refuse_private(
+    directory: Path, folder: Path, token: str | None = None, written_by_people: Collection[str] = ()
+) -> None:
     """
-    Refuse files in `directory` that hold what is for nobody else, be it in the header of weights.
+    Refuse files in `directory` that hold secrets or say on which machine they were made. Of weights the header is searched.
 
     Args:
         directory (`Path`):
@@ -68,8 +72,8 @@ def refuse_private(directory: Path, folder: Path, token: str | None = None, fore
             Where they come from. Its path must not occur in them, nor that of the user's home, nor the name of this machine.
         token (`str`, *optional*):
             The token in use, which must not occur either.
-        foreign (`Collection[str]`, *optional*):
-            Names of files that people wrote, who may speak of paths.
+        written_by_people (`Collection[str]`, *optional*):
+            Names of files that may speak of this machine, as people wrote them.
 
     Raises:
         `ValueError`: a file holds such a name, `token`, or what looks like a token, a password or a key.
@@ -78,7 +82,7 @@ def refuse_private(directory: Path, folder: Path, token: str | None = None, fore
     local = describe_machine(folder)
     for path in sorted(path for path in directory.rglob("*") if path.is_file()):
         name, content = path.relative_to(directory).as_posix(), read_text(path)
-        for kind, patterns in (secrets if name in foreign else {**secrets, **local}).items():
+        for kind, patterns in (secrets if name in written_by_people else {**secrets, **local}).items():
             match = next((match for pattern in patterns if (match := re.search(pattern, content))), None)
             if match is not None:
                 line = content.count(b"\n", 0, match.start()) + 1

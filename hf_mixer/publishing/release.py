@@ -7,14 +7,14 @@ import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..checkpoints.loading import check_own_folder
 from ..evaluation.results import EXAMPLES
-from ..local_paths import without_paths
 from ..utils import read_json
 from .card import PICTURES, create_card, read_folder
 from .exports import HANDLER_NAME, REQUIREMENTS_NAME, find_extra_files, write_extras
@@ -28,6 +28,7 @@ from .foreign import (
     refuse_unusual_files,
 )
 from .private import refuse_private
+from .records import read_results
 from .saving import CARD_NAME, OTHER_CARD_NAME, merge_cards, read_cards, write_cards
 from .wording import label_names, refuse_control_characters
 
@@ -47,16 +48,6 @@ OPTIONAL_FILES = (
 )
 # Those of them that name paths
 RECORDS = ("training_run.json", "trainer_state.json", "evaluation.json", CONFIG_NAME)
-# What the card takes them to hold
-RECORD_TYPES: dict[str, Any] = {
-    **dict.fromkeys(("dataset", "hyperparameters", "versions", "class_counts", "image_conversion"), dict),
-    **dict.fromkeys(("command", "base_model", "teacher_model", "hardware", "name", "config", "split"), str),
-    **dict.fromkeys(("train_split", "eval_split"), str),
-    **dict.fromkeys(
-        ("duration_seconds", "num_train_images", "num_eval_images", "num_images", "num_processes"), int | float
-    ),
-    "per_class": list,
-}
 # What is opened of a folder, beside all files that are called like this
 OPENED = (*OPTIONAL_FILES, CARD_NAME, OTHER_CARD_NAME, HANDLER_NAME, REQUIREMENTS_NAME)
 OPENED_SUFFIXES = (".json", ".py", WEIGHTS_SUFFIX)
@@ -123,9 +114,6 @@ def prepare_release(
         )
     sources |= {name: folder / name for name in OPTIONAL_FILES if (folder / name).is_file()}
     sources |= find_extra_files(folder, extras, trust_code)
-    for name in RECORDS[:-1]:
-        if name in sources:
-            check_types(sources[name])
     for name, source in sources.items():
         (directory / name).parent.mkdir(exist_ok=True, parents=True)
         put(source, directory / name)
@@ -137,30 +125,11 @@ def prepare_release(
     return list_left_out(folder, {*sources, CARD_NAME, OTHER_CARD_NAME})
 
 
-def check_types(path: Path) -> None:
-    """
-    Raises:
-        `ValueError`: a record of a run holds something of another type than this package writes.
-    """
-    record = read_json(path)
-    dataset = record.get("dataset")
-    for key, value in [*record.items(), *(dataset.items() if isinstance(dataset, dict) else ())]:
-        entries = value if key == "per_class" and isinstance(value, list) else ()
-        if value is not None and not isinstance(value, RECORD_TYPES.get(key, object)):
-            raise ValueError(
-                f"{path} holds {key} of another type than hf-mixer writes it: write it again, or remove it"
-            )
-        if not all(isinstance(entry, dict) for entry in entries):
-            raise ValueError(
-                f"{path} holds {key} with other entries than hf-mixer writes: write it again, or remove it"
-            )
-
-
 def put(source: Path, destination: Path) -> None:
     """Put a file where it goes up from: a link to it, or what it says without local paths."""
-    record = read_json(source) if source.name in RECORDS else {}
-    if without_paths(record) != record:
-        destination.write_text(json.dumps(without_paths(record), indent=2) + "\n", encoding="utf-8")
+    record = read_results(source) if source.name in RECORDS else {}
+    if record and record != read_json(source):
+        destination.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         return
     try:
         destination.symlink_to(source.resolve())
@@ -187,18 +156,18 @@ def find_model_files(folder: Path, trust_code: bool = False) -> dict[str, Path]:
 
     Raises:
         `ValueError`: the folder lacks something, or holds another model, links, labels that cannot be shown, or code that is
-            not that of this package.
+            not that of this package, or its weights are too small for the model.
     """
     if folder.is_dir():
         for name in FORBIDDEN_FILES:
             if os.path.lexists(folder / name):
-                raise ValueError(f"{folder / name} can load what does not go up: remove it")
+                raise ValueError(f"{folder / name} can load what does not go up, or replaces what does: remove it")
         entries = [path.name for path in folder.iterdir()]
         refuse_unusual_files(folder, [name for name in entries if name in OPENED or name.endswith(OPENED_SUFFIXES)])
     if (folder / CONFIG_NAME).is_file() and (folder / IMAGE_PROCESSOR_NAME).is_file():
         check_settings(folder)
         check_own_folder(folder)
-    _, config, _ = read_folder(folder)
+    kind, config, _ = read_folder(folder)
     refuse_control_characters(label_names(config))
     names = [CONFIG_NAME, IMAGE_PROCESSOR_NAME]
     if (folder / SAFE_WEIGHTS_NAME).is_file():
@@ -212,6 +181,14 @@ def find_model_files(folder: Path, trust_code: bool = False) -> dict[str, Path]:
     missing = sorted(name for name, source in files.items() if not source.is_file())
     if missing:
         raise ValueError(f"{folder} lacks {', '.join(missing)}, which other files of it refer to")
+    size = sum(source.stat().st_size for name, source in files.items() if name.endswith(WEIGHTS_SUFFIX))
+    with torch.device("meta"):  # without memory for any weights
+        num_parameters = kind.model_class(config).num_parameters()
+    if num_parameters > size:
+        raise ValueError(
+            f"{folder / CONFIG_NAME} describes a model of {num_parameters:,} parameters, and the weights beside it have "
+            f"{size:,} bytes: save the model again"
+        )
     return files
 
 

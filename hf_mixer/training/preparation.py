@@ -3,6 +3,7 @@
 
 import logging
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from ..data.labels import (
 from ..data.loaders import CachedImages, NamedRows, StreamedImages
 from ..data.model_labels import match_labels, use_model_labels
 from ..evaluation.metrics import METRICS
-from ..evaluation.results import DIGITS, is_same_name, read_training_data
+from ..evaluation.results import DIGITS, fingerprint_files, is_same_name, read_training_data
 from ..local_paths import name_source
 from .arguments import MixerTrainingArguments
 from .balance import count_classes
@@ -337,6 +338,8 @@ def describe_dataset(run: PreparedRun, data_args: DataTrainingArguments) -> dict
         "eval_image_format": None if is_stream else find_image_format(dataset["validation"]),
         "problem_type": run.problem_type,
     }
+    if data_args.source and os.path.exists(data_args.source):
+        description["fingerprint"] = fingerprint_files(data_args.source)
     if run.num_skipped_images:
         description["num_skipped_images"] = run.num_skipped_images
     if not is_stream and "train" in dataset and run.problem_type != REGRESSION:

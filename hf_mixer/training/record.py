@@ -79,7 +79,7 @@ def write_training_run(
             The metrics that `trainer.train` returned.
         dataset (`dict`):
             `name`, `config`, `train_split`, `eval_split`, `num_train_images`, `num_eval_images`, `problem_type` and, where
-            they are known, `class_counts`, `num_skipped_images` and `image_conversion`.
+            they are known, `class_counts`, `num_skipped_images`, `image_conversion` and `fingerprint` (of local files).
         base_model (`str`, *optional*):
             The pretrained model that the run started from.
         teacher_model (`str`, *optional*):

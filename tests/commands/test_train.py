@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hf_mixer.commands.train import main
+from hf_mixer.evaluation.results import fingerprint_files
 from tests.helpers import FIXTURES, losses_of, make_folder, run_on_two_processes
 
 
@@ -124,6 +125,7 @@ def test_a_model_learns_from_a_teacher(trained, photos, tmp_path, capsys):
     assert "muon and adamw" in output
     record = json.loads((tmp_path / "out" / "training_run.json").read_text())
     assert Path(record["teacher_model"]).name == trained.name
+    assert record["dataset"]["fingerprint"] == fingerprint_files(photos)
     assert record["hyperparameters"]["distillation_alpha"] == 0.5
     assert f"`{trained.name}`" in (tmp_path / "out" / "README.md").read_text()
 

@@ -4,6 +4,8 @@ import pytest
 
 from hf_mixer.evaluation.results import (
     check_replaceable,
+    fingerprint_files,
+    is_same,
     is_same_name,
     is_training_data,
     read_training_data,
@@ -122,6 +124,28 @@ def test_a_folder_that_the_model_was_trained_on_is_training_data(tmp_path):
     assert not is_same_name(str(photos), None)
     assert is_training_data({"name": str(photos), "config": None, "split": "train"}, trained_on)
     assert not is_training_data({"name": str(photos), "config": None, "split": "test"}, trained_on)
+
+
+def test_another_folder_of_the_same_name_is_other_data(tmp_path):
+    sources = {}
+    for year, content in (("2022", "old"), ("2023", "new image"), ("2024", "newer image"), ("copy", "old")):
+        folder = tmp_path / year / "photos" / "cat"
+        folder.mkdir(parents=True)
+        (folder / "1.jpg").write_text(content)
+        (folder / ".hidden").write_text(year)
+        fingerprint = fingerprint_files(folder.parent)
+        sources[year] = {"name": "./photos", "config": None, "split": None, "fingerprint": fingerprint}
+    trained_on = {**sources["2022"], "train_split": "train"}
+    assert is_same(sources["copy"], trained_on)
+    assert is_same({"name": "./photos", "config": None}, trained_on)
+    assert not is_same(sources["2023"], trained_on)
+
+    save_results(tmp_path / "model", sources["2023"])
+    check_replaceable(tmp_path / "model", sources["2023"], trained_on)
+    with pytest.raises(
+        ValueError, match=r"holds the result on \./photos, .* on \./photos, but of other files: .*--overwrite"
+    ):
+        check_replaceable(tmp_path / "model", sources["2024"], trained_on)
 
 
 def test_results_of_others_cannot_name_files_to_be_removed(tmp_path):

@@ -3,11 +3,15 @@
 import json
 import os
 import re
+import struct
+import zlib
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from hf_mixer.evaluation.examples import save_image
 from hf_mixer.publishing import create_card, save_card
 from hf_mixer.publishing.private import refuse_private
 from hf_mixer.publishing.release import prepare_release
@@ -75,6 +79,7 @@ def test_a_dry_run_names_what_would_go_up_and_sends_nothing(publish, hub, folder
         ("config.json", '{"architectures": ["ViTModel"]}', "holds no Mixer"),
         ("preprocessor_config.json", None, "holds no preprocessor_config.json"),
         ("preprocessor_config.json", "{}", "names no code"),
+        ("processor_config.json", "{}", "or replaces what does: remove it"),
         ("resizing_mixer.py", None, "lacks resizing_mixer.py"),
         ("all_results.json", f'{{\n"command": "{TOKEN}"}}', "all_results.json, line 2, holds a Hugging Face token"),
         ("README.md", f"# Mine\n{TOKEN}", "README.md, line 2, holds a Hugging Face token"),
@@ -168,6 +173,7 @@ def test_weights_outside_of_the_folder_are_refused(shard, publish, hub, folder):
         ("config.json", {"auto_map": {"AutoConfig": "evil.C"}}, "evil.py is not the code of this version of hf_mixer"),
         ("config.json", {"custom_pipelines": {}}, "has custom_pipelines, which can load what does not go up"),
         ("config.json", {"configuration_files": ["config.9.json"]}, "has configuration_files"),
+        ("config.json", {"transformers_weights": "sub/x.safetensors"}, "has transformers_weights"),
     ],
 )
 def test_code_from_elsewhere_is_refused_before_anything_runs(file, fields, message, publish, hub, folder):
@@ -176,6 +182,77 @@ def test_code_from_elsewhere_is_refused_before_anything_runs(file, fields, messa
     assert message in publish("alice/mixer", "--dry-run", refused=True)
     assert not (folder / "ran").exists()
     assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("file", "fields", "message"),
+    [
+        ("config.json", {"id2label": {"0": "a", "1": "b", "5": "c"}}, "has to name the labels from 0 on by texts"),
+        ("config.json", {"id2label": {"0": "a", "1": 3}}, "has to name the labels from 0 on by texts"),
+        ("config.json", {"num_hidden_layers": 10**9}, "num_hidden_layers=1,000,000,000, and up to 1,000"),
+        (
+            "config.json",
+            {"hidden_size": 50_000, "channel_mlp_dim": 90_000, "num_hidden_layers": 900},
+            r"a model of 8,1\d\d,\d{3},\d{3},\d{3} parameters, and the weights beside it have \d",
+        ),
+        ("preprocessor_config.json", {"size": {"height": 8, "width": 10**6}}, "size=1,000,000, and up to 16,384"),
+    ],
+)
+def test_settings_that_ask_for_too_much_are_refused_before_anything_is_made(file, fields, message, folder, release):
+    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | fields))
+    with pytest.raises(ValueError, match=message):
+        prepare_release(folder, release, "alice/mixer")
+    assert not list(release.iterdir())
+
+
+def save_with_place(path):
+    exif = Image.Exif()
+    exif[0x8825] = {1: "N", 2: (52.0, 31.0, 12.0)}
+    Image.new("RGB", (30, 30)).save(path, exif=exif)
+
+
+def save_with_comment(path):
+    Image.new("RGB", (30, 30)).save(path, comment="by alice")
+
+
+def save_script(path):
+    Image.new("RGB", (30, 30)).save(path, "EPS")
+
+
+def save_huge_picture(path):
+    # A header with 20,000 x 10,000 pixels
+    header = b"IHDR" + struct.pack(">IIBBBBB", 20_000, 10_000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + bytes(4))
+
+
+@pytest.mark.parametrize(
+    ("name", "save", "message"),
+    [
+        (
+            "example.jpg",
+            save_with_place,
+            r"has more in it than its pixels \(APP1, exif\).*`hf-mixer evaluate` saves another",
+        ),
+        ("example.png", save_with_place, "has more in it than its pixels"),
+        ("example.jpg", save_with_comment, "has more in it than its pixels"),
+        ("example.jpg", save_script, "is no picture of type JPEG"),
+        ("mistakes.png", save_script, "is no picture of type PNG"),
+        ("example.png", save_huge_picture, "has more than 50,000,000 pixels"),
+    ],
+)
+def test_pictures_that_are_none_or_say_more_than_they_show_are_refused(name, save, message, folder, release):
+    save(folder / name)
+    with pytest.raises(ValueError, match=f"{name} {message}"):
+        prepare_release(folder, release, "alice/mixer")
+
+
+@pytest.mark.parametrize("name", ["example.jpg", "example.png"])
+def test_an_example_as_evaluation_saves_it_goes_up(name, folder, release):
+    size = 600 if name.endswith("jpg") else 30
+    assert save_image(Image.new("RGB", (size, size), "red"), folder).name == name
+    prepare_release(folder, release, "alice/mixer")
+    assert (release / name).exists()
 
 
 def test_changed_code_goes_up_only_where_it_is_trusted(publish, hub, folder):
@@ -212,6 +289,13 @@ KEY = "0a1b" * 10
         (f"token: {KEY}", True),
         ("auth_token = abcd1234efgh", True),
         (f"Authorization: Bearer {KEY}", True),
+        ("OPENAI_KEY=abcdefgh12345678", True),
+        ("{user: alice, password: hunter22hunter}", True),
+        ("glpat-" + KEY, True),
+        ("xoxb-123456789012-" + KEY, True),
+        ("AIza" + KEY, True),
+        ("pypi-AgEIcHlwaS5vcmc" + KEY, True),
+        (f"eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.{KEY}", True),
         ("token=YOUR_TOKEN", False),
         ("HF_TOKEN=***", False),
         ("HF_TOKEN=your_token_1234", False),
@@ -224,6 +308,8 @@ KEY = "0a1b" * 10
         ('"id2label": {"0": "password", "1": "secret"}, "label2id": {"password": 0, "secret": 1}', False),
         ('"token_mlp_dim": 256, "mask_token_id": 12345678', False),
         ("Each token: a patch of 16x16-pixels. The secret: mixing them.", False),
+        ("The secret: patience1999", False),
+        ("pypi-attestations and task-12345678901234567890", False),
         ("password: ask whoever runs the server", False),
         ("def login(token: str | None = None, password: Optional[str] = None):", False),
     ],
