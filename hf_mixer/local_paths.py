@@ -104,6 +104,8 @@ def shorten_command(command: str, local: Collection[str] = ()) -> str:
 # What names a model or data, and what is a path, whatever it looks like
 SOURCE_FIELDS = ("name", "base_model", "_name_or_path", "teacher_model")
 PATH_FIELDS = ("recipe", "best_model_checkpoint")
+# What may have slashes, and is no path
+OTHER_FIELDS = ("revision", "hardware")
 # Arguments whose values a record has as well, where those of paths look like none of repositories
 SOURCES = {"base_model": "model_name_or_path", "teacher_model": "teacher_model"}
 
@@ -120,7 +122,7 @@ def without_paths(record: dict[str, Any]) -> dict[str, Any]:
             value = without_paths(value)
         elif key == "hyperparameters":
             value = shorten_value(value)
-        elif isinstance(value, str) and key != "revision":  # refs/pr/1 is no path
+        elif isinstance(value, str) and key not in OTHER_FIELDS:
             if key == "command":
                 value = shorten_command(value, local)
             elif key in SOURCE_FIELDS:
