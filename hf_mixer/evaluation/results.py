@@ -95,7 +95,8 @@ def check_replaceable(
                 f"{dataset['max_eval_samples']} images: {ways_out}"
             )
     elif not is_own(dataset, trained_on) or is_own(measured, trained_on):
-        files = ", but of other files" if describe(dataset) == describe(measured) else ""
+        is_named_alike = is_same_name(dataset["name"], measured["name"])
+        files = ", but of other files" if is_named_alike and has_other(dataset, measured, "fingerprint") else ""
         raise ValueError(
             f"{folder / RESULTS_NAME} holds the result on {describe(measured)}, and this one would be on "
             f"{describe(dataset)}{files}: {ways_out}"
@@ -146,8 +147,14 @@ def is_same(first: dict[str, Any], second: dict[str, Any]) -> bool:
     return (
         is_same_name(first["name"], second.get("name"))
         and first.get("config") == second.get("config")
-        and all(len({first.get(key), second.get(key)} - {None}) < 2 for key in ("split", "fingerprint"))
+        and not has_other(first, second, "split")
+        and not has_other(first, second, "fingerprint")
     )
+
+
+def has_other(first: dict[str, Any], second: dict[str, Any], key: str) -> bool:
+    """Whether two results differ in something that is known of both."""
+    return len({first.get(key), second.get(key)} - {None}) == 2
 
 
 def is_same_name(first: str, second: str | None) -> bool:
