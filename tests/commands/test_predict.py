@@ -221,7 +221,7 @@ def test_two_processes_predict_a_stream_and_the_result_can_go_to_the_hub(
             data[name].shard(2, index).to_parquet(tmp_path / "images" / "data" / f"{name}-{index}-of-2.parquet")
     output = tmp_path / "predictions"
     arguments = [model_folder, "--dataset_name", tmp_path / "images", "--streaming", "true", "--output_dir", output]
-    run_on_two_processes("scripts/predict.py", *arguments, "--rows_per_file", 4)
+    run_on_two_processes(main, [str(argument) for argument in (*arguments, "--rows_per_file", 4)])
     state = json.loads((output / "predictions.json").read_text())
     assert state["complete"] is True
     assert state["num_processes"] == 2

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hf_mixer.commands.train import main
-from tests.helpers import FIXTURES, losses_of, make_folder, run_on_two_processes
+from tests.helpers import FIXTURES, launch_on_two_processes, losses_of, make_folder
 
 
 TINY = "--variant cifar10 --image_size 16 --patch_size 8 --hidden_size 32 --num_hidden_layers 1 --cache_images memory --max_steps 40".split()
@@ -295,7 +295,7 @@ def test_a_readme_by_hand_stays(photos, tmp_path, capsys):
 
 
 def test_two_processes_under_accelerate(tmp_path):
-    run_on_two_processes("scripts/train.py", "--output_dir", tmp_path / "out", "--num_train_epochs", "3")
+    launch_on_two_processes("scripts/train.py", "--output_dir", tmp_path / "out", "--num_train_epochs", "3")
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
     assert results["eval_accuracy"] > 0.9
     # 1,455 digits in batches of 64 on each of two processes
