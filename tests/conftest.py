@@ -1,10 +1,13 @@
 import os
+from tempfile import mkdtemp
 
 
 # Before torch and huggingface_hub are imported: the models are so small that threads only wait for each other, and no
 # test needs the network.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Where a model that is loaded with its own code leaves a copy of that
+os.environ["HF_MODULES_CACHE"] = mkdtemp(prefix="mixer-tests-")
 
 import pytest
 import torch

@@ -1,14 +1,7 @@
-"""What the tests share: images, checkpoints of the original implementations, tiny training runs, and two processes."""
+"""What the tests share: images, checkpoints of the original implementations, tiny training runs."""
 
 import io
-import multiprocessing
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import tempfile
-from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +11,6 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 from safetensors.numpy import load_file
-from torch.multiprocessing import start_processes
 
 from hf_mixer import MixerConfig, MixerForImageClassification, MixerImageProcessorPil, MixerModel
 from hf_mixer.data import ImageTransform, collate_images
@@ -34,9 +26,6 @@ ENABLE_CHECKPOINTING = (
     "activation_checkpointing_enable"
     if hasattr(MixerModel, "activation_checkpointing_enable")
     else "gradient_checkpointing_enable"
-)
-multiprocessing.get_context("forkserver").set_forkserver_preload(
-    ["accelerate", "datasets", "sklearn.metrics", "transformers.pipelines", "transformers.trainer"]
 )
 # Inductor makes C++ of a model for the CPU
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
@@ -64,35 +53,6 @@ AUGMENTED = {
     "label_smoothing_factor": 0.1,
     "layer_decay": 0.8,
 }
-
-
-def launch_on_two_processes(*command) -> None:
-    """Run a script with arguments as users of several devices do."""
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "scripts/accelerate/cpu.yaml"]
-    result = subprocess.run([*launch, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-
-
-def run_on_two_processes(function, *arguments) -> str:
-    """
-    Call a function of a module in two new processes, which find each other as those of `accelerate launch` do, and return
-    what they print. They are forks of a process that has imported the libraries, which takes most of the time of a launch.
-    """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder:
-        work = (Path(folder), port, function, arguments)
-        start_processes(_run_as_one_of_two, work, nprocs=2, start_method="forkserver")
-        return "".join(path.read_text() for path in Path(folder).iterdir())
-
-
-def _run_as_one_of_two(rank: int, folder: Path, port: int, function, arguments) -> None:
-    addresses = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
-    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
-    os.environ |= addresses | {name: str(value) for name, value in ranks.items()}
-    with (folder / str(rank)).open("w") as printed, redirect_stdout(printed):
-        function(*arguments)
 
 
 def make_folder(root, classes=("cat", "dog"), images_per_class=6):

@@ -15,7 +15,8 @@ from hf_mixer import load_checkpoint
 from hf_mixer.commands.evaluate import main, parse_arguments
 from hf_mixer.deployment import export_model
 from hf_mixer.evaluation.metrics import confidence_interval
-from tests.helpers import make_dataset, needs_export, run_on_two_processes, save_classifier
+from tests.helpers import make_dataset, needs_export, save_classifier
+from tests.new_processes import run_on_two_processes
 
 
 LABELS = ["ant", "bee", "cat", "dog", "eel", "fox"]

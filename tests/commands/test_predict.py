@@ -12,7 +12,8 @@ from transformers import pipeline
 from hf_mixer import MixerConfig, MixerForImageClassification, MixerImageProcessorPil
 from hf_mixer.commands.predict import main
 from hf_mixer.deployment import export_model
-from tests.helpers import make_dataset, make_folder, needs_export, run_on_two_processes, save_classifier
+from tests.helpers import make_dataset, make_folder, needs_export, save_classifier
+from tests.new_processes import run_on_two_processes
 
 
 LABELS = ["ant", "bee", "cat", "dog"]

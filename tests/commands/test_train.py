@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from hf_mixer.commands.train import main
-from tests.helpers import FIXTURES, launch_on_two_processes, losses_of, make_folder
+from tests.helpers import FIXTURES, losses_of, make_folder
+from tests.new_processes import launch_on_two_processes
 
 
 TINY = "--variant cifar10 --image_size 16 --patch_size 8 --hidden_size 32 --num_hidden_layers 1 --cache_images memory --max_steps 40".split()

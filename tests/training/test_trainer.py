@@ -32,9 +32,9 @@ from tests.helpers import (
     make_images,
     make_trainer,
     make_transform,
-    run_on_two_processes,
     same_weights,
 )
+from tests.new_processes import run_on_two_processes
 from tests.training.processes import OTHER_LABELS, run_as_one_of_several
 
 
