@@ -26,6 +26,12 @@ def train_and_fail(message, *arguments):
         train(*arguments)
 
 
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch):
+    """Curves, which take a third of most runs, are drawn only by `trained`."""
+    monkeypatch.setattr("hf_mixer.training.curves.save_training_curves", lambda *arguments: None)
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     return make_folder(tmp_path_factory.mktemp("photos"), images_per_class=20)
@@ -46,9 +52,8 @@ def test_training_learns_and_saves_everything(trained):
     config = json.loads((trained / "config.json").read_text())
     assert config["id2label"] == {"0": "cat", "1": "dog"}
     assert config["architectures"] == ["MixerForImageClassification"]
-    assert {"model.safetensors", "preprocessor_config.json", "modeling_mixer.py", "README.md"} <= {
-        path.name for path in trained.iterdir()
-    }
+    saved = {"model.safetensors", "preprocessor_config.json", "modeling_mixer.py", "README.md", "training_curves.png"}
+    assert saved <= {path.name for path in trained.iterdir()}
     assert json.loads((trained / "preprocessor_config.json").read_text())["size"] == {"height": 16, "width": 16}
 
 
