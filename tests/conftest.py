@@ -41,3 +41,7 @@ def pytest_collection_finish():
     # Every training and evaluation collects garbage, and need not look for it in all that was imported
     gc.collect()
     gc.freeze()
+
+
+def pytest_sessionfinish():
+    gc.unfreeze()
