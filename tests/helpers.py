@@ -1,9 +1,7 @@
-"""What the tests share: images, checkpoints of the original implementations, tiny training runs, and two processes."""
+"""What the tests share: images, checkpoints of the original implementations, tiny training runs."""
 
 import io
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -55,14 +53,6 @@ AUGMENTED = {
     "label_smoothing_factor": 0.1,
     "layer_decay": 0.8,
 }
-
-
-def run_on_two_processes(*command) -> str:
-    """Run a script, or `-m` and a module, with arguments, and return what it prints."""
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "scripts/accelerate/cpu.yaml"]
-    result = subprocess.run([*launch, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
 
 
 def make_folder(root, classes=("cat", "dog"), images_per_class=6):

@@ -4,10 +4,10 @@ import ast
 import importlib
 import sys
 from collections import OrderedDict
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
+
+from tests.new_processes import in_new_process
 
 
 PACKAGE = Path(__file__).parent.parent / "hf_mixer"
@@ -92,8 +92,7 @@ def import_and_meddle():
 
 
 def test_import_registers_and_does_nothing_else():
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh_process:
-        libraries, loaded, changed, patched = fresh_process.submit(import_and_meddle).result()
+    libraries, loaded, changed, patched = in_new_process(import_and_meddle)
     assert changed == REGISTRIES
     assert libraries == LIBRARIES
     names = {".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts) for file in LOADED}

@@ -1,9 +1,6 @@
 """A folder that we saved serves those without hf_mixer, users of hf_mixer, and both in one process."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +8,7 @@ from PIL import Image
 
 from hf_mixer import MixerBackbone, MixerConfig, MixerForImageClassification, MixerForMaskedImageModeling, MixerModel
 from tests.helpers import REMOTE_CODE, ROOT, save_classifier
+from tests.new_processes import run_without_package
 
 
 START = """
@@ -24,8 +22,7 @@ def classify(folder, **kwargs):
     print(json.dumps([logits, classifier(image), type(classifier.model).__module__.partition(".")[0]]))
     return classifier
 """
-WITHOUT_PACKAGE = """
-sys.modules["hf_mixer"] = None
+PROGRAM = """
 classifier = classify(folder, trust_remote_code=True)
 classifier.save_pretrained(again)
 classify(again, trust_remote_code=True)
@@ -43,10 +40,7 @@ print(json.dumps([type(backbone).__name__, type(processor).__name__]))
 del sys.modules["hf_mixer"]
 import hf_mixer, importlib
 importlib.reload(hf_mixer)
-classify(folder)
-"""
-WITH_PACKAGE = """
-import hf_mixer
+print("quiet again", file=sys.stderr)
 classify(folder)
 classify(folder, trust_remote_code=True)
 """
@@ -59,19 +53,14 @@ def folder(tmp_path_factory):
     return folder
 
 
-def run(code: str, folder: Path) -> tuple[list, list[str]]:
-    """Run `code` in a fresh process and return what it printed, each line read as JSON, and the lines of its log."""
+def run(folder: Path) -> tuple[list, list[str]]:
+    """Run the program in a new process and return what it printed, each line read as JSON, and the lines of its log."""
     paths = {"folder": folder, "again": folder.parent / "again", "image": folder.parent / "red.png"}
     assignments = "".join(f"{name} = {str(path)!r}\n" for name, path in paths.items())
-    environment = {**os.environ, "HF_HOME": str(folder.parent / "home"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    command = [sys.executable, "-c", assignments + START + code]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL)
-    assert result.returncode == 0, result.stderr
-    # Without progress bars, and without what torchao, where it is installed, says on machines without a GPU
-    others = ("%|", "torchao", "torch/utils/_pytree.py")
-    log = result.stderr.replace("\r", "\n").splitlines()
-    log = [line for line in log if line.strip() and not any(other in line for other in others)]
-    return [json.loads(line) for line in result.stdout.splitlines()], log
+    output, log = run_without_package(assignments + START + PROGRAM, folder=ROOT)
+    # Without progress bars
+    lines = [line for line in log.replace("\r", "\n").splitlines() if line.strip() and "%|" not in line]
+    return [json.loads(line) for line in output.splitlines()], lines
 
 
 def assert_same_code(folder):
@@ -96,16 +85,15 @@ def test_auto_map_names_every_class_whichever_was_saved(model_class, tmp_path):
 
 def test_a_folder_serves_with_and_without_the_package(folder):
     assert_same_code(folder)
-    (first, again, *classes, imported_after), remote_log = run(WITHOUT_PACKAGE, folder)
-    (package, both), package_log = run(WITH_PACKAGE, folder)
+    (first, again, *classes, package, both), log = run(folder)
 
     # Equal logits and predictions on every way, and nothing logged
-    assert first[:2] == again[:2] == imported_after[:2] == package[:2] == both[:2]
-    assert remote_log[0] == "end of the quiet part"
-    assert package_log == []
+    assert first[:2] == again[:2] == package[:2] == both[:2]
+    assert log[0] == "end of the quiet part"
+    assert log[-1] == "quiet again"
     assert first[2] == again[2] == "transformers_modules"
     # The registered class goes first
-    assert package[2] == both[2] == imported_after[2] == "hf_mixer"
+    assert package[2] == both[2] == "hf_mixer"
     assert classes == [
         "MixerModel",
         "MixerForImageClassification",

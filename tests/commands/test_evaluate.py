@@ -15,7 +15,8 @@ from hf_mixer import load_checkpoint
 from hf_mixer.commands.evaluate import main, parse_arguments
 from hf_mixer.deployment import export_model
 from hf_mixer.evaluation.metrics import confidence_interval
-from tests.helpers import make_dataset, needs_export, run_on_two_processes, save_classifier
+from tests.helpers import make_dataset, needs_export, save_classifier
+from tests.new_processes import run_on_two_processes
 
 
 LABELS = ["ant", "bee", "cat", "dog", "eel", "fox"]
@@ -112,7 +113,7 @@ def test_evaluate_writes_what_it_promises(dtype, model_folder, photos, expected_
 
 def test_two_processes_count_every_image_once(model_folder, photos, expected_matrix, tmp_path):
     arguments = ["--eval_dir", photos / "test", "--output_dir", tmp_path, "--per_device_eval_batch_size", 4]
-    printed = run_on_two_processes("scripts/evaluate.py", model_folder, *arguments)
+    printed = run_on_two_processes(evaluate, model_folder, *arguments)
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())
     assert evaluation["confusion_matrix"] == expected_matrix
     assert evaluation["dataset"]["num_images"] == sum(entry["num_images"] for entry in evaluation["per_class"]) == 13

@@ -12,7 +12,8 @@ from transformers import pipeline
 from hf_mixer import MixerConfig, MixerForImageClassification, MixerImageProcessorPil
 from hf_mixer.commands.predict import main
 from hf_mixer.deployment import export_model
-from tests.helpers import make_dataset, make_folder, needs_export, run_on_two_processes, save_classifier
+from tests.helpers import make_dataset, make_folder, needs_export, save_classifier
+from tests.new_processes import run_on_two_processes
 
 
 LABELS = ["ant", "bee", "cat", "dog"]
@@ -221,7 +222,7 @@ def test_two_processes_predict_a_stream_and_the_result_can_go_to_the_hub(
             data[name].shard(2, index).to_parquet(tmp_path / "images" / "data" / f"{name}-{index}-of-2.parquet")
     output = tmp_path / "predictions"
     arguments = [model_folder, "--dataset_name", tmp_path / "images", "--streaming", "true", "--output_dir", output]
-    run_on_two_processes("scripts/predict.py", *arguments, "--rows_per_file", 4)
+    run_on_two_processes(main, [str(argument) for argument in (*arguments, "--rows_per_file", 4)])
     state = json.loads((output / "predictions.json").read_text())
     assert state["complete"] is True
     assert state["num_processes"] == 2

@@ -10,7 +10,8 @@ import torch
 
 from hf_mixer.commands.train import main
 from hf_mixer.evaluation.results import fingerprint_files
-from tests.helpers import FIXTURES, losses_of, make_folder, run_on_two_processes
+from tests.helpers import FIXTURES, losses_of, make_folder
+from tests.new_processes import launch_on_two_processes
 
 
 TINY = "--variant cifar10 --image_size 16 --patch_size 8 --hidden_size 32 --num_hidden_layers 1 --cache_images memory --max_steps 40".split()
@@ -24,6 +25,12 @@ def train_and_fail(message, *arguments):
     # A point matches all but the end of a line
     with pytest.raises(SystemExit, match=rf"\Aerror: .*{message}.*\Z"):
         train(*arguments)
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch):
+    """Curves, which take a third of most runs, are drawn only by `trained`."""
+    monkeypatch.setattr("hf_mixer.training.curves.save_training_curves", lambda *arguments: None)
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +53,8 @@ def test_training_learns_and_saves_everything(trained):
     config = json.loads((trained / "config.json").read_text())
     assert config["id2label"] == {"0": "cat", "1": "dog"}
     assert config["architectures"] == ["MixerForImageClassification"]
-    assert {"model.safetensors", "preprocessor_config.json", "modeling_mixer.py", "README.md"} <= {
-        path.name for path in trained.iterdir()
-    }
+    saved = {"model.safetensors", "preprocessor_config.json", "modeling_mixer.py", "README.md", "training_curves.png"}
+    assert saved <= {path.name for path in trained.iterdir()}
     assert json.loads((trained / "preprocessor_config.json").read_text())["size"] == {"height": 16, "width": 16}
 
 
@@ -297,7 +303,7 @@ def test_a_readme_by_hand_stays(photos, tmp_path, capsys):
 
 
 def test_two_processes_under_accelerate(tmp_path):
-    run_on_two_processes("scripts/train.py", "--output_dir", tmp_path / "out", "--num_train_epochs", "3")
+    launch_on_two_processes("scripts/train.py", "--output_dir", tmp_path / "out", "--num_train_epochs", "3")
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
     assert results["eval_accuracy"] > 0.9
     # 1,455 digits in batches of 64 on each of two processes

@@ -1,10 +1,7 @@
 """The Space that the demo exports."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 from huggingface_hub import HfApi, RepoCard
@@ -13,6 +10,7 @@ from hf_mixer.commands.demo import main
 from hf_mixer.demo.preview import draw_preview
 from hf_mixer.demo.space import GRADIO_VERSION, export_space, make_title
 from tests.helpers import REMOTE_CODE, ROOT, save_classifier
+from tests.new_processes import run_without_package
 
 
 NANO = ROOT / "model_cards" / "mixer-nano-cifar10"
@@ -167,21 +165,15 @@ def test_space_of_a_folder_without_code_runs_where_the_package_is_missing(photo,
     assert not list(NANO.glob("*.py"))
     export_space(tmp_path / "space", NANO, examples=[photo])
     program = """
-import sys
-sys.modules["hf_mixer"] = None
-sys.path.insert(0, ".")
+import os, shutil, sys
+os.environ["GRADIO_TEMP_DIR"] = sys.argv[1]
 import app, json
 demo = app.Demo(*app.load(json.load(open("space.json"))))
-import os, shutil
-upload = {"path": shutil.copy("examples/1.jpg", os.environ["GRADIO_TEMP_DIR"])}
+upload = {"path": shutil.copy("examples/1.jpg", sys.argv[1])}
 labels, _, _ = demo.predict(upload)
 (_, picture), _ = list(demo.explain(upload))[-1]
 print(len(labels), picture.size, type(demo.model).__module__.split(".")[0])
 """
     (tmp_path / "uploads").mkdir()
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "GRADIO_TEMP_DIR": str(tmp_path / "uploads")}
-    result = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path / "space", env=environment, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[-1] == "10 (448, 448) transformers_modules"
+    output, _ = run_without_package(program, tmp_path / "uploads", folder=tmp_path / "space")
+    assert output.splitlines()[-1] == "10 (448, 448) transformers_modules"

@@ -2,7 +2,6 @@
 
 import ctypes
 import json
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -19,6 +18,7 @@ from hf_mixer.deployment.formats import DTYPES, FORMATS, missing_reason
 from hf_mixer.deployment.signal_stack import SignalStack
 
 from ..helpers import ROOT, TIMM_TINY, needs_export, save_classifier
+from ..new_processes import run_without_package
 
 
 LABELS = ("cat", "dog", "owl")
@@ -27,10 +27,9 @@ PROGRAMS = [
     *(("onnx", "float32"), ("onnx", "float16"), ("openvino", "float32"), ("openvino", "float16")),
     *(("executorch", "float16"), ("torch", "float16")),
 ]
-# Loads exports where there is no hf_mixer, and prints their answers
+# Loads exports and prints their answers
 STRANGER = """
 import sys
-sys.modules["hf_mixer"] = None
 import numpy as np
 from PIL import Image
 from transformers import AutoImageProcessor
@@ -145,15 +144,9 @@ def test_an_export_runs_without_this_package_and_without_a_question_of_trust(mod
     [picture] = pictures(1)
     np.save(tmp_path / "picture.npy", np.asarray(picture))
     folders = [export_once(format, "float32")[0] for format in ("onnx", "openvino")]
-    result = subprocess.run(
-        [sys.executable, "-c", STRANGER, tmp_path / "picture.npy", *folders],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
-    assert result.returncode == 0, result.stderr
+    output, _ = run_without_package(STRANGER, "picture.npy", *folders, folder=tmp_path)
     expected, _ = answers(model_folder, folders[0], [picture])
-    for line in result.stdout.strip().splitlines()[-2:]:
+    for line in output.strip().splitlines()[-2:]:
         labels, logits = line.split(";")
         assert labels == str(dict(enumerate(LABELS)))
         torch.testing.assert_close(torch.tensor(json.loads(logits)), expected, rtol=0, atol=1e-5)

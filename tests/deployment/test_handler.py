@@ -4,8 +4,6 @@ import base64
 import importlib.util
 import io
 import json
-import subprocess
-import sys
 import threading
 import time
 from functools import partial
@@ -21,6 +19,7 @@ from transformers import pipeline
 from hf_mixer.deployment import handler
 from hf_mixer.deployment.handler import EndpointHandler
 from tests.helpers import save_classifier
+from tests.new_processes import run_without_package
 
 
 LABELS = ["cat", "dog", "bird", "fish"]
@@ -29,7 +28,6 @@ SERVER = """
 import importlib.util, json, sys
 from PIL import Image
 
-sys.modules["hf_mixer"] = None
 folder = sys.argv[1]
 spec = importlib.util.spec_from_file_location("handler.EndpointHandler", f"{folder}/handler.py")
 sys.path.insert(0, folder)
@@ -115,10 +113,8 @@ def public(monkeypatch):
 def test_the_server_loads_the_file_where_the_package_is_missing(folder, photo, answer, tmp_path):
     (folder / "handler.py").write_bytes(Path(handler.__file__).read_bytes())
     photo.save(tmp_path / "photo.png")
-    command = [sys.executable, "-c", SERVER, str(folder), str(tmp_path / "photo.png")]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    answers = json.loads(result.stdout.splitlines()[-1])
+    output, _ = run_without_package(SERVER, folder, "photo.png", folder=tmp_path)
+    answers = json.loads(output.splitlines()[-1])
     assert [entry["label"] for entry in answers] == [entry["label"] for entry in answer[:2]]
     assert [entry["score"] for entry in answers] == pytest.approx([entry["score"] for entry in answer[:2]], abs=1e-6)
 

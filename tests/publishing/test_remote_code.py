@@ -1,10 +1,25 @@
 """Whether what goes up runs where hf_mixer is missing."""
 
+import json
+
 import pytest
 
 from hf_mixer import MixerConfig, MixerForMaskedImageModeling, MixerModel, load_checkpoint
+from hf_mixer.publishing import remote_code
 from hf_mixer.publishing.release import prepare_release
 from hf_mixer.publishing.remote_code import check_remote_code
+from tests.new_processes import run_without_package
+
+
+@pytest.fixture(autouse=True)
+def forked(monkeypatch, tmp_path):
+    """Let the program of the new interpreter, in which the models of `test_model_folders` are tried, run in a fork."""
+
+    def predict(folder, task):
+        program = f"import runpy; runpy.run_path({remote_code.__file__!r}, run_name='__main__')"
+        return json.loads(run_without_package(program, task, folder, folder=tmp_path)[0].splitlines()[-1])
+
+    monkeypatch.setattr(remote_code, "predict_without_package", predict)
 
 
 def test_code_that_predicts_something_else_is_refused(folder, release):

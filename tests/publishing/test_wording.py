@@ -4,11 +4,10 @@ import html
 import re
 
 import pytest
+from markdown_it import MarkdownIt
 
 from hf_mixer.publishing.wording import code, plain, refuse_control_characters
 
-
-markdown_it = pytest.importorskip("markdown_it")
 
 TEXTS = [
     "sea | lake",
@@ -29,9 +28,7 @@ TEXTS = [
 
 def render(text: str) -> str:
     """Return what the readers of a page see."""
-    return html.unescape(
-        re.sub(r"<[^>]*>", "", markdown_it.MarkdownIt("gfm-like", {"linkify": False}).render(text))
-    ).strip()
+    return html.unescape(re.sub(r"<[^>]*>", "", MarkdownIt("gfm-like", {"linkify": False}).render(text))).strip()
 
 
 @pytest.mark.parametrize("text", TEXTS)

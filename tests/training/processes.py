@@ -1,7 +1,6 @@
 """Tiny training runs for the tests, alone and as one of several processes."""
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -80,7 +79,3 @@ def run_as_one_of_several(output_dir: Path) -> None:
     report["threads that would keep the process"] = [name for name in names if "gloo" in name]
     if process[0] == 0:
         (output_dir / "report.json").write_text(json.dumps(report))
-
-
-if __name__ == "__main__":
-    run_as_one_of_several(Path(sys.argv[1]))

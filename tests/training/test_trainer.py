@@ -32,10 +32,10 @@ from tests.helpers import (
     make_images,
     make_trainer,
     make_transform,
-    run_on_two_processes,
     same_weights,
 )
-from tests.training.processes import OTHER_LABELS
+from tests.new_processes import run_on_two_processes
+from tests.training.processes import OTHER_LABELS, run_as_one_of_several
 
 
 MULTI_LABEL = "multi_label_classification"
@@ -68,7 +68,7 @@ def test_evaluation_does_not_augment(tmp_path):
 
 
 def test_two_processes_do_the_work_of_one(tmp_path):
-    run_on_two_processes("-m", "tests.training.processes", tmp_path)
+    run_on_two_processes(run_as_one_of_several, tmp_path)
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["world_size"] == 2
 
