@@ -25,7 +25,7 @@ from ..modeling_mixer import (
     MixerModel,
     MixerPreTrainedModel,
 )
-from ..utils import find_home_page, is_hub_id, read_json
+from ..utils import find_home_page, is_hub_id, list_requirements, read_json
 from .example_answer import answer_example
 from .exports import HANDLER_NAME, describe_exports
 from .merging import sign_card
@@ -50,6 +50,8 @@ from .wording import (
 
 
 TEMPLATE = Path(__file__).parent / "TEMPLATE.md"
+# What of the requirements of this package does not come along with the others
+INSTALLED = ("pillow", "torch", "transformers")
 # What the template says until the owner says more
 NO_PURPOSE = "*The author has not said yet what it is meant for.*"
 LOSS = Metric("loss", "loss", greater_is_better=False, is_share=False)
@@ -166,6 +168,7 @@ def create_card(
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         title=plain(name),
         no_purpose=NO_PURPOSE,
+        requirements=" ".join(f'"{line}"' for line in list_requirements() if line.startswith(INSTALLED)),
         kind=kind.name,
         task=kind.task,
         problem_type=problem_type,

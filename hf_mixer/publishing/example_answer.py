@@ -26,4 +26,5 @@ def answer_example(folder: Path, example: str) -> str:
         thresholds = model.config.label_thresholds or [0.5] * model.config.num_labels
         label2id = model.config.label2id
         answers = [answer for answer in answers if answer["score"] >= thresholds[label2id[answer["label"]]]]
-    return str([{"label": answer["label"], "score": float(f"{answer['score']:.3g}")} for answer in answers])
+    rounded = ({"label": answer["label"], "score": float(f"{answer['score']:.3g}")} for answer in answers)
+    return f"[{', '.join(map(str, rounded))}]".replace("}, {", "},\n {")

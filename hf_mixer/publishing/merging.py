@@ -122,13 +122,17 @@ def read_metadata(front_matter: str) -> dict[str, Any]:
     """
     metadata: Any = {}
     try:
+        # A few lines of references that lead to references fill the memory
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(front_matter, Loader=yaml.SafeLoader)):
+            raise ValueError("it has references, such as *name, in the place of values")
         metadata = json.loads(json.dumps(yaml.safe_load(front_matter) or {}, default=str))
         root = yaml.compose(front_matter, Loader=yaml.SafeLoader)
         if isinstance(root, yaml.MappingNode):
             keys = [key.value for key, _ in root.value]
             repeated = [key for key in keys if keys.count(key) > 1]
             metadata = f"{repeated[0]} stands there twice" if repeated else metadata
-    except (yaml.YAMLError, ValueError, TypeError) as error:  # the last two for dates and keys that do not exist
+    # Those that are not YAML's are for dates and keys that do not exist, and for lists in lists in lists
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         metadata = " ".join(str(error).split())
     if not isinstance(metadata, dict):
         raise ValueError(

@@ -66,7 +66,7 @@ It sorts images of 16 x 16 pixels into 3 labels and was fine-tuned from
 [CIFAR-10](https://huggingface.co/datasets/uoft-cs/cifar10) (`plain_text`).
 ## About this model
 ## Quick start
-It takes `pip install "transformers>=5.17,<6" "torch>=2.11" pillow`
+It takes `pip install "
 from huggingface_hub import hf_hub_download
 classifier = pipeline("image-classification", "me/digits-mixer", revision="v1", trust_remote_code=True)
 hf_hub_download("me/digits-mixer", "example.png", revision="v1")

@@ -228,7 +228,17 @@ def test_a_card_of_metadata_alone_is_filled():
 
 
 @pytest.mark.parametrize(
-    "front_matter", ["license: [mit", "- mit", "a: {b: c", "day: 2024-13-45", "license: mit\nlicense: apache-2.0"]
+    "front_matter",
+    [
+        "license: [mit",
+        "- mit",
+        "a: {b: c",
+        "a: &a [*a]",
+        "2024-01-01: a",
+        "a: " + 2000 * "[",
+        "day: 2024-13-45",
+        "license: mit\nlicense: apache-2.0",
+    ],
 )
 def test_damaged_metadata_are_named(front_matter):
     card = f"---\n{front_matter}\n---\n" + generate(88).partition("---\n\n")[2]
