@@ -98,7 +98,9 @@ def train_and_push(hub, tmp_path, monkeypatch):
     monkeypatch.setattr("hf_mixer.training.curves.save_training_curves", lambda *arguments: None)
     photos, output = make_folder(tmp_path / "photos"), tmp_path / "out"
     tiny = "--variant cifar10 --image_size 16 --patch_size 8 --hidden_size 32 --num_hidden_layers 1 --max_steps 2"
-    hub_arguments = "--recipe none --save_steps 1 --push_to_hub --hub_model_id alice/photos --hub_token hf_alice_write"
+    # A worker is a fork, which can wait forever for a lock that the thread which pushes holds meanwhile
+    tiny += " --recipe none --save_steps 1 --dataloader_num_workers 0"
+    hub_arguments = "--push_to_hub --hub_model_id alice/photos --hub_token hf_alice_write"
 
     def run():
         train(["--train_dir", str(photos), "--output_dir", str(output), *tiny.split(), *hub_arguments.split()])
