@@ -120,7 +120,7 @@ def without_paths(record: dict[str, Any]) -> dict[str, Any]:
             value = without_paths(value)
         elif key == "hyperparameters":
             value = shorten_value(value)
-        elif isinstance(value, str) and key != "revision":  # refs/pr/1 is no path
+        elif isinstance(value, str) and key not in ("hardware", "revision"):  # refs/pr/1 is no path
             if key == "command":
                 value = shorten_command(value, local)
             elif key in SOURCE_FIELDS:
