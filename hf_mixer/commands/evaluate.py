@@ -137,24 +137,26 @@ def find_problem(parsed: argparse.Namespace) -> str | None:
 
 def describe_data(arguments: argparse.Namespace, trained_on: dict) -> dict:
     """
-    Return `name`, `config` and, as far as it is known, `split` of the data: the digits only for a model that was trained on
-    them, and the split of the training for a folder or list that the model was trained on.
+    Return `name`, `config`, of local files `fingerprint`, and, as far as it is known, `split` of the data: the digits only for
+    a model that was trained on them, and the split of the training for a folder or list that the model was trained on.
     """
-    from ..evaluation.results import DIGITS, is_same_name
+    from ..evaluation.results import DIGITS, fingerprint_files, is_same
     from ..local_paths import name_source
 
     path = arguments.eval_dir or arguments.eval_file
-    name, split = arguments.dataset_name or path, arguments.split
-    if path is not None:
-        if not os.path.exists(path):
-            raise ValueError(f"{path} does not exist: give another --eval_dir or --eval_file")
-        if is_same_name(path, trained_on.get("name")):
-            split = trained_on.get("train_split")
+    name = arguments.dataset_name or path
+    if path is not None and not os.path.exists(path):
+        raise ValueError(f"{path} does not exist: give another --eval_dir or --eval_file")
     if name is None:
         if trained_on.get("name") != DIGITS:
             raise ValueError("no images to evaluate on: name them with --dataset_name, --eval_dir or --eval_file")
         name = DIGITS
-    return {"name": name_source(name), "config": arguments.dataset_config_name, "split": split}
+    data = {"name": name_source(name), "config": arguments.dataset_config_name, "split": arguments.split}
+    if path is not None:
+        data["fingerprint"] = fingerprint_files(path)
+        if is_same(data, trained_on):
+            data["split"] = trained_on.get("train_split")
+    return data
 
 
 def load_model(arguments: argparse.Namespace, image_size: int | None = None):

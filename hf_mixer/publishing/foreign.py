@@ -92,7 +92,7 @@ def check_picture(path: Path) -> None:
                 image.load()  # as a PNG may have texts behind its pixels
                 found = {*image.info, *(name for name, _ in getattr(image, "applist", ()))} - HARMLESS
     except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{path} is no picture of type {kind}: remove it, or save it again as one") from error
+        raise ValueError(f"{path} is not a picture of type {kind}: remove it, or save it again as one") from error
     except Image.DecompressionBombError:
         num_pixels = MAX_PIXELS + 1
     if num_pixels > MAX_PIXELS:

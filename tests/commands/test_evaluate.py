@@ -249,6 +249,22 @@ def test_images_of_the_training_are_called_so(model_folder, photos, tmp_path, un
     assert f"13 images of ./{photos.name}/test, split train" in capsys.readouterr().out
 
 
+def test_another_folder_of_the_same_name_is_not_what_the_model_was_trained_on(
+    model_folder, photos, tmp_path, undrawn, caplog
+):
+    for year, number in (("2023", 1), ("2024", 2)):
+        shutil.copytree(photos / "test", tmp_path / year / "photos")
+        for image in sorted((tmp_path / year / "photos").rglob("*.png"))[:number]:
+            image.unlink()
+    folder = copy_model(
+        model_folder, tmp_path / "model", name="./photos", config=None, train_split="train", fingerprint="of others"
+    )
+    evaluate(folder, "--eval_dir", tmp_path / "2023" / "photos")
+    assert "The model was trained on these images" not in caplog.text
+    with pytest.raises(SystemExit, match="but of other files: .*--overwrite"):
+        evaluate(folder, "--eval_dir", tmp_path / "2024" / "photos")
+
+
 def test_other_data_is_refused_before_the_work(model_folder, photos, tmp_path):
     folder = copy_model(model_folder, tmp_path / "model", name="owner/photos")
     (folder / "model.safetensors").unlink()  # nothing loads it

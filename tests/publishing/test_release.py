@@ -236,8 +236,8 @@ def save_huge_picture(path):
         ),
         ("example.png", save_with_place, "has more in it than its pixels"),
         ("example.jpg", save_with_comment, "has more in it than its pixels"),
-        ("example.jpg", save_script, "is no picture of type JPEG"),
-        ("mistakes.png", save_script, "is no picture of type PNG"),
+        ("example.jpg", save_script, "is not a picture of type JPEG"),
+        ("mistakes.png", save_script, "is not a picture of type PNG"),
         ("example.png", save_huge_picture, "has more than 50,000,000 pixels"),
     ],
 )
