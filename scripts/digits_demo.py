@@ -5,7 +5,7 @@ Classify the handwritten digits that were held back from training, and draw them
     hf-mixer train --output_dir outputs/digits
     python scripts/digits_demo.py outputs/digits
 
-Prints the accuracy of the saved folder in a `pipeline`, writes `predictions.png` into it, and fails under 97 %.
+Prints the accuracy of the saved folder in a `pipeline`, writes `digits.png` into it, and fails under 97 %.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def main():
 
     num_right = sum(prediction == label for prediction, label in zip(predictions, labels))
     accuracy = num_right / len(labels)
-    sheet = folder / "predictions.png"
+    sheet = folder / "digits.png"
     save_contact_sheet(sheet, images, predictions, labels)
     print(f"{accuracy:.1%} of {len(labels)} held-back digits are right; see {sheet}")
     if accuracy < GOAL:
