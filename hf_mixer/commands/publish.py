@@ -164,14 +164,15 @@ def publish_folder(arguments: argparse.Namespace, release: Path) -> None:
         repo_id = repo_id if "/" in repo_id else f"{user}/{repo_id}"
         with clear_errors(repo_id):
             cards = fetch_cards(api, repo_id, arguments.revision)
-        own_cards = [*cards.values(), *read_cards(arguments.folder).values()]
-        base_model = arguments.base_model or find_base_model(own_cards) or read_base_model(arguments.folder)
-        if licence is None and base_model is not None and is_hub_id(base_model):
-            with clear_errors(base_model, is_upload=False):
-                licence = find_license(api, base_model)
         if arguments.collection:
             with clear_errors(f"the collection {arguments.collection}", is_upload=False):
                 check_collection(api, arguments.collection)
+    own_cards = [*cards.values(), *read_cards(arguments.folder).values()]
+    base_model = arguments.base_model or find_base_model(own_cards)
+    ancestor = base_model or read_base_model(arguments.folder)
+    if api is not None and licence is None and ancestor is not None and is_hub_id(ancestor):
+        with clear_errors(ancestor, is_upload=False):
+            licence = find_license(api, ancestor)
     # A pull request goes into the branch that the card then lies on
     branch = None if (arguments.revision or "").startswith("refs/pr/") else arguments.revision
     token = arguments.token or get_token()
@@ -188,8 +189,8 @@ def publish_folder(arguments: argparse.Namespace, release: Path) -> None:
             arguments.extras,
             arguments.trust_code,
             license=licence,
-            base_model=arguments.base_model,
-            given=[key for key in ("license", "base_model") if getattr(arguments, key)],
+            base_model=base_model,
+            given=[key for key, value in (("license", arguments.license), ("base_model", base_model)) if value],
             cards=cards,
             overwrite_card=arguments.overwrite_card,
         )

@@ -184,7 +184,9 @@ def describe_architecture(config: MixerConfig, model_class: type[MixerPreTrained
 def describe_training(run: dict[str, Any]) -> dict[str, Any]:
     """Return what the card says about the training."""
     base_model, dataset = run.get("base_model"), run.get("dataset") or {}
-    origin = f"fine-tuned from {link(base_model)}" if base_model else "trained from scratch"
+    # Without a record of a training, it may have been resized or converted
+    how = "fine-tuned" if run.get("hyperparameters") else "made"
+    origin = f"{how} from {link(base_model)}" if base_model else "trained from scratch"
     if dataset.get("name"):
         origin = f"{origin} on {link_dataset(dataset)}"
     counts = dataset.get("class_counts") or {}

@@ -165,6 +165,7 @@ def test_a_base_model_that_was_given_once_stays_with_its_licence(publish, hub):
         publish("alice/mixer", *options)
         data = huggingface_hub.ModelCard(hub.files("alice/mixer")["README.md"].decode()).data
         assert (data.base_model, data.license) == ("alice/base", "mit")
+        assert b"was made from [alice/base]" in hub.files("alice/mixer")["README.md"]
     assert "expected OWNER/NAME" in publish("alice/mixer", "--base_model", "./base", refused=True)
 
 
