@@ -158,10 +158,14 @@ def list_requirements() -> list[str]:
 
 
 def find_home_page() -> str | None:
-    """Return the address of the repository of this package, where its metadata name one."""
-    urls = importlib.metadata.metadata("hf_mixer").get_all("Project-URL") or []
-    labels = dict(url.split(", ", 1) for url in urls)
-    return labels.get("Repository")
+    """
+    Return the address of the repository of this package: the one that its metadata name, else the one that it was installed
+    from, as [pip notes it](https://packaging.python.org/en/latest/specifications/direct-url/).
+    """
+    distribution = importlib.metadata.distribution("hf_mixer")
+    urls = dict(url.split(", ", 1) for url in distribution.metadata.get_all("Project-URL") or [])
+    origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+    return urls.get("Repository") or (origin.get("url") if "vcs_info" in origin else None)
 
 
 def format_bytes(size: float) -> str:

@@ -1,7 +1,10 @@
+import importlib.metadata
+import json
+
 import pytest
 import torch
 
-from hf_mixer.utils import check_destination, check_device, one_line_errors, read_json
+from hf_mixer.utils import check_destination, check_device, find_home_page, one_line_errors, read_json
 
 
 def test_what_the_user_can_mend_ends_in_one_line():
@@ -56,3 +59,22 @@ def test_a_destination_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda *args: False)
     with pytest.raises(ValueError, match="new cannot be written"):
         check_destination(tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    ("origin", "home"),
+    [
+        ({"url": "https://example.org/hf_mixer.git", "vcs_info": {"vcs": "git"}}, "https://example.org/hf_mixer.git"),
+        ({"url": "file:///home/me/hf_mixer", "dir_info": {"editable": True}}, None),
+        (None, None),
+    ],
+)
+def test_the_home_page_is_where_the_package_was_installed_from(origin, home, tmp_path, monkeypatch):
+    folder = tmp_path / "hf_mixer-1.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Name: hf_mixer\nVersion: 1\nProject-URL: Paper, https://example.org/paper\n")
+    if origin is not None:
+        (folder / "direct_url.json").write_text(json.dumps(origin))
+    distribution = importlib.metadata.PathDistribution(folder)
+    monkeypatch.setattr("importlib.metadata.distribution", lambda name: distribution)
+    assert find_home_page() == home
