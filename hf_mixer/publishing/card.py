@@ -308,7 +308,7 @@ def describe_source(folder: Path, repo_id: str | None, revision: str | None) -> 
         "is_on_hub": repo_id is not None,
         # Publishing adds the code. Who has the folder has this package
         "trust": ", trust_remote_code=True" if repo_id else "",
-        "home": find_home_page(),
+        "home": find_home_page() if repo_id else None,
     }
 
 
