@@ -165,7 +165,9 @@ def find_home_page() -> str | None:
     distribution = importlib.metadata.distribution("hf_mixer")
     urls = dict(url.split(", ", 1) for url in distribution.metadata.get_all("Project-URL") or [])
     origin = json.loads(distribution.read_text("direct_url.json") or "{}")
-    return urls.get("Repository") or (origin.get("url") if "vcs_info" in origin else None)
+    # Not a folder of this machine, nor an address with a password in it
+    is_public = "vcs_info" in origin and re.fullmatch(r"https://[^@\s]+", origin["url"])
+    return urls.get("Repository") or (origin["url"] if is_public else None)
 
 
 def format_bytes(size: float) -> str:

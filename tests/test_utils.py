@@ -66,6 +66,8 @@ def test_a_destination_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     [
         ({"url": "https://example.org/hf_mixer.git", "vcs_info": {"vcs": "git"}}, "https://example.org/hf_mixer.git"),
         ({"url": "file:///home/me/hf_mixer", "dir_info": {"editable": True}}, None),
+        ({"url": "file:///home/me/hf_mixer", "vcs_info": {"vcs": "git"}}, None),
+        ({"url": "https://me:token@example.org/hf_mixer", "vcs_info": {"vcs": "git"}}, None),
         (None, None),
     ],
 )
