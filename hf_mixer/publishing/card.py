@@ -284,8 +284,8 @@ def create_metadata(
         "pipeline_tag": kind.task,
         "datasets": sorted(datasets) or None,
         "base_model": base_model,
-        # A run trained the weights further
-        "base_model_relation": "finetune" if base_model and run.get("hyperparameters") else None,
+        # Of the Hub's relations also the closest to a resized model's, and the one that it assumes
+        "base_model_relation": "finetune" if base_model else None,
         "tags": [kind.task, "vision", "mlp-mixer", *TAGS.get(problem_type or "", [])],
         "metrics": list(dict.fromkeys(metric.hub_id for metric, _ in metrics if metric != LOSS)) or None,
         "model_name": name if results else None,

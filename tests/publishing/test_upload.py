@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 
+from hf_mixer import load_checkpoint
 from hf_mixer.commands.train import main as train
 from hf_mixer.publishing.merging import sign_card
 from tests.helpers import make_folder, make_trainer
@@ -157,14 +158,16 @@ def test_the_licence_is_given_or_that_of_the_base_model_or_none(publish, hub, fo
     assert licence() == "bsd"
 
 
-def test_a_base_model_that_was_given_once_stays_with_its_licence(publish, hub):
+def test_a_resized_model_says_what_it_descends_from_and_keeps_saying_so(publish, hub, folder):
+    for part in load_checkpoint(folder, image_size=32):
+        part.save_pretrained(folder)
     api = huggingface_hub.HfApi(token="hf_alice_write")
     api.create_repo("alice/base")
     api.upload_file(path_or_fileobj=b"---\nlicense: mit\n---\n", path_in_repo="README.md", repo_id="alice/base")
     for options in (["--base_model", "alice/base"], []):
         publish("alice/mixer", *options)
         data = huggingface_hub.ModelCard(hub.files("alice/mixer")["README.md"].decode()).data
-        assert (data.base_model, data.license) == ("alice/base", "mit")
+        assert (data.base_model, data.base_model_relation, data.license) == ("alice/base", "finetune", "mit")
         assert b"was made from [alice/base]" in hub.files("alice/mixer")["README.md"]
     assert "expected OWNER/NAME" in publish("alice/mixer", "--base_model", "./base", refused=True)
 
