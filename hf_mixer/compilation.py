@@ -62,11 +62,17 @@ def compile_for_inference(model: PreTrainedModel, batch_size: int = 1) -> PreTra
     model.eval()
     on_cpu, dtype, config = model.device.type == "cpu", model.dtype, model.config
     image_shape = (config.num_channels, *to_pair(config.image_size))
+    with_kernels = False
     if on_cpu and multiplies(dtype):
-        for module in model.modules():
-            if hasattr(module, "kernel"):
-                module.kernel = compute_layer
-    if on_cpu:
+        from .kernels import cpu  # which registers operators
+        from .kernels.suitability import mixer_layers
+
+        with_kernels = (
+            dtype == torch.bfloat16 and batch_size >= torch.get_num_threads() and cpu.use_where_possible(model)
+        )
+        for layer in mixer_layers(model).values():
+            layer.kernel = cpu.PackedLayer(layer) if with_kernels else compute_layer
+    if on_cpu and not with_kernels:
         largest = max(MIN_IMAGES, MAX_HIDDEN_UNITS // (config.num_patches * config.channel_mlp_dim))
         batch_size = math.ceil(batch_size / math.ceil(batch_size / largest))
     how: dict[str, Any] = {"options": {"freezing": True}} if on_cpu else {"mode": "reduce-overhead"}

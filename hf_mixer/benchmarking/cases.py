@@ -9,7 +9,8 @@ from transformers.utils import is_torchao_available
 
 from ..configuration_mixer import MixerConfig
 from ..deployment.formats import missing_reason
-from ..kernels import HOPPER
+from ..kernels import cpu
+from ..kernels.gpu import HOPPER
 from ..low_precision import QUANTIZED, has_float8, int8_problem
 from ..modeling_mixer import MixerForImageClassification
 from .exported import RUNTIMES
@@ -150,10 +151,16 @@ def _exported_reason(case: Case, implementation: str, device: torch.device) -> s
 
 
 def _kernels_reason(case: Case, device: torch.device) -> str | None:
+    if device.type == "cpu":
+        if case.dtype != "bfloat16" or not cpu.has_matrix_units():
+            return "on a processor the kernels are for bfloat16, and need matrix units (AMX)"
+        if case.batch_size < torch.get_num_threads():
+            return "on a processor the kernels are for batches of at least as many images as there are threads"
+        return None
     if case.training:
-        return "the kernels are for inference"
+        return "on a GPU the kernels are for inference"
     if device.type != "cuda":
-        return "the kernels need a CUDA device"
+        return "the kernels need a CUDA device or a processor"
     if torch.cuda.get_device_capability(device)[0] != HOPPER:
         return "the kernels are for GPUs of compute capability 9.0 (Hopper)"
     return None

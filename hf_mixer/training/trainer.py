@@ -20,6 +20,7 @@ from ..data.labels import MULTI_LABEL, REGRESSION, problem_type_of
 from ..data.loaders import StreamedImages
 from ..evaluation.metrics import best_thresholds
 from ..flops import estimate_flops
+from ..kernels import cpu
 from ..utils import error_message
 from .arguments import BEST_F1, MixerTrainingArguments
 from .augmentation import BatchAugmentation, normalize_pixels
@@ -124,6 +125,9 @@ class MixerTrainer(SafeCheckpointTrainer):
             warnings.filterwarnings("ignore", "Label smoothing is not compatible with multi-label classification")
             super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
         self.check_setup()
+        if args.torch_compile and args.bf16:
+            for each in filter(None, (model, teacher)):
+                cpu.use_where_possible(each)
         self.distillation = None
         if teacher is not None:
             self.distillation = Distillation(teacher.to(args.device), model, args.distillation_alpha)

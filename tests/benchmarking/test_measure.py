@@ -3,6 +3,7 @@ from functools import partial
 import pytest
 import torch
 
+from hf_mixer import kernels
 from hf_mixer.benchmarking import measure as measuring
 from hf_mixer.benchmarking.cases import EXECUTIONS, IMPLEMENTATIONS, SUITES, Case, unsupported_reason
 from hf_mixer.benchmarking.measure import build_case_model, make_step, measure, measure_preprocessing
@@ -129,12 +130,21 @@ def test_kernels_are_measured_beside_the_layers_own_code():
 
 def test_what_cannot_take_part_has_a_reason():
     assert unsupported_reason(Case("B/16", 8, "float32"), "hf_mixer", CPU) is None
-    assert "CUDA" in unsupported_reason(Case("B/16", 8, "bfloat16"), "hf_mixer_kernels", CPU)
     assert "bfloat16" in unsupported_reason(Case("B/16", 8, "float32"), "hf_mixer_kernels", torch.device("cuda"))
     assert "inference" in unsupported_reason(Case("B/16", 8, "int8", training=True), "hf_mixer", CPU)
     assert "not among its types, float32" in unsupported_reason(Case("B/16", 8, "int8"), "timm", CPU)
     assert "inference" in unsupported_reason(Case("B/16", 8, "float32", training=True), "openvino", CPU)
     assert "CPU" in unsupported_reason(Case("B/16", 8, "float32"), "onnxruntime", torch.device("cuda"))
+
+
+def test_kernels_for_processors_need_matrix_units_and_images_for_all_threads(monkeypatch):
+    monkeypatch.setattr(kernels.cpu, "has_matrix_units", lambda: True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    assert unsupported_reason(Case("B/16", 8, "bfloat16", training=True), "hf_mixer_kernels", CPU) is None
+    assert "for bfloat16" in unsupported_reason(Case("B/16", 8, "float16"), "hf_mixer_kernels", CPU)
+    assert "threads" in unsupported_reason(Case("B/16", 7, "bfloat16"), "hf_mixer_kernels", CPU)
+    monkeypatch.setattr(kernels.cpu, "has_matrix_units", lambda: False)
+    assert "AMX" in unsupported_reason(Case("B/16", 8, "bfloat16"), "hf_mixer_kernels", CPU)
 
 
 @pytest.mark.parametrize(("capability", "reason"), [((8, 0), "float8 needs a GPU of"), ((9, 0), None)])

@@ -64,7 +64,10 @@ def test_says_what_is_left_out_and_what_timm_does_without(monkeypatch, capsys):
         (["--device", "nonsense"], "--device nonsense is no device of torch: expected for instance cpu"),
         (["--preprocessing", "--dtypes", "int8", "--device", "cpu"], "runs no model: leave out --dtypes, --device"),
         (["--preprocessing", "--variants", "S/16", "B/16"], "the image size of one variant, got S/16 B/16"),
-        (["--implementations", "hf_mixer_kernels", "--device", "cpu"], "none of the implementations"),
+        (
+            ["--implementations", "hf_mixer_kernels", "--device", "cpu", "--dtypes", "float32"],
+            "none of the implementations",
+        ),
     ],
 )
 def test_bad_arguments_give_one_line(arguments, message, tmp_path):

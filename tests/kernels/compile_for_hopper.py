@@ -7,7 +7,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hf_mixer.kernels import linear
+from hf_mixer.kernels import gpu_linear as linear
 
 
 HOPPER = GPUTarget("cuda", 90, 32)

@@ -5,7 +5,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launching import launching_on
+from .gpu_launching import launching_on
 
 
 # A row of x, (num_rows, num_channels), for each program

@@ -16,8 +16,8 @@ import triton.language as tl
 from torch import nn
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .gelu import gelu_gate
-from .launching import INTERPRETED, launching_on
+from .gpu_gelu import gelu_gate
+from .gpu_launching import INTERPRETED, launching_on
 
 
 # No activation, and GELU with the `approximate` of `torch.nn.functional.gelu`

@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from hf_mixer import MixerConfig, MixerForImageClassification, kernels
-from hf_mixer.kernels import use_kernels
+from hf_mixer import MixerConfig, MixerForImageClassification
+from hf_mixer.kernels import gpu, suitability, use_kernels
 from hf_mixer.layers_mixer import MixerLayer
 from tests.helpers import record_warnings
 
@@ -100,7 +100,7 @@ def test_models_from_remote_code_use_the_kernels(tmp_path):
 
 
 def test_training_is_computed_by_the_layers_themselves(monkeypatch):
-    lines, reference = record_warnings(monkeypatch, kernels.logger), make_model(drop_path_rate=0.5)
+    lines, reference = record_warnings(monkeypatch, suitability.logger), make_model(drop_path_rate=0.5)
     model = use_kernels(copy.deepcopy(reference))
     for each in (reference, model):
         torch.manual_seed(1)
@@ -128,7 +128,7 @@ def test_compiles_without_a_graph_break():
 
 def test_what_is_compiled_warns_without_a_graph_break(monkeypatch):
     torch._dynamo.reset()
-    lines, graphs, model = record_warnings(monkeypatch, kernels.logger), [], use_kernels(make_model())
+    lines, graphs, model = record_warnings(monkeypatch, suitability.logger), [], use_kernels(make_model())
     compiled = torch.compile(model, fullgraph=True, backend=keep_graph(graphs))
     with torch.autocast(DEVICE, torch.bfloat16):
         logits_of(compiled)
@@ -138,11 +138,11 @@ def test_what_is_compiled_warns_without_a_graph_break(monkeypatch):
 
 def test_tokens_of_another_type_than_the_weights_are_not_for_the_kernels(monkeypatch):
     dtypes = (torch.bfloat16, torch.float16, torch.float32)
-    monkeypatch.setattr(kernels, "DTYPES", dtypes)
+    monkeypatch.setattr(gpu, "DTYPES", dtypes)
     (layer, *_), tokens = use_kernels(make_model()).mixer.layers, torch.zeros(1, 16, 24, device=DEVICE)
     with torch.no_grad():
         for dtype in dtypes:
-            reason = kernels.unsupported_batch_reason(layer, tokens.to(dtype))
+            reason = gpu.unsupported_batch_reason(layer, tokens.to(dtype))
             assert (reason is None) == (dtype == DTYPE)
 
 
@@ -166,7 +166,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("message", CHANGES)
 def test_changed_layers_are_refused_before_and_fall_back_after(monkeypatch, message):
-    lines, model, changed = record_warnings(monkeypatch, kernels.logger), use_kernels(make_model()), make_model()
+    lines, model, changed = record_warnings(monkeypatch, suitability.logger), use_kernels(make_model()), make_model()
     for each in (model, changed):
         CHANGES[message](each.mixer.layers[0])
     with pytest.raises(ValueError, match=f"`mixer.layers.0` .*{message}"):
@@ -200,12 +200,12 @@ def test_what_cannot_run_here_is_refused(monkeypatch):
     older_layer = type("MixerLayer", (nn.Module,), {})()
     with pytest.raises(ValueError, match="save the model again"):
         use_kernels(nn.Sequential(older_layer))
-    monkeypatch.setattr(kernels, "INTERPRETED", False)
-    with pytest.raises(ValueError, match="is on cpu, the kernels need a CUDA device"):
-        use_kernels(make_model().cpu())
-    monkeypatch.setattr(kernels, "HAS_TRITON", False)
+    monkeypatch.setattr(gpu, "INTERPRETED", False)
+    with pytest.raises(ValueError, match="is on meta, the kernels need a CUDA device"):
+        use_kernels(make_model().to("meta"))
+    monkeypatch.setattr(gpu, "HAS_TRITON", False)
     with pytest.raises(ImportError, match="pip install triton"):
-        use_kernels(make_model())
+        use_kernels(make_model().to("meta"))
 
 
 def test_dropout_is_none_in_inference():
@@ -266,7 +266,7 @@ def run_with_a_global_hook(model):
     ],
 )
 def test_batches_that_do_not_suit_fall_back_with_one_warning(monkeypatch, message, run):
-    lines, model = record_warnings(monkeypatch, kernels.logger), use_kernels(make_model())
+    lines, model = record_warnings(monkeypatch, suitability.logger), use_kernels(make_model())
     with monkeypatch.context() as context:
         context.setattr(torch.ops.hf_mixer, "linear", None)
         outputs = [run(model) for _ in range(2)]

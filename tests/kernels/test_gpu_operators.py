@@ -25,7 +25,9 @@ if not is_triton_available():
 import triton
 import triton.language as tl
 
-from hf_mixer.kernels import compute_layer, gelu, linear
+from hf_mixer.kernels import gpu_gelu as gelu
+from hf_mixer.kernels import gpu_linear as linear
+from hf_mixer.kernels.gpu import compute_layer
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
