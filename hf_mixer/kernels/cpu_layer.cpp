@@ -55,13 +55,13 @@ inline void add_to(float* to, Floats values) { store(to, load(to) + values); }
 inline Floats spread(float value) { return value - Floats{}; }
 
 #ifdef __AVX512BF16__
-// In the lower half of each word
-inline Words narrow(Floats values) { return (Words)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)values)); }
+inline Halves narrow(Floats values) { return (Halves)_mm512_cvtneps_pbh((__m512)values); }
 inline float sum(Floats values) { return _mm512_reduce_add_ps((__m512)values); }
 #else
-inline Words narrow(Floats values) {
+inline Halves narrow(Floats values) {
     Words bits = (Words)values, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    return (bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 0x40 : rounded;  // NaN stays NaN
+    rounded = (bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 0x40 : rounded;  // NaN stays NaN
+    return __builtin_convertvector(rounded, Halves);
 }
 inline float sum(Floats values) {
     for (int half = LANES / 2; half > 0; half /= 2)
@@ -70,8 +70,9 @@ inline float sum(Floats values) {
 }
 #endif
 
+
 inline void store(Half* to, Floats values) {
-    Halves halves = __builtin_convertvector(narrow(values), Halves);
+    Halves halves = narrow(values);
     memcpy(to, &halves, sizeof halves);
 }
 
@@ -92,7 +93,7 @@ inline void store_interleaved(Half* to, Floats upper, Floats lower) {
     __m512bh both = _mm512_cvtne2ps_pbh((__m512)lower, (__m512)upper);
     _mm512_storeu_si512(to, _mm512_permutexvar_epi16((__m512i)order, (__m512i)both));
 #else
-    Words both = narrow(upper) | narrow(lower) << 16;
+    Words both = __builtin_convertvector(narrow(upper), Words) | __builtin_convertvector(narrow(lower), Words) << 16;
     memcpy(to, &both, sizeof both);
 #endif
 }
@@ -177,8 +178,10 @@ struct Tiles {
     }
 };
 
-template <bool ADD>
-inline void multiply_tiles(const Half* a, int64_t a_step, const Half* b, int64_t b_step, int depth, float* out, int64_t stride) {
+template <bool ADD, class Other>
+inline void multiply_tiles(
+    const Half* a, int64_t a_step, const Half* b, int64_t b_step, int depth, float* out, int64_t stride, Other other
+) {
     const int64_t bytes = 4 * stride;
     if (ADD) {
         _tile_loadd(0, out, bytes);
@@ -200,6 +203,7 @@ inline void multiply_tiles(const Half* a, int64_t a_step, const Half* b, int64_t
         _tile_dpbf16ps(1, 4, 7);
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
+        other(k);
     }
     _tile_stored(0, out, bytes);
     _tile_stored(1, out + 16, bytes);
@@ -211,8 +215,11 @@ struct Tiles {
     ~Tiles() {}
 };
 
-template <bool ADD>
-void multiply_tiles(const Half* a, int64_t a_step, const Half* b, int64_t b_step, int depth, float* out, int64_t stride) {
+template <bool ADD, class Other>
+void multiply_tiles(
+    const Half* a, int64_t a_step, const Half* b, int64_t b_step, int depth, float* out, int64_t stride, Other other
+) {
+    for (int k = 0; k < depth; k++) other(k);
     for (int i = 0; i < SIDE; i++)
         for (int j = 0; j < 2; j++) {
             float* to = out + i * stride + j * LANES;
@@ -230,13 +237,18 @@ void multiply_tiles(const Half* a, int64_t a_step, const Half* b, int64_t b_step
 }
 #endif
 
+inline void nothing(int) {}
+
 // 32 x 32 values of a product at a row and a column, of `inner` values from `start` on along the inner axis. They are added to
-// what is there with ADD.
-template <bool ADD>
-inline void multiply(Operand left, int row, Operand right, int column, int start, int inner, float* out, int64_t stride) {
+// what is there with ADD. The matrix units take so long that the processor does something else beside: `other` is called for
+// every 32 values of the inner axis.
+template <bool ADD, class Other = void (*)(int)>
+inline void multiply(
+    Operand left, int row, Operand right, int column, int start, int inner, float* out, int64_t stride, Other other = nothing
+) {
     const Half *a = left.block(row, start), *b = right.block(column, start);
     const int64_t a_step = (int64_t)left.depth * BLOCK, b_step = (int64_t)right.depth * BLOCK;
-    multiply_tiles<ADD>(a, a_step, b, b_step, inner / SIDE, out, stride);
+    multiply_tiles<ADD>(a, a_step, b, b_step, inner / SIDE, out, stride, other);
 }
 
 // Values of a long inner axis that are multiplied before others: 32 columns of them stay in the first cache
@@ -252,6 +264,22 @@ inline void multiply_columns(Operand left, int rows, Operand right, int column, 
             if (ADD || start > 0) multiply<true>(left, r, right, column, start, size, block, SIDE);
             else multiply<false>(left, r, right, column, start, size, block, SIDE);
     }
+}
+
+// 32 columns of a product, as a matrix of 32 columns. `finish` is called for every other row when that and the next are there.
+template <class Finish>
+inline void multiply_panel(Operand left, int rows, Operand right, int column, int inner, float* panel, Finish finish) {
+    const int start = (inner - 1) / CHUNK * CHUNK, depth = (inner - start) / SIDE;
+    if (start > 0) multiply_columns<false>(left, rows, right, column, start, panel, AREA);
+    for (int r = 0; r < rows; r += SIDE) {
+        // Of the 32 rows before
+        auto other = [&](int k) {
+            for (int i = SIDE / 2 * k / depth; i < SIDE / 2 * (k + 1) / depth && r > 0; i++) finish(r - SIDE + 2 * i);
+        };
+        if (start > 0) multiply<true>(left, r, right, column, start, inner - start, panel + r * SIDE, SIDE, other);
+        else multiply<false>(left, r, right, column, start, inner - start, panel + r * SIDE, SIDE, other);
+    }
+    for (int r = rows - SIDE; r < rows; r += 2) finish(r);
 }
 
 // All of a product, of `inner` values from `start` on along the inner axis, as a matrix
@@ -298,15 +326,19 @@ struct Moments {
     float mean, scale;
 };
 
-inline Moments measure(const float* row, int size, float epsilon) {
-    Floats sums{}, squares{};
-    for (int c = 0; c < size; c += LANES) sums += load(row + c);
-    const float mean = sum(sums) / size;
-    for (int c = 0; c < size; c += LANES) {
-        Floats centered = load(row + c) - mean;
-        squares += centered * centered;
-    }
-    return {mean, 1 / std::sqrt(sum(squares) / size + epsilon)};
+// Of two rows at once, whose sums do not wait for each other
+inline void measure(const float* first, const float* second, int size, float epsilon, Moments (&moments)[2]) {
+    const float* rows[2] = {first, second};
+    Floats sums[2] = {}, squares[2] = {};
+    for (int c = 0; c < size; c += LANES)
+        for (int i = 0; i < 2; i++) sums[i] += load(rows[i] + c);
+    for (int i = 0; i < 2; i++) moments[i].mean = sum(sums[i]) / size;
+    for (int c = 0; c < size; c += LANES)
+        for (int i = 0; i < 2; i++) {
+            Floats centered = load(rows[i] + c) - moments[i].mean;
+            squares[i] += centered * centered;
+        }
+    for (int i = 0; i < 2; i++) moments[i].scale = 1 / std::sqrt(sum(squares[i]) / size + epsilon);
 }
 
 // Normalize the rows and write them as operands, filled up with zeros
@@ -316,7 +348,8 @@ void normalize(
 ) {
     for (int r = 0; r < padded(num_rows); r += 2) {
         Moments of_row[2] = {};
-        for (int i = 0; i < 2 && r + i < num_rows; i++) of_row[i] = measure(rows + (int64_t)(r + i) * size, size, epsilon);
+        const float *first = rows + (int64_t)r * size, *second = r + 1 < num_rows ? first + size : first;
+        if (r < num_rows) measure(first, second, size, epsilon, of_row);
         if (moments) moments[r] = of_row[0], moments[r + 1] = of_row[1];
         for (int c = 0; c < size; c += SIDE) {
             Floats values[2][2] = {};
@@ -416,8 +449,7 @@ void mix_tokens_hidden(const Layer& layer, Operand tokens, float scale, float* k
     const int P = padded(layer.tokens), C = layer.channels, D = layer.token_hidden;
     const Operand fc1{layer.token_fc1, P / SIDE};
     for (int c = 0; c < C; c += SIDE, kept += kept_step) {
-        multiply_columns<false>(fc1, D, tokens, c, P, kept, AREA);
-        for (int d = 0; d < D; d += 2) {
+        multiply_panel(fc1, D, tokens, c, P, kept, [&](int d) {
             Floats values[2][2];
             for (int i = 0; i < 2; i++)
                 for (int j = 0; j < 2; j++) {
@@ -427,7 +459,7 @@ void mix_tokens_hidden(const Layer& layer, Operand tokens, float scale, float* k
                     values[i][j] = x * (evaluate(GATE[layer.tanh], clamp(x)) * scale);
                 }
             put(left, right, d, c, values);
-        }
+        });
     }
 }
 
@@ -461,8 +493,7 @@ void forward_image(const Layer& layer, int image, const Half* x, Half* out) {
         const int end = std::min(start + CHUNK, E);
         for (int e = start; e < end; e += SIDE) {
             const Floats bias[2] = {load(layer.channel_fc1_bias + e), load(layer.channel_fc1_bias + e + LANES)};
-            multiply_columns<false>(channels, P, channel_fc1, e, C, panel, AREA);
-            for (int p = 0; p < P; p += 2) {
+            multiply_panel(channels, P, channel_fc1, e, C, panel, [&](int p) {
                 Floats values[2][2];
                 for (int i = 0; i < 2; i++)
                     for (int j = 0; j < 2; j++) {
@@ -470,7 +501,7 @@ void forward_image(const Layer& layer, int image, const Half* x, Half* out) {
                         values[i][j] = x * (evaluate(GATE[layer.tanh], clamp(x)) * channel_scale);
                     }
                 put(channel_hidden, Operand{}, p, e, values);
-            }
+            });
         }
         multiply_all<true>(channel_hidden, P, channel_fc2, C, start, end - start, stream);
     }
@@ -528,20 +559,25 @@ int64_t backward_bytes(const Layer& layer) {
     return 4 * floats + 2 * (8 * P * C + 4 * D * C + P * E) + 8192;
 }
 
+template <class T> inline void write_row(const float* values, int count, T* to) {
+    T row[LANES];
+    store(row, load(values));
+    memcpy(to, row, count * sizeof(T));
+}
+
 // A block of 32 x 32 of a matrix of `width` columns, or of the transposed one of `height`
-void write_block(const float* block, int row, int column, int height, int width, bool turned, float* to) {
+template <class T>
+void write_block(const float* block, int row, int column, int height, int width, bool turned, T* to) {
     for (int r = row; r < std::min(row + SIDE, height); r += 16)
         for (int c = column; c < std::min(column + SIDE, width); c += 16) {
             const float* from = block + (r - row) * SIDE + c - column;
             alignas(64) float part[16][16], turned_part[16][16];
-            for (int i = 0; i < 16; i++) memcpy(part[i], from + i * SIDE, 64);
+            for (int i = 0; i < 16; i++) store(part[i], load(from + i * SIDE));
+            if (turned) transpose(part, turned_part);
             const int rows = std::min(height - r, 16), columns = std::min(width - c, 16);
-            if (turned) {
-                transpose(part, turned_part);
-                for (int j = 0; j < columns; j++) memcpy(to + (int64_t)(c + j) * height + r, turned_part[j], 4 * rows);
-            } else {
-                for (int i = 0; i < rows; i++) memcpy(to + (int64_t)(r + i) * width + c, part[i], 4 * columns);
-            }
+            for (int i = 0; i < (turned ? columns : rows); i++)
+                if (turned) write_row(turned_part[i], rows, to + (int64_t)(c + i) * height + r);
+                else write_row(part[i], columns, to + (int64_t)(r + i) * width + c);
         }
 }
 
@@ -601,8 +637,7 @@ void backward_image(
         const Floats bias[2] = {load(layer.channel_fc1_bias + e), load(layer.channel_fc1_bias + e + LANES)};
         Floats bias_gradients[2] = {};
         multiply_columns<false>(v_left, P, channel_fc1, e, C, panel, AREA);
-        multiply_columns<false>(d_left, P, channel_fc2_back, e, C, panel_back, AREA);
-        for (int p = 0; p < P; p += 2) {
+        multiply_panel(d_left, P, channel_fc2_back, e, C, panel_back, [&](int p) {
             Floats k[2][2], dk[2][2];
             for (int i = 0; i < 2; i++)
                 for (int j = 0; j < 2; j++) {
@@ -615,7 +650,7 @@ void backward_image(
             put(Operand{}, round.k_right, offset + p, e, k);
             put(dk_left, Operand{}, p, e, dk);
             put(Operand{}, round.dk_right, offset + p, e, dk);
-        }
+        });
         for (int j = 0; j < 2; j++) add_to(total.channel_fc1_bias + e + j * LANES, bias_gradients[j]);
         if ((e + SIDE) % CHUNK == 0 || e + SIDE == E) {
             const int start = e / CHUNK * CHUNK, inner = e + SIDE - start;
@@ -652,8 +687,7 @@ void backward_image(
     turn_blocks(d_left, d_turned, P, C);
     const float* before = before_gelu;
     for (int c = 0; c < C; c += SIDE, before += (int64_t)D * SIDE) {
-        multiply_columns<false>(token_fc2_back, D, d_right, c, P, panel_back, AREA);
-        for (int d = 0; d < D; d += 2) {
+        multiply_panel(token_fc2_back, D, d_right, c, P, panel_back, [&](int d) {
             Floats dh[2][2];
             for (int i = 0; i < 2; i++) {
                 for (int j = 0; j < 2; j++) {
@@ -664,7 +698,7 @@ void backward_image(
                 total.token_fc1_bias[d + i] += sum(dh[i][0] + dh[i][1]);
             }
             put(dh_left, dh_right, d, c, dh);
-        }
+        });
     }
     const int64_t row_step = (int64_t)P * SIDE;
     for (int p = 0; p < P; p += SIDE) {
@@ -681,40 +715,116 @@ void backward_image(
     }
 }
 
-template <class T> inline void read_row(const T* from, int count, float* to) {
-    for (int i = 0; i < count; i++) {
-        if (sizeof(T) == 4) {
-            memcpy(to + i, from + i, 4);
-        } else {
-            uint32_t bits = (uint32_t)from[i] << 16;
-            memcpy(to + i, &bits, 4);
-        }
-    }
-}
+inline void store_beside(Half* to, const float* from) { store_beside(to, load(from), load(from + LANES)); }
+inline void store_beside(Half* to, const Half* from) { memcpy(to, from, 2 * SIDE); }
 
-// `inner_is_last`: the inner axis of the product is the last of the matrix
+// A matrix as an operand for the left or the right; `inner_is_last`: the inner axis of the product is the last of the matrix
 template <class T>
 void pack_matrix(const T* matrix, int rows, int columns, bool right, bool inner_is_last, Half* to, int threads) {
-    const int sides = inner_is_last ? rows : columns, depth = padded(inner_is_last ? columns : rows) / SIDE;
+    const int depth = padded(inner_is_last ? columns : rows) / SIDE, sides = padded(inner_is_last ? rows : columns);
 #pragma omp parallel for collapse(2) num_threads(threads)
-    for (int s = 0; s < padded(sides); s += 16)
+    for (int s = 0; s < sides; s += 16)
         for (int k = 0; k < depth; k++) {
-            // 16 rows of 32 pairs side by side, or 32 rows of 16
-            alignas(64) float values[32][32] = {};
-            alignas(64) Half block[BLOCK];
-            const int inner = k * SIDE;
-            const int row = inner_is_last ? s : inner, column = inner_is_last ? inner : s;
-            const int width = std::min(columns - column, inner_is_last ? SIDE : 16);
-            for (int i = 0; i < (inner_is_last ? 16 : SIDE) && row + i < rows && width > 0; i++)
-                read_row(matrix + (int64_t)(row + i) * columns + column, width, values[i]);
-            for (int i = 0; i < 16; i++) {
-                if (inner_is_last) store_beside(block + i * SIDE, load(values[i]), load(values[i] + LANES));
-                else store_interleaved(block + i * SIDE, load(values[2 * i]), load(values[2 * i + 1]));
+            // 16 rows of 32 values along the inner axis, or 32 rows across it, of which every other block takes one half
+            const int row = inner_is_last ? s : k * SIDE, column = inner_is_last ? k * SIDE : s / SIDE * SIDE;
+            alignas(64) T filled[SIDE] = {};
+            alignas(64) Half values[SIDE * SIDE] = {}, block[BLOCK];
+            for (int i = 0; i < (inner_is_last ? 16 : SIDE) && row + i < rows; i++) {
+                const T* from = matrix + (int64_t)(row + i) * columns + column;
+                const int width = std::min(columns - column, SIDE);
+                if (width < SIDE) from = (const T*)memcpy(filled, from, width * sizeof(T));
+                store_beside(values + i * SIDE, from);
             }
             Half* at = to + ((int64_t)(s / 16) * depth + k) * BLOCK;
-            if (inner_is_last == right) transpose(block, at);
-            else memcpy(at, block, sizeof block);
+            const Half* part = values;
+            if (!inner_is_last) {
+                for (int i = 0; i < 16; i++)
+                    store_interleaved(
+                        block + i * SIDE, load(values + 2 * i * SIDE + s % SIDE), load(values + (2 * i + 1) * SIDE + s % SIDE)
+                    );
+                part = block;
+            }
+            if (inner_is_last == right) transpose(part, at);
+            else memcpy(at, part, sizeof block);
         }
+}
+
+// Of all images. The gradients of the matrices are of type T.
+template <class T>
+int backward(
+    const Layer& layer, const Half* x, const Half* grad_output, Half* grad_input, T* const* matrices, float* const* vectors
+) {
+    const int tokens = layer.tokens, P = padded(tokens), C = layer.channels, D = layer.token_hidden, E = layer.channel_hidden;
+    const int64_t size = (int64_t)tokens * C, count = (Sums::count(layer) + LANES - 1) / LANES * LANES;
+    const int images = std::min(layer.images, layer.threads * GROUP);
+    if (!shared_memory.reserve(Round::bytes(layer, images) + 4 * count * layer.threads)) return 1;
+    const Round round(layer, images, shared_memory);
+    float* const all_sums = shared_memory.take<float>(count * layer.threads);
+    int failed = 0;
+#pragma omp parallel num_threads(layer.threads)
+    {
+        const int threads = omp_get_num_threads();
+        float* const sums = all_sums + omp_get_thread_num() * count;
+        memset(sums, 0, 4 * count);
+        if (!memory.reserve(backward_bytes(layer))) {
+#pragma omp atomic write
+            failed = 1;
+        }
+#pragma omp barrier
+        if (!failed) {
+            Sums total(layer, sums);
+            Tiles tiles;
+            for (int first = 0; first < layer.images; first += round.images) {
+                const int in_round = std::min(round.images, layer.images - first);
+                const bool is_last = first + in_round == layer.images;
+#pragma omp for schedule(static)
+                for (int place = 0; place < in_round; place++) {
+                    const int64_t at = (first + place) * size;
+                    backward_image(
+                        layer, first + place, x + at, grad_output + at, grad_input + at, round, place, total
+                    );
+                }
+#pragma omp for collapse(2) schedule(static)
+                for (int matrix = 0; matrix < 2; matrix++)
+                    for (int from = 0; from < E; from += WIDTH) {
+                        const Operand left = matrix ? round.dout_turned : round.v_turned;
+                        const Operand right = matrix ? round.k_right : round.dk_right;
+                        float* const blocks = matrix ? round.channel_fc2 : round.channel_fc1;
+                        const int to = std::min(from + WIDTH, E), inner = in_round * P;
+                        for (int start = 0; start < inner; start += CHUNK)
+                            for (int e = from; e < to; e += SIDE)
+                                for (int c = 0; c < C; c += SIDE) {
+                                    float* block = blocks + c * (int64_t)E + e * SIDE;
+                                    const int size = std::min(inner - start, CHUNK);
+                                    if (first + start == 0) multiply<false>(left, c, right, e, start, size, block, SIDE);
+                                    else multiply<true>(left, c, right, e, start, size, block, SIDE);
+                                }
+                        for (int e = from; is_last && e < to; e += SIDE)
+                            for (int c = 0; c < C; c += SIDE)
+                                write_block(blocks + c * (int64_t)E + e * SIDE, c, e, C, E, matrix == 0, matrices[2 + matrix]);
+                    }
+            }
+#pragma omp for schedule(static)
+            for (int64_t i = 0; i < count; i += LANES)
+                for (int other = 1; other < threads; other++) add_to(all_sums + i, load(all_sums + other * count + i));
+            const Sums all(layer, all_sums);
+#pragma omp for schedule(static)
+            for (int d = 0; d < D; d += SIDE)
+                for (int p = 0; p < P; p += SIDE) {
+                    write_block(all.token_fc1 + d * P + p * SIDE, d, p, D, tokens, false, matrices[0]);
+                    write_block(all.token_fc2 + d * P + p * SIDE, d, p, D, tokens, true, matrices[1]);
+                }
+#pragma omp single
+            {
+                const float* parts[] = {
+                    all.token_norm_weight, all.token_norm_bias, all.channel_norm_weight, all.channel_norm_bias,
+                    all.token_fc1_bias, all.token_fc2_bias, all.channel_fc1_bias, all.channel_fc2_bias};
+                const int sizes[] = {C, C, C, C, D, tokens, E, C};
+                for (int i = 0; i < 8; i++) memcpy(vectors[i], parts[i], 4 * sizes[i]);
+            }
+        }
+    }
+    return failed;
 }
 
 }  // namespace
@@ -754,79 +864,13 @@ int hf_mixer_forward(const Layer* layer, const Half* x, Half* out) {
     return failed;
 }
 
-// `gradients` as cpu_operators.py has them, in float32: four matrices, eight vectors
-int hf_mixer_backward(const Layer* layer, const Half* x, const Half* grad_output, Half* grad_input, float* const* gradients) {
-    const int T = layer->tokens, P = padded(T), C = layer->channels, D = layer->token_hidden, E = layer->channel_hidden;
-    const int64_t size = (int64_t)T * C, count = (Sums::count(*layer) + LANES - 1) / LANES * LANES;
-    const int images = std::min(layer->images, layer->threads * GROUP);
-    if (!shared_memory.reserve(Round::bytes(*layer, images) + 4 * count * layer->threads)) return 1;
-    const Round round(*layer, images, shared_memory);
-    float* const all_sums = shared_memory.take<float>(count * layer->threads);
-    int failed = 0;
-#pragma omp parallel num_threads(layer->threads)
-    {
-        const int threads = omp_get_num_threads();
-        float* const sums = all_sums + omp_get_thread_num() * count;
-        memset(sums, 0, 4 * count);
-        if (!memory.reserve(backward_bytes(*layer))) {
-#pragma omp atomic write
-            failed = 1;
-        }
-#pragma omp barrier
-        if (!failed) {
-            Sums total(*layer, sums);
-            Tiles tiles;
-            for (int first = 0; first < layer->images; first += round.images) {
-                const int in_round = std::min(round.images, layer->images - first);
-                const bool is_last = first + in_round == layer->images;
-#pragma omp for schedule(static)
-                for (int place = 0; place < in_round; place++) {
-                    const int64_t at = (first + place) * size;
-                    backward_image(
-                        *layer, first + place, x + at, grad_output + at, grad_input + at, round, place, total
-                    );
-                }
-#pragma omp for collapse(2) schedule(static)
-                for (int matrix = 0; matrix < 2; matrix++)
-                    for (int from = 0; from < E; from += WIDTH) {
-                        const Operand left = matrix ? round.dout_turned : round.v_turned;
-                        const Operand right = matrix ? round.k_right : round.dk_right;
-                        float* const blocks = matrix ? round.channel_fc2 : round.channel_fc1;
-                        const int to = std::min(from + WIDTH, E), inner = in_round * P;
-                        for (int start = 0; start < inner; start += CHUNK)
-                            for (int e = from; e < to; e += SIDE)
-                                for (int c = 0; c < C; c += SIDE) {
-                                    float* block = blocks + c * (int64_t)E + e * SIDE;
-                                    const int size = std::min(inner - start, CHUNK);
-                                    if (first + start == 0) multiply<false>(left, c, right, e, start, size, block, SIDE);
-                                    else multiply<true>(left, c, right, e, start, size, block, SIDE);
-                                }
-                        for (int e = from; is_last && e < to; e += SIDE)
-                            for (int c = 0; c < C; c += SIDE)
-                                write_block(blocks + c * (int64_t)E + e * SIDE, c, e, C, E, matrix == 0, gradients[2 + matrix]);
-                    }
-            }
-#pragma omp for schedule(static)
-            for (int64_t i = 0; i < count; i += LANES)
-                for (int other = 1; other < threads; other++) add_to(all_sums + i, load(all_sums + other * count + i));
-            const Sums all(*layer, all_sums);
-#pragma omp for schedule(static)
-            for (int d = 0; d < D; d += SIDE)
-                for (int p = 0; p < P; p += SIDE) {
-                    write_block(all.token_fc1 + d * P + p * SIDE, d, p, D, T, false, gradients[0]);
-                    write_block(all.token_fc2 + d * P + p * SIDE, d, p, D, T, true, gradients[1]);
-                }
-#pragma omp single
-            {
-                const float* parts[] = {
-                    all.token_norm_weight, all.token_norm_bias, all.channel_norm_weight, all.channel_norm_bias,
-                    all.token_fc1_bias, all.token_fc2_bias, all.channel_fc1_bias, all.channel_fc2_bias};
-                const int sizes[] = {C, C, C, C, D, T, E, C};
-                for (int i = 0; i < 8; i++) memcpy(gradients[4 + i], parts[i], 4 * sizes[i]);
-            }
-        }
-    }
-    return failed;
+// `matrices` and `vectors` as cpu_operators.py has them. The gradients of the matrices are of their type, float32 or bfloat16.
+int hf_mixer_backward(
+    const Layer* layer, const Half* x, const Half* grad_output, Half* grad_input, int narrow, void* const* matrices,
+    float* const* vectors
+) {
+    if (narrow) return backward(*layer, x, grad_output, grad_input, (Half* const*)matrices, vectors);
+    return backward(*layer, x, grad_output, grad_input, (float* const*)matrices, vectors);
 }
 
 }  // extern "C"

@@ -155,15 +155,19 @@ def cpu_layer_backward(
     epsilon: float,
     tanh: bool,
 ) -> list[torch.Tensor]:
-    """Return the gradients of the tokens, in bfloat16, and of the matrices and the vectors, in float32."""
+    """Return the gradients of the tokens, of the matrices, in their types, and of the vectors, in float32."""
     x, grad_output = x.contiguous(), grad_output.contiguous()
     packed = dict(zip(MATRICES, pack_matrices(matrices)))
     packed |= {f"{name}_back": each for name, each in zip(MATRICES, pack_matrices(matrices, transposed=True))}
     layer = _describe(x, packed, vectors, scales, epsilon, tanh)
     grad_input, *gradients = _empty_gradients(grad_output, x, matrices, vectors, scales, epsilon, tanh)
-    pointers = (ctypes.c_void_p * len(gradients))(*(gradient.data_ptr() for gradient in gradients))
+    pointers = [gradient.data_ptr() for gradient in gradients]
     failed = cpu_library().hf_mixer_backward(
-        ctypes.byref(layer), _address(x), _address(grad_output), _address(grad_input), pointers
+        ctypes.byref(layer),
+        *(_address(each) for each in (x, grad_output, grad_input)),
+        matrices[0].dtype == torch.bfloat16,
+        (ctypes.c_void_p * len(matrices))(*pointers[: len(matrices)]),
+        (ctypes.c_void_p * len(vectors))(*pointers[len(matrices) :]),
     )
     _check(failed, x)
     return [grad_input, *gradients]
@@ -171,8 +175,8 @@ def cpu_layer_backward(
 
 @cpu_layer_backward.register_fake
 def _empty_gradients(grad_output, x, matrices, vectors, scales, epsilon, tanh):
-    parameters = [*matrices, *vectors]
-    return [torch.empty_like(x), *(x.new_empty(each.shape, dtype=torch.float32) for each in parameters)]
+    vector_gradients = [vector.new_empty(vector.shape, dtype=torch.float32) for vector in vectors]
+    return [torch.empty_like(x), *(matrix.new_empty(matrix.shape) for matrix in matrices), *vector_gradients]
 
 
 class CpuLayer(torch.autograd.Function):

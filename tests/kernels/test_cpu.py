@@ -77,20 +77,20 @@ def compute_exactly(layer: MixerLayer, x: torch.Tensor, scales: torch.Tensor | N
 
 @pytest.mark.parametrize("num_threads", [1, 2])
 @pytest.mark.parametrize(
-    ("batch_size", "overrides"),
+    ("batch_size", "dtype", "overrides"),
     [
-        (1, dict(image_size=8)),  # fewer tokens than a product takes at once
-        (9, dict()),  # more images than are taken at once
-        (10, dict(hidden_act="gelu_pytorch_tanh", image_size=(28, 32), channel_mlp_dim=544)),
-        (3, dict(hidden_size=32, token_mlp_dim=544, image_size=96)),
+        (1, torch.float32, dict(image_size=8)),  # fewer tokens than a product takes at once
+        (9, torch.float32, dict()),  # more images than are taken at once
+        (10, torch.bfloat16, dict(hidden_act="gelu_pytorch_tanh", image_size=(28, 32), channel_mlp_dim=544)),
+        (3, torch.bfloat16, dict(hidden_size=32, token_mlp_dim=544, image_size=96)),
     ],
 )
 def test_outputs_and_gradients_are_those_of_float64_within_rounding(
-    library, monkeypatch, batch_size, overrides, num_threads
+    library, monkeypatch, batch_size, dtype, overrides, num_threads
 ):
     monkeypatch.setattr(cpu_operators, "cpu_library", lambda: library)
     monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
-    layer = make_layer(**overrides)
+    layer = make_layer(**overrides).to(dtype)
     exact = copy.deepcopy(layer).double()
     matrices, vectors = cpu.parameters_of(layer)
     parameters = [*matrices, *vectors]
