@@ -85,12 +85,7 @@ def _check(failed: int, x: torch.Tensor) -> None:
         raise MemoryError(f"there is no memory for a layer with tokens of shape {tuple(x.shape)}")
 
 
-@torch.library.custom_op("hf_mixer::pack", mutates_args=())
-def pack(matrix: torch.Tensor, for_right: bool, transposed: bool) -> torch.Tensor:
-    """
-    Return a matrix, or its transpose, in bfloat16 as the left side of a product. For the right side, return the transpose
-    of that. The layout is that of `Operand` in cpu_layer.cpp.
-    """
+def _pack(matrix: torch.Tensor, for_right: bool, transposed: bool) -> torch.Tensor:
     if matrix.dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"expected a matrix of type torch.float32 or torch.bfloat16, got {matrix.dtype}")
     matrix = matrix.contiguous()
@@ -102,15 +97,26 @@ def pack(matrix: torch.Tensor, for_right: bool, transposed: bool) -> torch.Tenso
     return packed
 
 
-@pack.register_fake
 def _empty_packed(matrix, for_right, transposed):
     num_rows, num_columns = (-(-size // MULTIPLE) for size in matrix.shape)
     return matrix.new_empty(num_rows * num_columns * MULTIPLE * MULTIPLE, dtype=torch.bfloat16)
 
 
-def pack_matrices(matrices: list[torch.Tensor], transposed: bool = False) -> list[torch.Tensor]:
-    """Return the four matrices of a layer as its products read them, and for the gradients as those do."""
-    return [pack(matrix, index >= 2, transposed) for index, matrix in enumerate(matrices)]
+@torch.library.custom_op("hf_mixer::pack", mutates_args=())
+def pack(matrix: torch.Tensor, for_right: bool, transposed: bool) -> torch.Tensor:
+    """
+    Return a matrix, or its transpose, in bfloat16 as the left side of a product. For the right side, return the transpose
+    of that. The layout is that of `Operand` in cpu_layer.cpp.
+    """
+    return _pack(matrix, for_right, transposed)
+
+
+pack.register_fake(_empty_packed)
+
+
+def pack_matrices(matrices: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Return the four matrices of a layer as its products read them."""
+    return [pack(matrix, index >= 2, False) for index, matrix in enumerate(matrices)]
 
 
 @torch.library.custom_op("hf_mixer::cpu_layer", mutates_args=())
@@ -157,8 +163,11 @@ def cpu_layer_backward(
 ) -> list[torch.Tensor]:
     """Return the gradients of the tokens, of the matrices, in their types, and of the vectors, in float32."""
     x, grad_output = x.contiguous(), grad_output.contiguous()
-    packed = dict(zip(MATRICES, pack_matrices(matrices)))
-    packed |= {f"{name}_back": each for name, each in zip(MATRICES, pack_matrices(matrices, transposed=True))}
+    packed = {
+        name + suffix: _pack(matrix, name.startswith("channel"), bool(suffix))
+        for name, matrix in zip(MATRICES, matrices)
+        for suffix in ("", "_back")
+    }
     layer = _describe(x, packed, vectors, scales, epsilon, tanh)
     grad_input, *gradients = _empty_gradients(grad_output, x, matrices, vectors, scales, epsilon, tanh)
     pointers = [gradient.data_ptr() for gradient in gradients]
