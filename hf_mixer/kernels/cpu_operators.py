@@ -185,7 +185,8 @@ def cpu_layer_backward(
 @cpu_layer_backward.register_fake
 def _empty_gradients(grad_output, x, matrices, vectors, scales, epsilon, tanh):
     vector_gradients = [vector.new_empty(vector.shape, dtype=torch.float32) for vector in vectors]
-    return [torch.empty_like(x), *(matrix.new_empty(matrix.shape) for matrix in matrices), *vector_gradients]
+    grad_input = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return [grad_input, *(matrix.new_empty(matrix.shape) for matrix in matrices), *vector_gradients]
 
 
 class CpuLayer(torch.autograd.Function):

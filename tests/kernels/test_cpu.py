@@ -167,8 +167,9 @@ def test_operators_keep_to_the_rules_of_torch():
     for transposed in (False, True):
         torch.library.opcheck(pack, (matrices[0], True, transposed))
     torch.library.opcheck(cpu_layer, (x, pack_matrices(matrices), vectors, None, 1e-6, True))
-    arguments = (x, x, matrices, vectors, torch.ones(2, 2), 1e-6, False)
-    torch.library.opcheck(cpu_operators.cpu_layer_backward, arguments)
+    for tokens in (x, random(2, 64, 36).bfloat16().transpose(1, 2)):
+        arguments = (x, tokens, matrices, vectors, torch.ones(2, 2), 1e-6, False)
+        torch.library.opcheck(cpu_operators.cpu_layer_backward, arguments)
 
 
 def test_operators_refuse_what_does_not_fit():
