@@ -17,7 +17,7 @@
 
 #include <omp.h>
 #include <sys/mman.h>
-#ifdef __AVX512BF16__
+#ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 #ifdef __AMX_BF16__
@@ -69,7 +69,6 @@ inline float sum(Floats values) {
     return values[0];
 }
 #endif
-
 
 inline void store(Half* to, Floats values) {
     Halves halves = narrow(values);

@@ -24,13 +24,20 @@ CONFIG = dict(image_size=24, patch_size=4, hidden_size=64, num_hidden_layers=2, 
 TOLERANCE = 2**-7
 
 
-@pytest.fixture(scope="module", params=["native", "without matrix units"])
+VARIANTS = {
+    "native": [],
+    "without matrix units": ["-mno-amx-bf16"],
+    "without bfloat16": ["-mno-amx-bf16", "-mno-avx512bf16"],
+}
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
 def library(request):
     if request.param == "native":
         return cpu_library.cpu_library()
     if not cpu.has_matrix_units():
         pytest.skip("this processor has no matrix units to go without")
-    return cpu_library.build_library(["-mno-amx-bf16"])
+    return cpu_library.build_library(VARIANTS[request.param])
 
 
 @pytest.fixture
