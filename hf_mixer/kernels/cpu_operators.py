@@ -55,6 +55,10 @@ def _describe(
     tanh: bool,
 ) -> Layer:
     """Return what the library reads, which holds the tensors that it points to."""
+    if x.dtype != torch.bfloat16:
+        raise ValueError(
+            f"expected tokens of type torch.bfloat16, got {x.dtype}: compute without autocast, or under autocast to bfloat16"
+        )
     num_images, num_tokens, num_channels = x.shape
     tensors = dict(zip(VECTORS, (vector.float().contiguous() for vector in vectors)))
     expected = {"token_norm_weight": num_channels, "token_fc2_bias": num_tokens}

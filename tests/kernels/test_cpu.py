@@ -185,6 +185,8 @@ def test_operators_refuse_what_does_not_fit():
         ValueError, match=r"tokens of shape \(2, 35, 64\) do not fit a layer for 36 tokens of 64 channels"
     ):
         cpu_layer(random(2, 35, 64).bfloat16(), pack_matrices(matrices), vectors, None, 1e-6, False)
+    with pytest.raises(ValueError, match="tokens of type torch.bfloat16, got torch.float16"):
+        cpu_layer(random(2, 36, 64).half(), pack_matrices(matrices), vectors, None, 1e-6, False)
     with pytest.raises(ValueError, match="a matrix of type torch.float32 or torch.bfloat16, got torch.float64"):
         pack(matrices[0].double(), False, False)
 
@@ -234,6 +236,9 @@ def test_compiled_inference_uses_the_kernels(on_processors, monkeypatch):
     with torch.inference_mode():
         for batch_size in (1, 4, 5):
             assert_near(compiled(images(batch_size)).logits, model(images(batch_size)).logits, 0.02)
+        # The weights are packed for bfloat16
+        with torch.autocast("cpu", torch.float16), pytest.raises(ValueError, match="got torch.float16"):
+            compiled(images())
 
 
 @torch.no_grad()
