@@ -98,7 +98,7 @@ inline void store_interleaved(Half* to, Floats upper, Floats lower) {
 }
 
 // 16 x 16 words of 4 bytes
-inline void transpose(const void* from, void* to, int64_t bytes_between_rows = 64) {
+inline void transpose(const void* from, void* to) {
 #ifdef __AVX512F__
     __m512i a[16], b[16];
     for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_si512((const char*)from + 64 * i);
@@ -120,11 +120,10 @@ inline void transpose(const void* from, void* to, int64_t bytes_between_rows = 6
         a[i] = _mm512_shuffle_i32x4(b[i], b[8 + i], 0x88);
         a[8 + i] = _mm512_shuffle_i32x4(b[i], b[8 + i], 0xdd);
     }
-    for (int i = 0; i < 16; i++) _mm512_storeu_si512((char*)to + bytes_between_rows * i, a[i]);
+    for (int i = 0; i < 16; i++) _mm512_storeu_si512((char*)to + 64 * i, a[i]);
 #else
     for (int i = 0; i < 16; i++)
-        for (int j = 0; j < 16; j++)
-            memcpy((char*)to + bytes_between_rows * j + 4 * i, (const char*)from + 64 * i + 4 * j, 4);
+        for (int j = 0; j < 16; j++) memcpy((char*)to + 64 * j + 4 * i, (const char*)from + 64 * i + 4 * j, 4);
 #endif
 }
 
@@ -385,6 +384,9 @@ void normalize_back(
 
 // ---- The layer
 
+// In the code below, T are the tokens, P the same filled up to a multiple of 32, C the channels, and D and E the hidden units of
+// token mixing and of channel mixing.
+
 // Memory of a thread, kept for the next layer
 struct Memory {
     // Large pages, where the system has some, make the gradients of B/16 6 % faster
@@ -531,10 +533,13 @@ struct Sums {
     }
 };
 
-// The gradients of the channel-mixing matrices are products over the tokens of all images of a round, of which each thread has
-// this many: their operands, and the sums in blocks of 32 x 32
+// The images that each thread has in a round, and the columns of a gradient that a thread computes in a row: what it reads for
+// them stays in the second cache
 constexpr int GROUP = 4, WIDTH = 128;
 
+// The gradients of the channel-mixing matrices are products over the tokens of all images of a round. Each thread computes a part
+// of them, so that no thread has sums of its own, of the size of the weights. Here are the operands, and the sums in blocks of
+// 32 x 32.
 struct Round {
     int images;
     Operand v_turned, dout_turned, k_right, dk_right;
@@ -580,8 +585,8 @@ void write_block(const float* block, int row, int column, int height, int width,
         }
 }
 
-// In comments: x is the input, y what token mixing makes of it, u = LayerNorm(x) and v = LayerNorm(y), h and k the hidden units of
-// token mixing and of channel mixing after GELU, and d what follows d the gradient of it.
+// The gradients of one image. x is the input and y what token mixing makes of it, u and v are both after LayerNorm, h and k the
+// hidden units of token mixing and of channel mixing after GELU; dy is the gradient of y, and so on.
 void backward_image(
     const Layer& layer, int image, const Half* narrow_x, const Half* dout, Half* dx, const Round& round, int place, Sums& total
 ) {

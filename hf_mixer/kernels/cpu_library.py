@@ -46,7 +46,7 @@ def build_library(options: Sequence[str] = ()) -> ctypes.CDLL:
 
     Raises:
         `ImportError`: there is no compiler, it cannot compile them, or the system does not let them run.
-        `OSError`: there is no space for temporary files, or code there must not be run.
+        `OSError`: there is no space for temporary files.
     """
     compiler = find_compiler()
     with temporary_folder("mixer-kernels-") as folder:
@@ -60,7 +60,13 @@ def build_library(options: Sequence[str] = ()) -> ctypes.CDLL:
                 f"{compiler[0]} cannot compile the kernels for processors: {lines[0]}. They need g++ 11 or newer with OpenMP; "
                 "CXX names another compiler"
             )
-        library = ctypes.CDLL(str(path))
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise ImportError(
+                f"The kernels for processors cannot be loaded ({error}): TMPDIR names another folder for temporary files, from "
+                "which programs may run"
+            ) from error
     if library.hf_mixer_matrix_units() < 0:
         raise ImportError("The kernels for processors need a system that lets programs use AMX: Linux 5.16 or newer")
     return library

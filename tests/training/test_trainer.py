@@ -15,6 +15,7 @@ from hf_mixer.data.images import open_image
 from hf_mixer.data.loaders import CachedImages, StreamedImages
 from hf_mixer.evaluation.metrics import METRICS, best_thresholds
 from hf_mixer.flops import estimate_flops
+from hf_mixer.kernels import cpu
 from hf_mixer.training import (
     ClassificationLoss,
     EmaCallback,
@@ -112,6 +113,17 @@ def test_layer_decay_and_sgd_reach_the_optimizer(tmp_path):
     assert isinstance(trainer.optimizer, torch.optim.SGD)
     assert {group["lr"] for group in trainer.optimizer.param_groups} == {1e-2, 5e-3, 2.5e-3, 1.25e-3}
     assert {group["momentum"] for group in trainer.optimizer.param_groups} == {0.9}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "takes"),
+    [({"torch_compile": True, "bf16": True}, True), ({"bf16": True}, False), ({"torch_compile": True}, False)],
+)
+def test_compiled_training_in_bfloat16_takes_the_kernels(tmp_path, monkeypatch, arguments, takes):
+    asked = []
+    monkeypatch.setattr(cpu, "use_where_possible", asked.append)
+    trainer = make_trainer(tmp_path, use_cpu=True, **arguments)
+    assert asked == [trainer.model] * takes
 
 
 def test_accumulated_batches_train_like_one(tmp_path):
