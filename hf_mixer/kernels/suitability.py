@@ -55,7 +55,8 @@ def unsuitable_structure(layer: Any) -> str | None:
         return "comes from code without kernels: save the model again with this version of hf_mixer"
     mlps = (layer.token_mixing, layer.channel_mixing)
     # By name: remote code has classes of its own
-    if [type(mlp).__name__ for mlp in mlps] != ["MixerTokenMLP", "MixerMLP"]:
+    names = [type(module).__name__ for module in (*mlps, layer.drop_path)]
+    if names != ["MixerTokenMLP", "MixerMLP", "MixerDropPath"]:
         return "holds other modules than a `MixerLayer`"
     for name, (module, expected) in parts_of(layer).items():
         if not is_plain(module, expected):

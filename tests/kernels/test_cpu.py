@@ -299,6 +299,13 @@ def test_other_networks_are_refused(on_processors, overrides, message):
         use_kernels(make_model(**overrides))
 
 
+def test_replaced_modules_are_refused(on_processors):
+    model = make_model()
+    model.mixer.layers[1].drop_path = nn.Identity()
+    with pytest.raises(ValueError, match=r"`mixer.layers.1` holds other modules than a `MixerLayer`"):
+        use_kernels(model)
+
+
 def test_other_processors_and_types_are_refused(on_processors, monkeypatch):
     with pytest.raises(ValueError, match="weights of type torch.float16"):
         use_kernels(make_model().half())
