@@ -75,9 +75,17 @@ def unsuitable_structure(layer: Any) -> str | None:
 
 
 def unsuitable_sizes(layer: Any, multiple: int) -> str | None:
-    """Say that a size of a layer is not a multiple of `multiple`, or return `None` where all are."""
+    """Say that the sizes of a layer do not fit each other or `multiple`, or return `None` where they do."""
     hidden_size, token_mlp_dim = layer.token_norm.weight.shape[0], layer.token_mixing.fc1.out_features
     sizes = (hidden_size, token_mlp_dim, layer.channel_mixing.fc1.out_features)
+    shapes = {name: tuple(module.weight.shape) for name, (module, _) in parts_of(layer).items()}
+    # The kernels read as much of each weight as the others say
+    if (
+        shapes["token_mixing.fc1"] != shapes["token_mixing.fc2"][::-1]
+        or shapes["channel_mixing.fc1"] != shapes["channel_mixing.fc2"][::-1]
+        or not shapes["token_norm"] == shapes["channel_norm"] == shapes["channel_mixing.fc1"][1:]
+    ):
+        return f"has weights that do not fit each other, of shapes {shapes}"
     if any(size % multiple for size in sizes):
         return (
             f"has hidden_size, token_mlp_dim and channel_mlp_dim of {', '.join(map(str, sizes))}, expected multiples of "

@@ -304,6 +304,12 @@ def test_replaced_modules_are_refused(on_processors):
     model.mixer.layers[1].drop_path = nn.Identity()
     with pytest.raises(ValueError, match=r"`mixer.layers.1` holds other modules than a `MixerLayer`"):
         use_kernels(model)
+    model = use_kernels(make_model().bfloat16())
+    model.mixer.layers[0].token_mixing.fc1 = nn.Linear(36, 64).bfloat16()
+    with pytest.raises(RuntimeError, match="size"):  # of the layer itself
+        model(images())
+    with pytest.raises(ValueError, match=r"weights that do not fit each other, .*'token_mixing.fc1': \(64, 36\)"):
+        use_kernels(model)
 
 
 def test_other_processors_and_types_are_refused(on_processors, monkeypatch):
