@@ -125,7 +125,7 @@ class MixerTrainer(SafeCheckpointTrainer):
             warnings.filterwarnings("ignore", "Label smoothing is not compatible with multi-label classification")
             super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
         self.check_setup()
-        if args.torch_compile and args.bf16:
+        if args.torch_compile and args.bf16 and args.device.type == "cpu":
             for each in filter(None, (model, teacher)):
                 cpu.use_where_possible(each)
         self.distillation = None

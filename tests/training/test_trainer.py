@@ -126,6 +126,17 @@ def test_compiled_training_in_bfloat16_takes_the_kernels(tmp_path, monkeypatch, 
     assert asked == [trainer.model] * takes
 
 
+def test_teachers_that_go_to_another_device_do_not_take_the_kernels_for_processors(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(cpu, "use_where_possible", asked.append)
+    teacher = make_trainer(tmp_path, bf16=True, use_cpu=True).model
+    device = property(lambda args: TrainingArguments.device.fget(args) and torch.device("meta"))
+    monkeypatch.setattr(MixerTrainingArguments, "device", device)
+    make_trainer(tmp_path, teacher=teacher, torch_compile=True, bf16=True)
+    assert teacher.device.type == "meta"
+    assert asked == []
+
+
 def test_accumulated_batches_train_like_one(tmp_path):
     runs = []
     for name, batch_size, accumulation in (("one", 8, 1), ("four", 2, 4)):
