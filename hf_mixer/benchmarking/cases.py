@@ -160,7 +160,7 @@ def _kernels_reason(case: Case, device: torch.device) -> str | None:
     if case.training:
         return "on a GPU the kernels are for inference"
     if device.type != "cuda":
-        return "the kernels need a CUDA device or a processor"
+        return "the kernels need a CUDA device, or a processor with matrix units (AMX)"
     if torch.cuda.get_device_capability(device)[0] != HOPPER:
         return "the kernels are for GPUs of compute capability 9.0 (Hopper)"
     return None

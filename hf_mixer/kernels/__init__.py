@@ -31,6 +31,7 @@ def use_kernels(model: nn.Module) -> nn.Module:
     Raises:
         `ValueError`: there is no Mixer layer in `model`, or one that the kernels do not suit; then no layer has changed.
         `ImportError`: Triton (GPU) or a C++ compiler (processor) is missing.
+        `OSError`: there is no space for temporary files, where the kernels for processors are compiled.
     """
     layers = mixer_layers(model)
     if not layers:

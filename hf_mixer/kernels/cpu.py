@@ -43,24 +43,24 @@ def require() -> None:
 
 def use_where_possible(model: nn.Module) -> bool:
     """
-    Let the layers of a model compute with the kernels where this processor has matrix units. Whether they do is returned; what
-    stands against it on such a processor is logged.
+    Let the layers of a model compute with the kernels where this processor has matrix units and they suit. Whether they do is
+    returned. Where the kernels cannot be compiled, a warning says why.
     """
     layers = mixer_layers(model)
     if not has_matrix_units() or next(model.parameters()).device.type != "cpu":
         return False
     reason = next(filter(None, map(unsupported_layer_reason, layers.values())), None)
-    if reason is None:
-        try:
-            require()
-        except (ImportError, OSError) as error:
-            reason = f"has no kernels: {error}"
     if reason is not None:
-        warn_once(reason)
+        logger.info(f"The layers compute without the kernels for processors: one {reason}.")
+        return False
+    try:
+        require()
+    except (ImportError, OSError) as error:
+        logger.warning_once(f"The layers compute without the kernels for processors. {error}")
         return False
     for layer in layers.values():
         layer.kernel = compute_layer
-    logger.info("The layers compute with the kernels for processors with matrix units.")
+    logger.info("The layers take the kernels for processors with matrix units.")
     return True
 
 
@@ -131,7 +131,7 @@ def unsupported_layer_reason(layer: Any) -> str | None:
 def unsupported_batch_reason(layer: Any, hidden_states: torch.Tensor) -> str | None:
     """Say why the kernels cannot take these tokens, or return `None` where they can."""
     if any(mlp.dropout.training and mlp.dropout.p > 0 for mlp in (layer.token_mixing, layer.channel_mixing)):
-        return "has dropout, which the kernels have not: set `hidden_dropout_prob` to 0"
+        return "has dropout, which the kernels do not have: set `hidden_dropout_prob` to 0"
     if {hidden_states.dtype, operand_dtype(hidden_states)} != {torch.bfloat16}:
         return "computes in another type than bfloat16: load the model in bfloat16, or compute under autocast"
     reason = unsuitable_call(layer, hidden_states)

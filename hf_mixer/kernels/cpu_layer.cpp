@@ -161,6 +161,9 @@ inline void turn_blocks(Operand from, Operand to, int sides, int inner, int offs
 }
 
 #ifdef __AMX_BF16__
+// As of g++ 12, the compiler does not know what the instructions for tiles read: all that was written has to be in memory before
+inline void write_to_memory() { asm volatile("" ::: "memory"); }
+
 // Eight tiles of 1 KB; what others have configured on this thread is left as it was
 struct Tiles {
     alignas(64) char before[64];
@@ -168,6 +171,7 @@ struct Tiles {
         alignas(64) char config[64] = {1};
         for (int i = 0; i < 8; i++) config[16 + 2 * i] = 64, config[48 + i] = 16;
         _tile_storeconfig(before);
+        write_to_memory();
         _tile_loadconfig(config);
     }
     ~Tiles() {
@@ -181,6 +185,7 @@ inline void multiply_tiles(
     const Half* a, int64_t a_step, const Half* b, int64_t b_step, int depth, float* out, int64_t stride, Other other
 ) {
     const int64_t bytes = 4 * stride;
+    write_to_memory();
     if (ADD) {
         _tile_loadd(0, out, bytes);
         _tile_loadd(1, out + 16, bytes);

@@ -51,11 +51,13 @@ def build_library(options: Sequence[str] = ()) -> ctypes.CDLL:
     compiler = find_compiler()
     with temporary_folder("mixer-kernels-") as folder:
         path = folder / "cpu_layer.so"
-        result = subprocess.run(
-            [*compiler, *OPTIONS, *options, str(SOURCE), "-o", str(path)], capture_output=True, text=True, check=False
-        )
+        command = [*compiler, *OPTIONS, *options, str(SOURCE), "-o", str(path)]
+        in_english = {**os.environ, "LC_ALL": "C"}
+        result = subprocess.run(command, capture_output=True, text=True, check=False, env=in_english)
         if result.returncode != 0:
-            lines = [line for line in result.stderr.splitlines() if "error" in line] or ["it does not say why"]
+            marks = ("error", "cannot find")
+            lines = [line for line in result.stderr.splitlines() if any(mark in line for mark in marks)]
+            lines.append("it does not say why")
             raise ImportError(
                 f"{compiler[0]} cannot compile the kernels for processors: {lines[0]}. They need g++ 11 or newer with OpenMP; "
                 "CXX names another compiler"

@@ -60,6 +60,8 @@ def _describe(
             f"expected tokens of type torch.bfloat16, got {x.dtype}: compute without autocast, or under autocast to bfloat16"
         )
     num_images, num_tokens, num_channels = x.shape
+    if num_images == 0:
+        raise ValueError(f"expected at least one image, got tokens of shape {tuple(x.shape)}")
     tensors = dict(zip(VECTORS, (vector.float().contiguous() for vector in vectors)))
     expected = {"token_norm_weight": num_channels, "token_fc2_bias": num_tokens}
     if any(len(tensors[name]) != size for name, size in expected.items()):
@@ -75,7 +77,7 @@ def _describe(
         channels=num_channels,
         token_hidden=len(tensors["token_fc1_bias"]),
         channel_hidden=len(tensors["channel_fc1_bias"]),
-        threads=max(1, min(torch.get_num_threads(), num_images)),
+        threads=min(torch.get_num_threads(), num_images),
         tanh=tanh,
         epsilon=epsilon,
         **{name: tensor.data_ptr() for name, tensor in (tensors | matrices).items()},
@@ -86,7 +88,10 @@ def _describe(
 
 def _check(failed: int, x: torch.Tensor) -> None:
     if failed:
-        raise MemoryError(f"there is no memory for a layer with tokens of shape {tuple(x.shape)}")
+        raise MemoryError(
+            f"there is no memory for a layer with tokens of shape {tuple(x.shape)}: compute with fewer threads, for instance by "
+            "`torch.set_num_threads`"
+        )
 
 
 def _pack(matrix: torch.Tensor, for_right: bool, transposed: bool) -> torch.Tensor:
@@ -167,6 +172,9 @@ def cpu_layer_backward(
 ) -> list[torch.Tensor]:
     """Return the gradients of the tokens, of the matrices, in their types, and of the vectors, in float32."""
     x, grad_output = x.contiguous(), grad_output.contiguous()
+    dtypes = {matrix.dtype for matrix in matrices}
+    if len(dtypes) > 1:
+        raise ValueError(f"expected matrices of one type, got {', '.join(map(str, dtypes))}")
     packed = {
         name + suffix: _pack(matrix, name.startswith("channel"), bool(suffix))
         for name, matrix in zip(MATRICES, matrices)

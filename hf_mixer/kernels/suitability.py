@@ -78,7 +78,7 @@ def unsuitable_sizes(layer: Any, multiple: int) -> str | None:
     """Say that the sizes of a layer do not fit each other or `multiple`, or return `None` where they do."""
     hidden_size, token_mlp_dim = layer.token_norm.weight.shape[0], layer.token_mixing.fc1.out_features
     sizes = (hidden_size, token_mlp_dim, layer.channel_mixing.fc1.out_features)
-    shapes = {name: tuple(module.weight.shape) for name, (module, _) in parts_of(layer).items()}
+    shapes = {name: tuple(weight.shape) for name, weight in zip(parts_of(layer), weights_of(layer))}
     # The kernels read as much of each weight as the others say
     if (
         shapes["token_mixing.fc1"] != shapes["token_mixing.fc2"][::-1]

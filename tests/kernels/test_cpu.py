@@ -187,6 +187,8 @@ def test_operators_refuse_what_does_not_fit():
         cpu_layer(random(2, 35, 64).bfloat16(), pack_matrices(matrices), vectors, None, 1e-6, False)
     with pytest.raises(ValueError, match="tokens of type torch.bfloat16, got torch.float16"):
         cpu_layer(random(2, 36, 64).half(), pack_matrices(matrices), vectors, None, 1e-6, False)
+    with pytest.raises(ValueError, match=r"at least one image, got tokens of shape \(0, 36, 64\)"):
+        cpu_layer(random(0, 36, 64).bfloat16(), pack_matrices(matrices), vectors, None, 1e-6, False)
     with pytest.raises(ValueError, match="a matrix of type torch.float32 or torch.bfloat16, got torch.float64"):
         pack(matrices[0].double(), False, False)
 
@@ -347,7 +349,6 @@ def test_kernels_are_taken_where_they_suit(on_processors, monkeypatch):
     assert all(layer.kernel is not None for layer in suitable.mixer.layers)
     assert not cpu.use_where_possible(other)
     assert all(layer.kernel is None for layer in other.mixer.layers)
-    assert "expected multiples of 32" in lines[0]
     monkeypatch.setattr(cpu, "has_matrix_units", lambda: False)
     assert not cpu.use_where_possible(make_model())
-    assert len(lines) == 1
+    assert lines == []
