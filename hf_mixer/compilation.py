@@ -32,6 +32,9 @@ def compile_for_inference(model: PreTrainedModel, batch_size: int = 1) -> PreTra
     Code is made for one size of batches, and others are brought to it: larger ones are computed in parts, the last part is
     filled up. On a CPU, large batches are computed in several parts as well, so that the hidden units fit into its caches.
 
+    In bfloat16, on a processor with matrix units for it (AMX), the layers compute with the kernels of `hf_mixer.kernels` where
+    they suit and there are at least as many images in a batch as threads.
+
     Args:
         model ([`~transformers.PreTrainedModel`]):
             A Mixer of any class, on its device and in the type to compute in, which may be quantized. Compile after
@@ -110,7 +113,7 @@ def compile_for_inference(model: PreTrainedModel, batch_size: int = 1) -> PreTra
 
 def compute_layer(layer: Any, hidden_states: torch.Tensor) -> torch.Tensor | None:
     """
-    Return what a layer computes, with token mixing in the form that is fastest as compiled code, or `None` where the layer
+    Return what a layer computes without kernels, with token mixing in the form that is fastest as compiled code, or `None` where the layer
     has to do it: packed weights and GELU in the first product, no transposed copy in the second. B/16 in bfloat16, 8
     images, takes 1.06 times as long with two products from the left, and 1.00 times with two of `nn.Linear` (1.08 times at
     64 images), on two cores of an Intel Xeon with AMX, torch 2.13.

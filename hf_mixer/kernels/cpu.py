@@ -32,6 +32,7 @@ def has_matrix_units() -> bool:
 
 @torch.compiler.assume_constant_result
 def num_threads() -> int:
+    """Return the threads of torch, which Dynamo cannot ask for."""
     return torch.get_num_threads()
 
 
