@@ -113,10 +113,10 @@ def compile_for_inference(model: PreTrainedModel, batch_size: int = 1) -> PreTra
 
 def compute_layer(layer: Any, hidden_states: torch.Tensor) -> torch.Tensor | None:
     """
-    Return what a layer computes without kernels, with token mixing in the form that is fastest as compiled code, or `None` where the layer
-    has to do it: packed weights and GELU in the first product, no transposed copy in the second. B/16 in bfloat16, 8
-    images, takes 1.06 times as long with two products from the left, and 1.00 times with two of `nn.Linear` (1.08 times at
-    64 images), on two cores of an Intel Xeon with AMX, torch 2.13.
+    Return what a layer computes without kernels, with token mixing in the form that is fastest as compiled code, or `None`
+    where the layer has to do it: packed weights and GELU in the first product, no transposed copy in the second. B/16 in
+    bfloat16, 8 images, takes 1.06 times as long with two products from the left, and 1.00 times with two of `nn.Linear` (1.08
+    times at 64 images), on two cores of an Intel Xeon with AMX, torch 2.13.
     """
     norm, mlp = layer.token_norm, layer.token_mixing
     if not (is_plain(mlp.fc1, nn.Linear) and is_plain(mlp.fc2, nn.Linear)):
