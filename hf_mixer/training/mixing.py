@@ -22,15 +22,15 @@ def check_shares(**shares: float) -> None:
             raise ValueError(f"`{name}` has to be in [0, 1], got {share}")
 
 
-def box_mask(boxes: torch.Tensor, height: int, width: int) -> torch.Tensor:
+def box_masks(boxes: torch.Tensor, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Return masks of shape `(batch_size, 1, height, width)`, true inside `boxes` of shape `(batch_size, 4)`: top, left,
-    bottom and right in pixels, the last two exclusive.
+    Return which rows, `(batch_size, 1, height, 1)`, and which columns, `(batch_size, 1, 1, width)`, lie inside `boxes` of
+    shape `(batch_size, 4)`: top, left, bottom and right in pixels, the last two exclusive.
     """
     top, left, bottom, right = boxes[:, :, None].unbind(1)
     row, column = (torch.arange(size, device=boxes.device) for size in (height, width))
     rows, columns = (row >= top) & (row < bottom), (column >= left) & (column < right)
-    return rows[:, None, :, None] & columns[:, None, None, :]
+    return rows[:, None, :, None], columns[:, None, None, :]
 
 
 class MixupCutmix:
@@ -145,7 +145,9 @@ class MixupCutmix:
         )
         weight = mixup[:, None, None, None]
         if self.cutmix_share:
-            weight = torch.maximum(weight, box_mask(box, height, width).float())
+            rows, columns = box_masks(box, height, width)
+            # Where there is a box, the weight of mixup is 0
+            weight = torch.addcmul(weight, rows.float(), columns.float())
 
         targets = (F.one_hot(labels.long(), self.num_labels) if self.has_classes else labels).float()
         # `lerp` returns its ends exactly at the weights 0 and 1
