@@ -293,7 +293,9 @@ class BatchAugmentation:
                     f"{self.height} x {self.width}: resize them before, or use `random_resized_crop`"
                 )
             tops, lefts = to_device(rng.integers([[num_tops], [num_lefts]], size=(2, batch_size)), pixel_values.device)
-            pixel_values = crop_windows(nn.functional.pad(pixel_values, (pad,) * 4), tops, lefts, self.height, self.width)
+            pixel_values = crop_windows(
+                nn.functional.pad(pixel_values, (pad,) * 4), tops, lefts, self.height, self.width
+            )
         if self.horizontal_flip:
             is_flipped = rng.random(batch_size) < self.horizontal_flip
             index = to_device(np.arange(batch_size) + batch_size * is_flipped, pixel_values.device)
