@@ -84,10 +84,25 @@ def test_images_that_do_not_fit_are_refused_as_before(compiled, wrong, message):
 def test_nothing_is_compiled_after_the_call(compiled):
     counters = torch._dynamo.utils.counters["stats"]
     before = counters["unique_graphs"]
-    for pixel_values in (images(1).double(), images(3).contiguous(memory_format=torch.channels_last)):
-        with torch.inference_mode():
-            compiled(pixel_values)
+    channels_last = images(2).contiguous(memory_format=torch.channels_last)
+    expected = compiled(images(2)).logits
+    for pixel_values in (images(2).double(), channels_last, images(2).requires_grad_(), torch.nn.Parameter(images(2))):
+        torch.testing.assert_close(compiled(pixel_values).logits, expected)
+    for context in (torch.inference_mode(), torch.autocast("cpu"), torch.set_grad_enabled(False)):
+        with context:
+            torch.testing.assert_close(compiled(images(2)).logits, expected)
+            compiled(images(3))
     assert counters["unique_graphs"] == before
+
+
+@needs_compiler
+def test_models_of_one_class_keep_their_own_weights(model, compiled):
+    other = MixerForImageClassification(MixerConfig(**CONFIG)).eval()
+    with torch.no_grad():
+        expected = other(images(2)).logits
+    compile_for_inference(other, batch_size=2)
+    torch.testing.assert_close(other(images(2)).logits, expected)
+    torch.testing.assert_close(compiled(images(2)).logits, model(images(2)).logits.detach())
 
 
 def test_a_batch_of_no_images_is_refused(model):
