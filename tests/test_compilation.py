@@ -88,7 +88,7 @@ def test_nothing_is_compiled_after_the_call(compiled):
     expected = compiled(images(2)).logits
     for pixel_values in (images(2).double(), channels_last, images(2).requires_grad_(), torch.nn.Parameter(images(2))):
         torch.testing.assert_close(compiled(pixel_values).logits, expected)
-    for context in (torch.inference_mode(), torch.autocast("cpu"), torch.set_grad_enabled(False)):
+    for context in (torch.inference_mode(), torch.autocast("cpu"), torch.no_grad()):
         with context:
             torch.testing.assert_close(compiled(images(2)).logits, expected)
             compiled(images(3))
