@@ -147,6 +147,7 @@ def make_trainer(
     callbacks=None,
     problem_type: str = "single_label_classification",
     teacher=None,
+    teacher_processing_class=None,
     **arguments,
 ) -> MixerTrainer:
     torch.manual_seed(0)
@@ -185,6 +186,7 @@ def make_trainer(
         train_labels=np.array(images["label"]) if train_dataset is None else None,
         callbacks=callbacks,
         teacher=MixerForImageClassification(config) if teacher == "untrained" else teacher,
+        teacher_processing_class=teacher_processing_class,
         **({"compute_metrics": lambda prediction: {"count": len(prediction.label_ids)}} if has_classes else {}),
     )
 

@@ -8,8 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from hf_mixer import MixerConfig, MixerForImageClassification
 from hf_mixer.checkpoints import load_checkpoint
 from hf_mixer.commands import benchmark, train
+from hf_mixer.training.command_line import ModelArguments
+from hf_mixer.training.models import load_teacher
 from tests.helpers import FIXTURES, ROOT, make_folder, save_classifier
 
 
@@ -149,3 +152,20 @@ def test_gpu_checks_go_on_after_a_part_that_fails_or_takes_too_long(gpu_checks, 
     with pytest.raises(SystemExit) as stop:
         names["main"]()
     assert not stop.value.code
+
+
+def test_a_resnet_is_trained_for_mixers_to_learn_from(tmp_path, run_script, capsys):
+    for split, count in (("train", 4), ("test", 3)):
+        make_folder(tmp_path / "photos" / split, images_per_class=count)
+    run_script(
+        "train_teacher.py",
+        *("--dataset_name", tmp_path / "photos", "--output_dir", tmp_path / "teacher", "--image_size", 16),
+        *("--teacher_image_size", 32, "--num_train_epochs", 1, "--per_device_train_batch_size", 4),
+    )
+    assert " of 6 test images" in capsys.readouterr().out
+    student = MixerConfig(id2label={0: "cat", 1: "dog"}, label2id={"cat": 0, "dog": 1})
+    teacher, processor = load_teacher(
+        str(tmp_path / "teacher"), ModelArguments(), MixerForImageClassification(student).eval()
+    )
+    assert dict(processor.size) == {"height": 32, "width": 32}
+    assert teacher.num_parameters() > 1e7

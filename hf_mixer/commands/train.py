@@ -151,6 +151,7 @@ def build_trainer(prepared, data_args, training_args):
         eval_dataset=splits["validation"],
         train_labels=read_labels(prepared.dataset["train"]) if has_labels else None,
         teacher=prepared.teacher,
+        teacher_processing_class=prepared.teacher_image_processor,
         data_collator=collate_images,
         processing_class=prepared.image_processor,
         callbacks=[TrainingCurvesCallback()] if training_args.do_train else [],
@@ -211,7 +212,7 @@ def announce_run(prepared, trainer, description: dict, data_args, teacher_model:
         entries += [("caution", line) for line in summary.describe_special_images(special, conversion)]
     entries.append(("model", summary.describe_model(trainer.model, prepared.base_model)))
     if prepared.teacher is not None:
-        entries.append(("teacher", summary.describe_model(prepared.teacher, teacher_model)))
+        entries.append(("teacher", f"{teacher_model}; {summary.describe_parameters(prepared.teacher)}"))
     entries.append(("device", summary.describe_device(training_args)))
     if training_args.do_train:
         entries.append(("steps", summary.describe_steps(training_args, description["num_train_images"])))

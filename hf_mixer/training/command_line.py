@@ -156,13 +156,14 @@ class ModelArguments:
         default=None, metadata={"help": "Token for the Hub. Default: the one you logged in with."}
     )
     trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run the code that image_processor_name brings along. A Mixer needs none."}
+        default=False,
+        metadata={"help": "Run the code that image_processor_name or teacher_model bring along. A Mixer needs none."},
     )
     teacher_model: str | None = field(
         default=None,
         metadata={
-            "help": "A trained Mixer on the Hub, a folder or a file, whose answers the model learns beside the labels "
-            "(knowledge distillation): for the same labels and images of the same size."
+            "help": "A trained image classifier of any architecture, on the Hub or in a folder, whose answers the model "
+            "learns beside the labels (knowledge distillation): for the same labels, by the same names."
         },
     )
     ignore_mismatched_sizes: bool = field(

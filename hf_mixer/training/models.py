@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The models of a run: the one to train, the one to evaluate, and a teacher."""
 
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
+from transformers import AutoModelForImageClassification, PreTrainedConfig
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import is_torchvision_available
 
@@ -17,10 +19,6 @@ from ..image_processing_pil_mixer import MixerImageProcessorPil
 from ..modeling_mixer import MixerForImageClassification
 from .command_line import REGULARIZATION_FIELDS, ModelArguments
 from .distillation import check_teacher
-
-
-# What an image processor does to pixels, apart from resizing
-PIXEL_SETTINGS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
 
 
 def build_model(model_args: ModelArguments, labels: list[str], problem_type: str = SINGLE_LABEL):
@@ -64,23 +62,35 @@ def build_model(model_args: ModelArguments, labels: list[str], problem_type: str
     return model, image_processor
 
 
-def load_teacher(source: str, model_args: ModelArguments, model, image_processor):
+def load_teacher(source: str, model_args: ModelArguments, model):
     """
-    Return the model to learn from.
+    Return the model to learn from, of any architecture, and its image processor.
 
     Raises:
-        `ValueError`: it answers for other labels or images, or sees other pixels than the model that is trained.
+        `ValueError`: it cannot be loaded, or answers for other labels or images than the model that is trained.
     """
-    teacher, its_processor = load_checkpoint(source, cache_dir=model_args.cache_dir, token=model_args.token)
+    hub: dict[str, Any] = {"cache_dir": model_args.cache_dir, "token": model_args.token}
+    if is_mixer(source, hub):
+        teacher, processor = load_checkpoint(source, **hub)
+    else:
+        hub["trust_remote_code"] = model_args.trust_remote_code
+        teacher = AutoModelForImageClassification.from_pretrained(source, **hub)
+        processor = AutoImageProcessor.from_pretrained(source, **hub)
     check_teacher(teacher.config, model.config)
-    for name in PIXEL_SETTINGS:
-        found, needed = getattr(its_processor, name), getattr(image_processor, name)
-        if found != needed:
-            raise ValueError(
-                f"the image processor of --teacher_model {source} has {name}={found}, and that of the model {needed}, but both "
-                f"have to see the same pixels: take the teacher's for the model, too, with --image_processor_name {source}"
-            )
-    return teacher
+    return teacher, processor
+
+
+def is_mixer(source: str, hub: dict[str, Any]) -> bool:
+    """Whether a source is for [`~hf_mixer.load_checkpoint`], which is also the one to say what is wrong with it."""
+    if Path(source).is_file():
+        return True
+    try:
+        settings, _ = PreTrainedConfig.get_config_dict(source, **hub)
+    except OSError:
+        return True
+    # timm's Mixers are loaded without timm
+    is_timm = str(settings.get("architecture", "")).startswith("mixer_")
+    return is_timm or settings.get("model_type", MixerConfig.model_type) == MixerConfig.model_type
 
 
 def load_trained_model(source: str, model_args: ModelArguments):

@@ -55,6 +55,7 @@ class PreparedRun:
     num_skipped_images: int = 0
     # The model that the model learns from, too
     teacher: Any = None
+    teacher_image_processor: Any = None
     # Whether all images of `test` have a label
     has_test_labels: bool = False
 
@@ -91,7 +92,7 @@ def prepare_run(
     if model_args.teacher_model is not None:
         if not training_args.do_train:
             raise ValueError("--teacher_model is for training: leave it out to evaluate")
-        run.teacher = load_teacher(model_args.teacher_model, model_args, model, image_processor)
+        run.teacher, run.teacher_image_processor = load_teacher(model_args.teacher_model, model_args, model)
     elif "distillation_alpha" in data_args.given:
         raise ValueError(
             "--distillation_alpha is the weight of a teacher in the training: name it with --teacher_model"

@@ -100,9 +100,12 @@ def describe_model(model, base_model: str | None) -> str:
     height, width = to_pair(config.image_size)
     color = "" if config.num_channels == 3 else f" with {config.num_channels} channel(s)"
     origin = base_model or f"from scratch, width {config.hidden_size}, depth {config.num_hidden_layers}"
+    return f"{origin}; {describe_parameters(model)}; images of {height} x {width} pixels{color}"
+
+
+def describe_parameters(model) -> str:
     count = model.num_parameters()
-    size = f"{count / 1e6:,.2f} M" if count >= 1e5 else f"{count:,}"
-    return f"{origin}; {size} parameters; images of {height} x {width} pixels{color}"
+    return (f"{count / 1e6:,.2f} M" if count >= 1e5 else f"{count:,}") + " parameters"
 
 
 def describe_device(args) -> str:

@@ -32,7 +32,7 @@ from .checkpointing import (
     describe_last_checkpoint,
     find_checkpoint_to_resume,
 )
-from .distillation import Distillation
+from .distillation import Distillation, PixelConversion
 from .early_stopping import ResumableEarlyStopping
 from .ema import EmaCallback
 from .muon import Muon, check_optimizer_state
@@ -79,8 +79,10 @@ class MixerTrainer(SafeCheckpointTrainer):
             `balanced_sampling` need them, and regression takes the scale of its loss from them: without them, the labels
             are taken to have a mean of 0 and a standard deviation of 1.
         teacher ([`~transformers.PreTrainedModel`], *optional*):
-            A trained model whose answers the model learns beside the labels: see
+            A trained image classifier whose answers the model learns beside the labels: see
             [`~hf_mixer.training.distillation.Distillation`].
+        teacher_processing_class (*optional*):
+            The image processor of the teacher. By default it sees the same pixels as the model.
         kwargs:
             More arguments for [`~transformers.Trainer`].
 
@@ -104,6 +106,7 @@ class MixerTrainer(SafeCheckpointTrainer):
         write_card=None,
         train_labels: np.ndarray | None = None,
         teacher=None,
+        teacher_processing_class=None,
         **kwargs,
     ):
         config = model.config
@@ -130,7 +133,8 @@ class MixerTrainer(SafeCheckpointTrainer):
                 cpu.use_where_possible(each)
         self.distillation = None
         if teacher is not None:
-            self.distillation = Distillation(teacher.to(args.device), model, args.distillation_alpha)
+            conversion = teacher_processing_class and PixelConversion(processing_class, teacher_processing_class)
+            self.distillation = Distillation(teacher.to(args.device), model, args.distillation_alpha, conversion)
             if args.torch_compile:
                 # Whatever the mode: CUDA graphs of two models would write over each other's outputs
                 teacher.compile(backend=args.torch_compile_backend)

@@ -135,17 +135,6 @@ def test_a_model_learns_from_a_teacher(trained, photos, tmp_path, capsys):
     assert record["hyperparameters"]["distillation_alpha"] == 0.5
     assert f"`{trained.name}`" in (tmp_path / "out" / "README.md").read_text()
 
-    train_and_fail(
-        "teacher.s image_size",
-        "--output_dir",
-        tmp_path / "no",
-        "--teacher_model",
-        trained,
-        *arguments,
-        "--image_size",
-        32,
-    )
-
 
 def test_a_folder_with_a_model_is_not_written_over(trained):
     before = {path: path.read_bytes() for path in trained.iterdir() if path.is_file()}

@@ -2,12 +2,16 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+
+from transformers import ResNetConfig, ResNetForImageClassification
 
 from hf_mixer import MixerConfig, MixerForImageClassification, MixerImageProcessorPil
 from hf_mixer.training import Distillation
 from hf_mixer.training.command_line import ModelArguments
+from hf_mixer.training.distillation import PixelConversion
 from hf_mixer.training.models import load_teacher
 from tests.helpers import AUGMENTED, losses_of, make_trainer, same_weights
 
@@ -83,31 +87,75 @@ def test_a_resumed_run_goes_on_with_its_teacher(tmp_path):
     assert same_weights(whole.model.state_dict(), resumed.model.state_dict())
 
 
+def save(folder, model, processor) -> str:
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+def make_processor(size=16, **settings) -> MixerImageProcessorPil:
+    return MixerImageProcessorPil(size={"height": size, "width": size}, **settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"size": 16},
+        {"size": 32, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.6, 0.7]},
+        {"size": 16, "do_normalize": False, "rescale_factor": 1 / 127.5},
+        {"size": 8, "do_rescale": False, "do_normalize": False},
+    ],
+)
+def test_a_teacher_sees_the_pixels_that_its_own_processor_prepares(settings):
+    # Smooth, as the one rounds between resizing and normalizing, and the other does not
+    ramp = np.linspace(0, 255, 16)
+    image = np.stack(np.broadcast_arrays(ramp, ramp[:, None], 255 - ramp), axis=-1).astype(np.uint8)
+    student, teacher = make_processor(), make_processor(**settings)
+    expected, pixels = (each(image, return_tensors="pt")["pixel_values"] for each in (teacher, student))
+    found = PixelConversion(student, teacher)(pixels)
+    step = (expected.max() - expected.min()).item() / 255
+    torch.testing.assert_close(found, expected.float(), rtol=0, atol=1.5 * step)
+
+
+def test_processors_that_crop_or_keep_the_shape():
+    student = make_processor()
+    cropping = make_processor(24, do_center_crop=True, crop_size={"height": 20, "width": 18})
+    keeping = MixerImageProcessorPil(size={"shortest_edge": 24})
+    pixels = torch.zeros(1, 3, 16, 16)
+    assert PixelConversion(student, cropping)(pixels).shape[-2:] == (20, 18)
+    assert PixelConversion(student, keeping)(pixels).shape[-2:] == (24, 24)
+
+
+def test_a_mixer_learns_from_another_architecture(tmp_path):
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic", num_labels=3)
+    source = save(tmp_path / "resnet", ResNetForImageClassification(config), make_processor(32))
+    teacher, processor = load_teacher(source, ModelArguments(), make_model(num_labels=3))
+    assert type(teacher) is ResNetForImageClassification
+    with torch.no_grad():
+        teacher.classifier[1].weight.zero_()
+        teacher.classifier[1].bias.copy_(torch.tensor([0.0, 0.0, 50.0]))
+    trainer = make_trainer(
+        tmp_path, teacher=teacher, teacher_processing_class=processor, distillation_alpha=1.0, num_train_epochs=8
+    )
+    trainer.train()
+    assert (trainer.predict(trainer.eval_dataset).predictions.argmax(-1) == 2).all()
+
+
 def test_a_teacher_of_something_else_is_refused(tmp_path):
-    student, processor = make_model(num_labels=3), MixerImageProcessorPil(size={"height": 16, "width": 16})
+    student = make_model(num_labels=3)
 
-    def load(model, processor=processor):
-        model.save_pretrained(tmp_path)
-        processor.save_pretrained(tmp_path)
-        return load_teacher(str(tmp_path), ModelArguments(), student, student_processor)
+    def load(model):
+        return load_teacher(save(tmp_path, model, make_processor()), ModelArguments(), student)
 
-    student_processor = processor
-    assert load(make_model(num_labels=3, hidden_size=24)).config.hidden_size == 24
+    assert load(make_model(num_labels=3, image_size=32))[0].config.image_size == 32
+    names = {0: "LABEL_1", 1: "LABEL_0", 2: "LABEL_2"}
     for model, message in (
         (make_model(num_labels=4), "num_labels is 4, and the model's 3"),
-        (make_model(num_labels=3, image_size=32), "image_size is"),
+        (make_model(num_labels=3, num_channels=1), "num_channels is 1"),
         (make_model("multi_label_classification", num_labels=3), "problem_type is"),
-        (
-            make_model(id2label={0: "LABEL_1", 1: "LABEL_0", 2: "LABEL_2"}),
-            "label 0 is 'LABEL_1', and the model's 'LABEL_0'",
-        ),
+        (make_model(id2label=names), "label 0 is 'LABEL_1', and the model's 'LABEL_0'"),
     ):
         with pytest.raises(ValueError, match=message):
             load(model)
-    with pytest.raises(ValueError, match="image_mean="):
-        load(
-            make_model(num_labels=3),
-            MixerImageProcessorPil(size={"height": 16, "width": 16}, image_mean=[0.1, 0.2, 0.3]),
-        )
     with pytest.raises(ValueError, match="regression"):
         make_trainer(tmp_path, problem_type="regression", teacher=make_model("regression", num_labels=2))
