@@ -28,9 +28,10 @@ ROOT = Path(__file__).resolve().parent.parent
 TESTS = "-m pytest -q -n 4"
 BENCHMARK = "scripts/benchmark.py --output_dir {folder}/{part} --dtypes bfloat16"
 SPEED = f"{BENCHMARK} --results_dir {{folder}} --implementations hf_mixer hf_mixer_kernels timm"
+TEACHER = "scripts/train_teacher.py --output_dir {folder}/{part} --dataset_name {dataset_name}"
 TRAINING = (
     "scripts/train.py --output_dir {folder}/{part} --dataset_name {dataset_name} --eval_split test "
-    "{compilation} --report_to none"
+    "--teacher_model {folder}/cifar10-resnet {compilation} --report_to none"
 )
 B16 = "--variants B/16 --batch_sizes 256"
 # The seconds that a part may take, and what Python is to run. These parts run at the same time: what is compiled beside the
@@ -51,6 +52,7 @@ PARTS = {
     **TOGETHER,
     "inference": (120, f"{SPEED} {B16} --executions eager default"),
     "training": (120, f"{SPEED} {B16} --mode training --executions eager default"),
+    "cifar10-resnet": (180, TEACHER),
     "cifar10-nano": (420, f"{TRAINING} --recipe cifar10-nano"),
     "latency": (120, f"{SPEED} --variants B/16 --batch_sizes 1 --executions eager reduce-overhead"),
     # A file of its own, because it measures bfloat16 again
@@ -72,6 +74,10 @@ TINY = {
     BENCHMARK: (
         "--device cpu --variants cifar10 --batch_sizes 2 --dtypes bfloat16 --executions eager --rounds 1 "
         "--implementations hf_mixer"
+    ),
+    TEACHER: (
+        "--max_train_samples 16 --max_eval_samples 8 --per_device_train_batch_size 8 --num_train_epochs 1 "
+        "--teacher_image_size 32"
     ),
     TRAINING: (
         "--use_cpu true --cache_images memory --max_train_samples 64 "

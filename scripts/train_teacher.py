@@ -26,7 +26,7 @@ from hf_mixer.training.augmentation import BatchAugmentation, normalize_pixels
 from hf_mixer.training.distillation import PixelConversion
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--dataset_name", required=True, help="with the splits `train` and `test`, as for hf-mixer train"
@@ -42,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max_train_samples", type=int)
     parser.add_argument("--max_eval_samples", type=int)
     parser.add_argument("--seed", type=int, default=42)
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def make_processor(size: int):

@@ -126,6 +126,8 @@ def test_gpu_checks_give_the_commands_what_they_take(gpu_checks, size):
             assert benchmark.choose_cases(options)
         elif script == "scripts/train.py":
             train.parse_arguments(arguments)
+        elif script == "scripts/train_teacher.py":
+            runpy.run_path(str(ROOT / script))["parse_arguments"](arguments)
         else:
             assert [script, *arguments[:1]] == ["-m", "pytest"]
 
