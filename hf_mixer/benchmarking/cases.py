@@ -138,7 +138,9 @@ def unsupported_reason(case: Case, implementation: str, device: torch.device) ->
             return "float8 needs a GPU of compute capability 9.0 (Hopper)"
         return None if is_triton_available() else "Triton is not installed"
     if case.dtype == "int8":
-        return int8_problem(case.config().hidden_size, device) if is_torchao_available() else "torchao is not installed"
+        return (
+            int8_problem(case.config().hidden_size, device) if is_torchao_available() else "torchao is not installed"
+        )
     return None
 
 

@@ -81,32 +81,26 @@ def round_weights(layer: Any) -> None:
     hidden_factor = factor_for(MARGIN * math.sqrt(num_channels) * first.norm(dim=1) + bias.abs())
     second = mlp.fc2.weight.float() / hidden_factor
     first_factor, second_factor = (factor_for(weight.abs().amax(1)) for weight in (first, second))
+    scale_1 = 1 / (first_factor * normal_factor(num_channels))
     buffers = {
         "float8_weight_1": (first * first_factor[:, None]).to(FLOAT8),
         "float8_weight_2": (second * second_factor[:, None]).to(FLOAT8),
-        "float8_scale_1": 1 / (first_factor * normal_factor(num_channels)),
-        "float8_scale_2": 1 / second_factor,
-        "float8_bias_1": bias,
-        "float8_half_scale": hidden_factor / 2,
+        "float8_factors_1": torch.stack([scale_1, bias, hidden_factor / 2]),
+        "float8_factors_2": torch.stack([1 / second_factor, mlp.fc2.bias.float()]),
     }
     for name, buffer in buffers.items():
-        mlp.register_buffer(name, buffer, persistent=False)
+        # As bytes: `model.to(dtype)` would bring floats into that type
+        mlp.register_buffer(name, buffer.view(torch.uint8), persistent=False)
 
 
 def compute_layer(layer: Any, hidden_states: torch.Tensor) -> torch.Tensor | None:
     """Return what a layer computes, or `None` where it has to do it itself, with a warning."""
     reason = unsupported_layer_reason(layer) or gpu.unsupported_batch_reason(layer, hidden_states)
-    norm, mlp = layer.channel_norm, layer.channel_mixing
-    if reason is None and (mlp.float8_weight_1.dtype != FLOAT8 or mlp.float8_bias_1.dtype != torch.float32):
-        reason = "was brought into another type after it was quantized: quantize the model again"
     if reason is not None:
         warn_once(reason)
         return None
+    mlp, linear = layer.channel_mixing, torch.ops.hf_mixer.float8_linear
     hidden_states = gpu.mix(layer.token_norm, layer.token_mixing, hidden_states, over_tokens=True)
-    normalized = torch.ops.hf_mixer.float8_normalize(hidden_states, norm.eps)
-    hidden = torch.ops.hf_mixer.float8_linear(
-        normalized, mlp.float8_weight_1, mlp.float8_scale_1, mlp.float8_bias_1, mlp.float8_half_scale, None
-    )
-    return torch.ops.hf_mixer.float8_linear(
-        hidden, mlp.float8_weight_2, mlp.float8_scale_2, mlp.fc2.bias, None, hidden_states
-    )
+    normalized = torch.ops.hf_mixer.float8_normalize(hidden_states, layer.channel_norm.eps)
+    hidden = linear(normalized, mlp.float8_weight_1, mlp.float8_factors_1, None)
+    return linear(hidden, mlp.float8_weight_2, mlp.float8_factors_2, hidden_states)

@@ -67,9 +67,7 @@ def _normalize(x_pointer, output_pointer, num_channels, epsilon, factor, CHANNEL
 @triton.jit
 def _finish(
     sums,
-    scale_pointer,
-    bias_pointer,
-    half_scale_pointer,
+    factors_pointer,
     output,
     residual,
     row,
@@ -81,13 +79,13 @@ def _finish(
 ):
     columns = column + tl.arange(0, COLUMNS)
     inside = columns < num_columns
-    scale = tl.load(scale_pointer + columns, mask=inside, other=0.0)
-    bias = tl.load(bias_pointer + columns, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.load(factors_pointer + columns, mask=inside, other=0.0)
+    bias = tl.load(factors_pointer + num_columns + columns, mask=inside, other=0.0)
     x = tl.fma(sums, scale[None, :], bias[None, :])
     if HAS_RESIDUAL:
         x += residual.load([row, column]).to(tl.float32)
     else:
-        half = x * tl.load(half_scale_pointer + columns, mask=inside, other=0.0)[None, :]
+        half = x * tl.load(factors_pointer + 2 * num_columns + columns, mask=inside, other=0.0)[None, :]
         tanh = _tanh(x * tl.fma(x * x, 0.035677408136300125, 0.7978845608028654), output.dtype == tl.float32)
         x = tl.fma(half, tanh, half)
     output.store([row, column], x.to(output.dtype))
@@ -96,13 +94,12 @@ def _finish(
 # Descriptors of
 #   x, output, residual     (num_rows, num_inner or num_columns)
 #   weight                  (num_columns, num_inner)
+# and a pointer to the scales, the bias, and, without a residual connection, half the scales of the output, in float32
 @triton.jit
 def _float8_linear(
     x,
     weight,
-    scale_pointer,
-    bias_pointer,
-    half_scale_pointer,
+    factors_pointer,
     output,
     residual,
     num_rows,
@@ -128,15 +125,9 @@ def _float8_linear(
             sums = tl.dot(left, right.T, sums, input_precision="ieee")
         # In halves, which need less shared memory on their way out
         first, second = tl.split(tl.reshape(sums, (ROWS, 2, COLUMNS // 2)).permute(0, 2, 1))
-        _finish(
-            *(first, scale_pointer, bias_pointer, half_scale_pointer, output, residual, row, column, num_columns),
-            *(HAS_RESIDUAL, ROWS, COLUMNS // 2),
-        )
+        _finish(first, factors_pointer, output, residual, row, column, num_columns, HAS_RESIDUAL, ROWS, COLUMNS // 2)
         column += COLUMNS // 2
-        _finish(
-            *(second, scale_pointer, bias_pointer, half_scale_pointer, output, residual, row, column, num_columns),
-            *(HAS_RESIDUAL, ROWS, COLUMNS // 2),
-        )
+        _finish(second, factors_pointer, output, residual, row, column, num_columns, HAS_RESIDUAL, ROWS, COLUMNS // 2)
 
 
 def normal_factor(num_channels: int) -> float:
@@ -159,25 +150,21 @@ def _normalize_rows(x: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def _apply_linear(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor,
-    bias: torch.Tensor,
-    half_scale: torch.Tensor | None,
-    residual: torch.Tensor | None,
+    x: torch.Tensor, weight: torch.Tensor, factors: torch.Tensor, residual: torch.Tensor | None
 ) -> torch.Tensor:
+    weight, factors = weight.view(x.dtype), factors.view(torch.float32)
     num_columns, num_inner = weight.shape
     shape = (*x.shape[:-1], num_columns)
     if (
-        (half_scale is None) == (residual is None)
-        or x.shape[-1] != num_inner
-        or any(part is not None and part.shape != (num_columns,) for part in (scale, bias, half_scale))
+        x.shape[-1] != num_inner
+        or factors.shape != (3 if residual is None else 2, num_columns)
         or (residual is not None and residual.shape != shape)
         or (num_columns % ALIGNMENT or num_inner % ALIGNMENT)
     ):
+        others = None if residual is None else tuple(residual.shape)
         raise ValueError(
-            f"tokens of shape {tuple(x.shape)} and a weight of shape {tuple(weight.shape)} fit neither each other, nor the "
-            f"scales, the bias or the residual, or are no multiples of {ALIGNMENT}"
+            f"tokens of shape {tuple(x.shape)} do not fit a weight of shape {tuple(weight.shape)}, factors of shape "
+            f"{tuple(factors.shape)} and a residual of shape {others}, or sizes are no multiples of {ALIGNMENT}"
         )
     output = torch.empty(shape, device=x.device, dtype=x.dtype if residual is None else residual.dtype)
     x, weight, added = (
@@ -195,7 +182,7 @@ def _apply_linear(
         _float8_linear[(min(num_tiles, num_programs),)](
             TensorDescriptor.from_tensor(x, [tile.rows, tile.inner]),
             TensorDescriptor.from_tensor(weight, [tile.columns, tile.inner]),
-            *(scale.contiguous(), bias.contiguous(), scale if half_scale is None else half_scale.contiguous()),
+            factors.contiguous(),
             *(TensorDescriptor.from_tensor(written, half), TensorDescriptor.from_tensor(added, half)),
             *(num_rows, num_columns, num_inner),
             HAS_RESIDUAL=residual is not None,
@@ -209,7 +196,7 @@ def _apply_linear(
     return output
 
 
-def _fake_linear(x, weight, scale, bias, half_scale, residual):
+def _fake_linear(x, weight, factors, residual):
     return x.new_empty((*x.shape[:-1], len(weight)), dtype=x.dtype if residual is None else residual.dtype)
 
 
