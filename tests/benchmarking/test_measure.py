@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from hf_mixer import kernels
-from hf_mixer.benchmarking import cases
 from hf_mixer.benchmarking import measure as measuring
 from hf_mixer.benchmarking.cases import EXECUTIONS, IMPLEMENTATIONS, SUITES, Case, unsupported_reason
 from hf_mixer.benchmarking.measure import build_case_model, make_step, measure, measure_preprocessing
@@ -150,7 +149,7 @@ def test_kernels_for_processors_need_matrix_units_and_images_for_all_threads(mon
 
 @pytest.mark.parametrize(("capability", "reason"), [((8, 9), "float8 needs a GPU of"), ((9, 0), None)])
 def test_other_gpus_leave_float8_out(monkeypatch, capability, reason):
-    monkeypatch.setattr(cases, "is_triton_available", lambda: True)
+    monkeypatch.setattr("hf_mixer.benchmarking.cases.is_triton_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     said = unsupported_reason(Case("B/16", 8, "float8"), "hf_mixer", torch.device("cuda"))
     assert said is None if reason is None else reason in said
