@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Integers and 8-bit floats in place of wider types, by torchao."""
+"""Eight bits in place of wider types: integers by torchao, floats by kernels for Hopper GPUs."""
 
+import copy
 import tempfile
 
 import torch
@@ -35,75 +36,71 @@ def int8_problem(hidden_size: int, device: torch.device) -> str | None:
 
 
 def has_float8(device: torch.device) -> bool:
-    """Whether a device multiplies matrices of float8."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+    """Whether the kernels that multiply matrices of float8 are made for a device."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
 def quantize(model: PreTrainedModel, dtype: str) -> PreTrainedModel:
     """
-    Return a copy of a model whose linear layers compute in 8 bits: weights are rounded once, per output channel,
-    activations in every batch, per token. It is what `from_pretrained` returns with a `quantization_config`, as
-    `hf_mixer/benchmarking/README.md` shows.
+    Return a copy of a model that computes in 8 bits, whose weights are rounded once.
 
-    On a CPU, int8 is for processors with VNNI instructions (AVX-512 or AVX) and for models of at least 512 channels, and
-    is refused elsewhere. It is faster than float32 there only when the model is compiled.
-
-    On a GPU, linear layers keep their type whose sizes are not multiples of 8 (int8) or 16 (float8), which its matrix
+    int8 is for the linear layers. Activations are rounded in every batch, per token. It is what `from_pretrained` returns with
+    a `quantization_config`, as `hf_mixer/benchmarking/README.md` shows. On a CPU, it is for processors with VNNI instructions
+    (AVX-512 or AVX) and for models of at least 512 channels, and is refused elsewhere. It is faster than float32 there only
+    when the model is compiled. On a GPU, linear layers keep their type whose sizes are not multiples of 8, which its matrix
     units ask for: token mixing, where there are 196 patches.
+
+    float8 (e4m3) is for channel mixing on Hopper GPUs, in inference, with [kernels](kernels/README.md); the rest is bfloat16.
+    The copy keeps its weights in bfloat16 as well, and saves these. What is saved is loaded as any other model, and
+    quantized again.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            The model. The patch embedding and the norms keep their type.
+            The model.
         dtype (`str`):
-            `"int8"`, or `"float8"` (e4m3, for GPUs since Ada and Hopper; what is not in 8 bits is in bfloat16).
+            `"int8"` or `"float8"`.
 
     Returns:
         [`~transformers.PreTrainedModel`]: on the device of `model`, in evaluation mode.
 
     Raises:
-        `ValueError`: `dtype` is another one, `model` is quantized already, its device has no float8, or it is on a CPU
-        where int8 would be slower than float32.
-        `ImportError`: torchao is not installed.
+        `ValueError`: `dtype` is another one, `model` is quantized already, it is on a CPU where int8 would be slower than
+            float32, or float8 does not suit it: on another device than a Hopper GPU, with sizes that are not multiples of 16,
+            another activation than GELU, hooks or adapters.
+        `ImportError`: torchao (int8) or Triton (float8) is not installed.
     """
     if dtype not in QUANTIZED:
         raise ValueError(f"`dtype` has to be one of {', '.join(QUANTIZED)}, got {dtype!r}")
-    if getattr(model, "hf_quantizer", None) is not None:
+    # Triton takes its time to be imported
+    from .kernels.float8 import use_float8, uses_float8
+
+    if getattr(model, "hf_quantizer", None) is not None or uses_float8(model):
         raise ValueError("The model is quantized already: quantize the one it was made of, or evaluate it as it is.")
-    if dtype == "float8" and not has_float8(model.device):
-        raise ValueError(
-            f"float8 needs a GPU of compute capability 8.9 (Ada, Hopper) or higher, the model is on {model.device}: take "
-            "bfloat16."
-        )
-    if dtype == "int8" and (problem := int8_problem(model.config.hidden_size, model.device)) is not None:
+    if dtype == "float8":
+        if not has_float8(model.device):
+            raise ValueError(
+                f"float8 needs a GPU of compute capability 9.0 (Hopper), the model is on {model.device}: take bfloat16."
+            )
+        return use_float8(copy.deepcopy(model).to(torch.bfloat16).eval())
+    if (problem := int8_problem(model.config.hidden_size, model.device)) is not None:
         raise ValueError(problem)
     try:
-        from torchao.quantization import (
-            Float8DynamicActivationFloat8WeightConfig,
-            Int8DynamicActivationInt8WeightConfig,
-            PerRow,
-        )
+        from torchao.quantization import Int8DynamicActivationInt8WeightConfig
     except ImportError as error:
-        raise ImportError('8 bits need torchao: `pip install "hf_mixer[quantization]"`') from error
+        raise ImportError('int8 needs torchao: `pip install "hf_mixer[quantization]"`') from error
 
-    # Settings of the compiler stay as they are: they would hold for all that is compiled later
-    if dtype == "int8":
-        how, multiple = Int8DynamicActivationInt8WeightConfig(set_inductor_config=False), 8
-    else:
-        how = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)
-        multiple = 16
     left_out = None
     if model.device.type == "cuda":
         left_out = [
             name
             for name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and (module.in_features % multiple or module.out_features % multiple)
+            if isinstance(module, nn.Linear) and (module.in_features % 8 or module.out_features % 8)
         ]
+    # Settings of the compiler stay as they are: they would hold for all that is compiled later
+    how = Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
     config = TorchAoConfig(how, modules_to_not_convert=left_out)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         return type(model).from_pretrained(
-            folder,
-            dtype=torch.bfloat16 if dtype == "float8" else model.dtype,
-            device_map={"": model.device},
-            quantization_config=config,
+            folder, dtype=model.dtype, device_map={"": model.device}, quantization_config=config
         )

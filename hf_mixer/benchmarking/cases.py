@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from transformers.utils import is_torchao_available
+from transformers.utils import is_torchao_available, is_triton_available
 
 from ..configuration_mixer import MixerConfig
 from ..deployment.formats import missing_reason
@@ -44,8 +44,8 @@ class Case:
         batch_size (`int`):
             Images per step.
         dtype (`str`):
-            One of `DTYPES`. `"int8"` and `"float8"` quantize weights and activations of the linear layers through
-            torchao; the rest is float32 on the CPU, bfloat16 elsewhere.
+            One of `DTYPES`. `"int8"` and `"float8"` are what [`~low_precision.quantize`] makes of a model of float32 on
+            the CPU, of bfloat16 elsewhere.
         training (`bool`, *optional*, defaults to `False`):
             Forward and backward pass and a step of fused AdamW, instead of the forward pass alone.
         executions (`tuple[str]`, *optional*, defaults to `("eager",)`):
@@ -133,12 +133,14 @@ def unsupported_reason(case: Case, implementation: str, device: torch.device) ->
         return _timm_reason(case, implementation)
     if implementation == "hf_mixer_kernels":
         return _kernels_reason(case, device)
-    if case.dtype in QUANTIZED and not is_torchao_available():
-        return "torchao is not installed"
-    if case.dtype == "float8" and not has_float8(device):
-        return "float8 needs a GPU of compute capability 8.9 (Ada, Hopper) or higher"
+    if case.dtype == "float8":
+        if not has_float8(device):
+            return "float8 needs a GPU of compute capability 9.0 (Hopper)"
+        return None if is_triton_available() else "Triton is not installed"
     if case.dtype == "int8":
-        return int8_problem(case.config().hidden_size, device)
+        return (
+            int8_problem(case.config().hidden_size, device) if is_torchao_available() else "torchao is not installed"
+        )
     return None
 
 

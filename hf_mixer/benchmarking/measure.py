@@ -134,7 +134,7 @@ def device_limits(case: Case, device: torch.device) -> dict[LimitKey, tuple[Step
 
     products = [(random(rows, inner), random(outer, inner).t()), (random(rows, outer), random(inner, outer).t())]
     multiply: Callable = torch.mm
-    # torch 2.13 has no public products of 8 bits that return what these do; torchao calls the same
+    # torch 2.13 has no public products of 8 bits that return what these do
     if case.dtype == "int8":
         multiply = torch._int_mm
     elif case.dtype == "float8":

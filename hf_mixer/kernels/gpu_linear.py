@@ -146,7 +146,7 @@ def _choose_tile(num_images: int, num_rows: int, num_columns: int, num_programs:
     return tile
 
 
-def _aligned(tensor: torch.Tensor) -> torch.Tensor:
+def aligned(tensor: torch.Tensor) -> torch.Tensor:
     """Return the tensor, or a copy whose rows start where the hardware reads them."""
     missing = -tensor.shape[-1] % (ALIGNMENT // tensor.element_size())
     if missing:
@@ -182,8 +182,8 @@ def _apply(
             f"{tuple(bias.shape)} and a residual of shape {others}"
         )
     output = torch.empty(shape, device=x.device, dtype=x.dtype)
-    x, weight = _aligned(x), _aligned(weight)
-    parts = [x, output, output if residual is None else _aligned(residual)]
+    x, weight = aligned(x), aligned(weight)
+    parts = [x, output, output if residual is None else aligned(residual)]
     if not over_tokens:
         parts = [part.reshape(1, -1, part.shape[-1]) for part in parts]
     num_images, num_rows, num_columns = parts[1].shape

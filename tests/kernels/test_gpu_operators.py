@@ -169,7 +169,7 @@ def test_kernels_compile_for_hopper(tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert result.returncode == 0, result.stderr
     lines = [line.split() for line in result.stdout.splitlines()]
-    assert len(lines) == 2
+    assert len(lines) == 4
     for _, uses_matrix_units, shared in lines:
         assert uses_matrix_units == "True"
         # A program can have 227 KiB of a multiprocessor's shared memory
