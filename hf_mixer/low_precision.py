@@ -2,6 +2,7 @@
 """Eight bits in place of wider types: integers by torchao, floats by kernels for Hopper GPUs."""
 
 import copy
+import math
 import tempfile
 
 import torch
@@ -72,7 +73,7 @@ def quantize(model: PreTrainedModel, dtype: str) -> PreTrainedModel:
     if dtype not in QUANTIZED:
         raise ValueError(f"`dtype` has to be one of {', '.join(QUANTIZED)}, got {dtype!r}")
     # Triton takes its time to be imported
-    from .kernels.float8 import use_float8, uses_float8
+    from .kernels.float8 import NUM_TOKENS, natural_noise, use_float8, uses_float8
 
     if getattr(model, "hf_quantizer", None) is not None or uses_float8(model):
         raise ValueError("The model is quantized already: quantize the one it was made of, or evaluate it as it is.")
@@ -81,7 +82,9 @@ def quantize(model: PreTrainedModel, dtype: str) -> PreTrainedModel:
             raise ValueError(
                 f"float8 needs a GPU of compute capability 9.0 (Hopper), the model is on {model.device}: take bfloat16."
             )
-        return use_float8(copy.deepcopy(model).to(torch.bfloat16).eval())
+        narrow = copy.deepcopy(model).to(torch.bfloat16).eval()
+        images = natural_noise(model.config, math.ceil(NUM_TOKENS / model.config.num_patches))
+        return use_float8(narrow, images.to(model.device, torch.bfloat16))
     if (problem := int8_problem(model.config.hidden_size, model.device)) is not None:
         raise ValueError(problem)
     try:

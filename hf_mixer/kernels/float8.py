@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layers whose channels are mixed in float8, on a GPU, in inference."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
+from ..configuration_mixer import MixerConfig, to_pair
 from . import gpu
 from .suitability import mixer_layers, unsuitable_sizes, warn_once
 
@@ -16,9 +20,13 @@ if gpu.HAS_TRITON:
 
 # Two roundings make a product larger, by 2^-4 each
 MARGIN = (1 + 2**-4) ** 2
+# Tokens that are looked at for each weight, some for each of the hidden units of B/16
+NUM_TOKENS = 2**14
+# Of the mean square, added to all: what is not in the images may be in others
+DAMPING = 0.01
 
 
-def use_float8(model: nn.Module) -> nn.Module:
+def use_float8(model: nn.Module, pixel_values: torch.Tensor | None = None) -> nn.Module:
     """
     Let the layers of a model mix channels in float8 (e4m3), and tokens with the kernels for the type of their weights.
 
@@ -27,7 +35,10 @@ def use_float8(model: nn.Module) -> nn.Module:
 
     Args:
         model (`nn.Module`):
-            As for [`~kernels.use_kernels`] on a GPU, with sizes that are multiples of 16.
+            As for [`~kernels.use_kernels`] on a GPU, in evaluation mode, with sizes that are multiples of 16.
+        pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`, *optional*):
+            Images for which the errors of the weights make up for each other, see [`round_with`]. Without them, each weight is
+            rounded to the nearest.
 
     Returns:
         `nn.Module`: `model`.
@@ -44,10 +55,62 @@ def use_float8(model: nn.Module) -> nn.Module:
         reason = unsupported_layer_reason(layer)
         if reason is not None:
             raise ValueError(f"float8 cannot be used: `{name or type(layer).__name__}` {reason}.")
+    if pixel_values is None:
+        for layer in layers.values():
+            round_weights(layer)
+    else:
+        with contextlib.ExitStack() as stack, torch.no_grad():
+            for layer in layers.values():
+                layer.kernel = None
+                stack.enter_context(rounding(layer))
+            model(pixel_values)
     for layer in layers.values():
-        round_weights(layer)
         layer.kernel = compute_layer
     return model
+
+
+@contextlib.contextmanager
+def rounding(layer: Any) -> Iterator[None]:
+    """Round the weights of a layer when it is called, for its tokens."""
+    moments: list[torch.Tensor] = []
+
+    def look(x: torch.Tensor) -> None:
+        x = x.flatten(0, -2).float()
+        moments.append(x.T @ x)
+
+    norm, mlp = layer.channel_norm, layer.channel_mixing
+    handles = [
+        norm.register_forward_pre_hook(lambda module, args: look(F.layer_norm(args[0], module.normalized_shape))),
+        mlp.activation_fn.register_forward_hook(lambda module, args, output: look(output)),
+        layer.register_forward_hook(lambda module, args, output: round_weights(layer, *moments)),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def natural_noise(config: MixerConfig, num_images: int) -> torch.Tensor:
+    """
+    Return random images with the spectrum of photographs, whose colors change together, the same in every call.
+
+    Args:
+        config (`MixerConfig`):
+            The size and the channels.
+        num_images (`int`):
+            How many.
+
+    Returns:
+        `torch.Tensor` of shape `(num_images, num_channels, height, width)`: values from -1 to 1, in float32 on the CPU.
+    """
+    height, width = to_pair(config.image_size)
+    rows, columns = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)
+    frequency = (rows**2 + columns**2).sqrt().clamp(min=0.5 / max(height, width))
+    noise = torch.randn(num_images, config.num_channels, height, width, generator=torch.Generator().manual_seed(0))
+    images = torch.fft.irfft2(torch.fft.rfft2(noise) / frequency**1.3, s=(height, width))
+    images = images[:, :1] + 0.3 * images
+    return (0.5 * images / images.std()).clamp(-1, 1)
 
 
 def uses_float8(model: nn.Module) -> bool:
@@ -66,12 +129,44 @@ def factor_for(bound: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def round_weights(layer: Any) -> None:
+def round_with(weight: torch.Tensor, moments: torch.Tensor | None) -> torch.Tensor:
+    """
+    Round a weight to float8, one column after the other: those that follow make up for the error, as in
+    [GPTQ](https://huggingface.co/papers/2210.17323).
+
+    Args:
+        weight (`torch.Tensor` of shape `(num_features, num_inner)`):
+            In float32, and within the range of float8.
+        moments (`torch.Tensor` of shape `(num_inner, num_inner)`, *optional*):
+            The products of the values that the weight is multiplied by, in sum over tokens. Without them, each value is rounded
+            to the nearest.
+
+    Returns:
+        `torch.Tensor` of shape `(num_features, num_inner)`, in float8.
+    """
+    if moments is None:
+        return weight.to(FLOAT8)
+    moments = moments.double()
+    moments.diagonal().add_(DAMPING * moments.diagonal().mean() + 1e-30)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments))
+    upper = torch.linalg.cholesky(inverse, upper=True)
+    shares = (upper / upper.diagonal()[:, None]).float()
+    weight = weight.clone()
+    for column in range(weight.shape[1]):
+        exact = weight[:, column].clone()
+        weight[:, column] = exact.clamp(-LARGEST, LARGEST).to(FLOAT8)
+        error = exact - weight[:, column]
+        weight[:, column + 1 :].addr_(error, shares[column, column + 1 :], alpha=-1)
+    return weight.to(FLOAT8)
+
+
+@torch.no_grad()
+def round_weights(layer: Any, moments: torch.Tensor | None = None, hidden_moments: torch.Tensor | None = None) -> None:
     """
     Keep the weights of channel mixing in float8 beside the others, in buffers that are not saved.
 
     The norm's weight and bias become a part of the first product, and the factors that keep the hidden units in range a part
-    of the second.
+    of the second. The moments are those of the normalized tokens and of the hidden units, see [`round_with`].
     """
     norm, mlp = layer.channel_norm, layer.channel_mixing
     num_channels = len(norm.weight)
@@ -81,10 +176,12 @@ def round_weights(layer: Any) -> None:
     hidden_factor = factor_for(MARGIN * math.sqrt(num_channels) * first.norm(dim=1) + bias.abs())
     second = mlp.fc2.weight.float() / hidden_factor
     first_factor, second_factor = (factor_for(weight.abs().amax(1)) for weight in (first, second))
+    if hidden_moments is not None:
+        hidden_moments = hidden_factor[:, None] * hidden_moments * hidden_factor
     scale_1 = 1 / (first_factor * normal_factor(num_channels))
     buffers = {
-        "float8_weight_1": (first * first_factor[:, None]).to(FLOAT8),
-        "float8_weight_2": (second * second_factor[:, None]).to(FLOAT8),
+        "float8_weight_1": round_with(first * first_factor[:, None], moments),
+        "float8_weight_2": round_with(second * second_factor[:, None], hidden_moments),
         "float8_factors_1": torch.stack([scale_1, bias, hidden_factor / 2]),
         "float8_factors_2": torch.stack([1 / second_factor, mlp.fc2.bias.float()]),
     }

@@ -137,6 +137,34 @@ def test_normalized_values_fill_the_range():
         assert gpu_float8.LARGEST / 2.5 < rows.abs().max() <= gpu_float8.LARGEST
 
 
+def test_errors_of_a_weight_make_up_for_each_other(monkeypatch):
+    monkeypatch.setattr(float8, "FLOAT8", torch.float8_e4m3fn)
+    weight = random(48, 64, dtype=torch.float32) * 64
+    # Values that depend on each other, as those of a network do
+    x = random(1024, 16, dtype=torch.float32) @ random(16, 64, dtype=torch.float32)
+    nearest, rounded = float8.round_with(weight, None), float8.round_with(weight, x.T @ x)
+    assert nearest.dtype == rounded.dtype == torch.float8_e4m3fn
+    errors = [(x @ (narrow.float() - weight).T).norm() for narrow in (nearest, rounded)]
+    assert errors[1] < 0.5 * errors[0]
+    unlike = x.clone()
+    unlike[:, 1:] = 0
+    assert float8.round_with(weight, unlike.T @ unlike).float().isfinite().all()
+    assert torch.equal(float8.round_with(weight, 0 * unlike.T @ unlike).float(), nearest.float())
+
+
+def test_weights_are_rounded_for_images():
+    model, reference = make_model(), make_model()
+    images_like = float8.natural_noise(model.config, 8)
+    assert images_like.shape == (8, 3, 16, 16)
+    assert 0.3 < images_like.std() < 0.6
+    assert torch.equal(images_like, float8.natural_noise(model.config, 8))
+    assert use_float8(model, images_like.to(DEVICE, DTYPE)) is model
+    assert float8.uses_float8(model)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    output, expected = logits_of(model), logits_of(reference)
+    assert (output - expected).norm() < max(TOLERANCE, 0.05) * expected.norm()
+
+
 @interpreted
 def test_operators_keep_to_the_rules_of_torch():
     rows, weight = random(2, 16, 48), random(32, 48)
