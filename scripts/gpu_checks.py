@@ -58,8 +58,8 @@ PARTS = {
     # A file of its own, because it measures bfloat16 again
     "float8": (
         120,
-        f"{BENCHMARK} float8 --results_dir {{folder}}/{{part}} {B16} --executions eager default "
-        "--implementations hf_mixer hf_mixer_kernels",
+        f"{BENCHMARK} float8 --results_dir {{folder}}/{{part}} {B16} "
+        "--executions reduce-overhead --implementations hf_mixer hf_mixer_kernels",
     ),
     "sizes": (240, f"{SPEED} --variants S/16 L/16 --batch_sizes 256 --executions eager default"),
     "cifar10": (120, f"{SPEED} --variants cifar10 --batch_sizes 1024 --executions eager default"),

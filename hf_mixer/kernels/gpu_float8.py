@@ -39,8 +39,10 @@ class Tile(NamedTuple):
     programs: int
 
 
-# With GELU, and with a residual connection, which needs more shared memory
-TILES = [Tile(128, 256, 128, 8, 4, 1), Tile(128, 256, 128, 8, 3, 1)]
+# With GELU, where one program computes while another one finishes its tile, and with a residual connection. Of the tiles that
+# were tried for B/16 on an H200 (torch 2.11, Triton 3.6), they have the most TFLOP/s: 872 (one program of 128 x 256: 737) and
+# 1,113 (two programs of 128 x 128: 928); the matrix products of torch alone have 1,062 and 1,375.
+TILES = [Tile(128, 128, 128, 4, 3, 2), Tile(128, 256, 128, 8, 3, 1)]
 
 
 @triton.jit
