@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Train a ResNet-18 on small images, for Mixers to learn from. Their recipes say how:
+Train a ResNet-18 on small images, for Mixers to learn from.
 
     python scripts/train_teacher.py --dataset_name uoft-cs/cifar10 --output_dir outputs/cifar10-resnet
     hf-mixer train --recipe cifar10-nano --teacher_model outputs/cifar10-resnet --output_dir outputs/cifar10-nano
@@ -18,12 +18,14 @@ from torch.nn import functional as F
 from transformers import ResNetConfig, ResNetForImageClassification, Trainer, TrainingArguments, set_seed
 from transformers.utils import is_torchvision_available
 
-from hf_mixer import MixerImageProcessor, MixerImageProcessorPil
+from hf_mixer import MixerConfig, MixerImageProcessor, MixerImageProcessorPil
 from hf_mixer.data.datasets import load_image_dataset, prepare_image_dataset
 from hf_mixer.data.images import ImageTransform, collate_images
 from hf_mixer.data.loaders import CachedImages
+from hf_mixer.output_folder import refuse_foreign_files
 from hf_mixer.training.augmentation import BatchAugmentation, normalize_pixels
 from hf_mixer.training.distillation import PixelConversion
+from hf_mixer.utils import one_line_errors
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -75,7 +77,18 @@ def measure_accuracy(model, images: CachedImages, normalization: dict, convert: 
 
 
 def main():
-    parsed = parse_arguments()
+    with one_line_errors():
+        train_teacher(parse_arguments())
+
+
+def train_teacher(parsed: argparse.Namespace) -> None:
+    """
+    Train a ResNet, and write it, its image processor and its accuracy into the output folder.
+
+    Raises:
+        `ValueError`: the output folder holds a model, or there are fewer images than a batch has.
+    """
+    refuse_foreign_files(parsed.output_dir)
     set_seed(parsed.seed)
     on_gpu = torch.cuda.is_available()
     args = TrainingArguments(
@@ -104,6 +117,11 @@ def main():
         max_train_samples=parsed.max_train_samples,
         max_eval_samples=parsed.max_eval_samples,
     )
+    batch_size = parsed.per_device_train_batch_size
+    if len(dataset["train"]) < batch_size:
+        raise ValueError(
+            f"{len(dataset['train'])} images are fewer than one batch of {batch_size}: lower --per_device_train_batch_size"
+        )
     transform = ImageTransform(small, do_rescale=False, do_normalize=False)
     device = args.device if on_gpu else "cpu"
     images = {split: CachedImages(dataset[split], transform, device) for split in ("train", "validation")}
@@ -118,7 +136,7 @@ def main():
         cutmix_alpha=1.0,
         mixup_prob=parsed.mixup_prob,
     )
-    convert = PixelConversion(small, large)
+    convert = PixelConversion(small, large, MixerConfig(image_size=parsed.image_size))
 
     def collate(rows) -> dict[str, torch.Tensor]:
         batch = augmentation(collate_images(rows))

@@ -171,3 +171,7 @@ def test_a_resnet_is_trained_for_mixers_to_learn_from(tmp_path, run_script, caps
     )
     assert dict(processor.size) == {"height": 32, "width": 32}
     assert teacher.num_parameters() > 1e7
+
+    for folder, message in (("teacher", "already holds files"), ("new", "8 images are fewer than one batch of 1024")):
+        with pytest.raises(SystemExit, match=message):
+            run_script("train_teacher.py", "--dataset_name", tmp_path / "photos", "--output_dir", tmp_path / folder)

@@ -18,8 +18,8 @@ from .suitability import mixer_layers, unsuitable_sizes, warn_once
 if gpu.HAS_TRITON:
     from .gpu_float8 import ALIGNMENT, FLOAT8, LARGEST, normal_factor
 
-# Two roundings make a product larger, by 2^-4 each
-MARGIN = (1 + 2**-4) ** 2
+# Rounding makes what a weight is multiplied by larger, by so much at most
+MARGIN = 1 + 2**-4
 # Tokens that are looked at for each weight, some for each of the hidden units of B/16
 NUM_TOKENS = 2**14
 # Of the mean square, added to all: what is not in the images may be in others
@@ -172,17 +172,19 @@ def round_weights(layer: Any, moments: torch.Tensor | None = None, hidden_moment
     num_channels = len(norm.weight)
     first, bias = mlp.fc1.weight.float() * norm.weight.float(), mlp.fc1.bias.float()
     bias = bias + mlp.fc1.weight.float() @ norm.bias.float()
+    first_factor = factor_for(first.abs().amax(1))
+    first = round_with(first * first_factor[:, None], moments)
     # |w x| <= |w| |x|, and |GELU(x)| <= |x|
-    hidden_factor = factor_for(MARGIN * math.sqrt(num_channels) * first.norm(dim=1) + bias.abs())
+    norms = (first.float() / first_factor[:, None]).norm(dim=1)
+    hidden_factor = factor_for(MARGIN * math.sqrt(num_channels) * norms + bias.abs())
     second = mlp.fc2.weight.float() / hidden_factor
-    first_factor, second_factor = (factor_for(weight.abs().amax(1)) for weight in (first, second))
+    second_factor = factor_for(second.abs().amax(1))
     if hidden_moments is not None:
         hidden_moments = hidden_factor[:, None] * hidden_moments * hidden_factor
-    scale_1 = 1 / (first_factor * normal_factor(num_channels))
     buffers = {
-        "float8_weight_1": round_with(first * first_factor[:, None], moments),
+        "float8_weight_1": first,
         "float8_weight_2": round_with(second * second_factor[:, None], hidden_moments),
-        "float8_factors_1": torch.stack([scale_1, bias, hidden_factor / 2]),
+        "float8_factors_1": torch.stack([1 / (first_factor * normal_factor(num_channels)), bias, hidden_factor / 2]),
         "float8_factors_2": torch.stack([1 / second_factor, mlp.fc2.bias.float()]),
     }
     for name, buffer in buffers.items():

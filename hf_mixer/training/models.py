@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 
 from transformers import AutoModelForImageClassification, PreTrainedConfig
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
@@ -14,11 +15,12 @@ from ..checkpoints import load_checkpoint
 from ..checkpoints.loading import SHAPE_FIELDS
 from ..configuration_mixer import MixerConfig, to_pair
 from ..data.labels import SINGLE_LABEL
+from ..hub_errors import clear_errors
 from ..image_processing_mixer import MixerImageProcessor
 from ..image_processing_pil_mixer import MixerImageProcessorPil
 from ..modeling_mixer import MixerForImageClassification
 from .command_line import REGULARIZATION_FIELDS, ModelArguments
-from .distillation import check_teacher
+from .distillation import check_teacher, first_line
 
 
 def build_model(model_args: ModelArguments, labels: list[str], problem_type: str = SINGLE_LABEL):
@@ -71,12 +73,32 @@ def load_teacher(source: str, model_args: ModelArguments, model):
     """
     hub: dict[str, Any] = {"cache_dir": model_args.cache_dir, "token": model_args.token}
     if is_mixer(source, hub):
-        teacher, processor = load_checkpoint(source, **hub)
+        teacher, processor = load_checkpoint(source, dtype="float32", **hub)
     else:
-        hub["trust_remote_code"] = model_args.trust_remote_code
-        teacher = AutoModelForImageClassification.from_pretrained(source, **hub)
-        processor = AutoImageProcessor.from_pretrained(source, **hub)
+        teacher, processor = load_classifier(source, model_args.trust_remote_code, hub)
     check_teacher(teacher.config, model.config)
+    return teacher, processor
+
+
+def load_classifier(source: str, trust_remote_code: bool, hub: dict[str, Any]):
+    """Return an image classifier of any architecture, in float32, and its image processor."""
+    try:
+        with clear_errors(source, is_upload=False):
+            teacher, info = AutoModelForImageClassification.from_pretrained(
+                source, dtype="float32", output_loading_info=True, trust_remote_code=trust_remote_code, **hub
+            )
+            processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=trust_remote_code, **hub)
+    except (ConnectionError, PermissionError):
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"--teacher_model {source} cannot be loaded as an image classifier with its image processor: {first_line(error)}"
+        ) from error
+    missing = sorted(info["missing_keys"])
+    broken = [name for name, tensor in teacher.state_dict().items() if not tensor.isfinite().all()]
+    if missing or broken:
+        what = f"no weights for {missing[0]!r}" if missing else f"values in {broken[0]!r} that are not finite"
+        raise ValueError(f"--teacher_model {source} has {what}: take one that was trained as an image classifier")
     return teacher, processor
 
 

@@ -70,6 +70,8 @@ def prepare_run(
         `ValueError`: the arguments, the data and the model do not go together.
     """
     conversion = ImageConversion(data_args.flatten_transparency, data_args.scale_16_bit)
+    if model_args.teacher_model is not None and not training_args.do_train:
+        raise ValueError("--teacher_model is for training: leave it out to evaluate")
     if training_args.do_train:
         with training_args.main_process_first(desc="loading the data"):
             dataset, labels, num_skipped = load_data(model_args, data_args, training_args, data_args.problem_type)
@@ -90,8 +92,6 @@ def prepare_run(
         dataset = use_labels_of_model(dataset, labels, model.config)
     run = PreparedRun(dataset, labels, problem_type, model, image_processor, conversion, source, changed, num_skipped)
     if model_args.teacher_model is not None:
-        if not training_args.do_train:
-            raise ValueError("--teacher_model is for training: leave it out to evaluate")
         run.teacher, run.teacher_image_processor = load_teacher(model_args.teacher_model, model_args, model)
     elif "distillation_alpha" in data_args.given:
         raise ValueError(

@@ -133,7 +133,9 @@ class MixerTrainer(SafeCheckpointTrainer):
                 cpu.use_where_possible(each)
         self.distillation = None
         if teacher is not None:
-            conversion = teacher_processing_class and PixelConversion(processing_class, teacher_processing_class)
+            conversion = None
+            if teacher_processing_class is not None:
+                conversion = PixelConversion(processing_class, teacher_processing_class, config)
             self.distillation = Distillation(teacher.to(args.device), model, args.distillation_alpha, conversion)
             if args.torch_compile:
                 # Whatever the mode: CUDA graphs of two models would write over each other's outputs

@@ -5,8 +5,9 @@ import copy
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
-from transformers import ResNetConfig, ResNetForImageClassification
+from transformers import ResNetConfig, ResNetForImageClassification, ResNetModel
 
 from hf_mixer import MixerConfig, MixerForImageClassification, MixerImageProcessorPil
 from hf_mixer.training import Distillation
@@ -112,18 +113,47 @@ def test_a_teacher_sees_the_pixels_that_its_own_processor_prepares(settings):
     image = np.stack(np.broadcast_arrays(ramp, ramp[:, None], 255 - ramp), axis=-1).astype(np.uint8)
     student, teacher = make_processor(), make_processor(**settings)
     expected, pixels = (each(image, return_tensors="pt")["pixel_values"] for each in (teacher, student))
-    found = PixelConversion(student, teacher)(pixels)
+    found = PixelConversion(student, teacher, make_model().config)(pixels)
     step = (expected.max() - expected.min()).item() / 255
     torch.testing.assert_close(found, expected.float(), rtol=0, atol=1.5 * step)
 
 
 def test_processors_that_crop_or_keep_the_shape():
-    student = make_processor()
+    student, config = make_processor(), make_model().config
     cropping = make_processor(24, do_center_crop=True, crop_size={"height": 20, "width": 18})
     keeping = MixerImageProcessorPil(size={"shortest_edge": 24})
     pixels = torch.zeros(1, 3, 16, 16)
-    assert PixelConversion(student, cropping)(pixels).shape[-2:] == (20, 18)
-    assert PixelConversion(student, keeping)(pixels).shape[-2:] == (24, 24)
+    assert PixelConversion(student, cropping, config)(pixels).shape[-2:] == (20, 18)
+    assert PixelConversion(student, keeping, config)(pixels).shape[-2:] == (24, 24)
+
+
+def test_other_channels_are_converted_as_well():
+    config = make_model(num_channels=4).config
+    settings = {"num_channels": 4, "do_convert_rgb": False}
+    student = make_processor(image_mean=[0.5] * 4, image_std=[0.5] * 4, **settings)
+    teacher = make_processor(image_mean=[0.1, 0.2, 0.3, 0.4], image_std=[0.5] * 4, **settings)
+    image = np.full((16, 16, 4), (10, 90, 170, 250), dtype=np.uint8)
+    expected, pixels = (each(image, return_tensors="pt")["pixel_values"] for each in (teacher, student))
+    torch.testing.assert_close(PixelConversion(student, teacher, config)(pixels), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda pixels: pixels.flip(1), "does more to colors"),
+        (lambda pixels: F.pad(pixels, (2, 2)), "does more to colors"),
+        (lambda pixels: pixels[:, :1], r"makes no images of 3 channel\(s\)"),
+        (lambda pixels: pixels * float("nan"), "not finite"),
+        (lambda pixels: pixels.flatten(1), "makes no images"),
+        (lambda pixels: {}["pixels"], r"cannot prepare the images of the model \(KeyError: 'pixels'\)"),
+    ],
+)
+def test_processors_that_do_something_else_are_refused(change, message):
+    def process(image, **kwargs):
+        return {"pixel_values": change(make_processor()(image, **kwargs)["pixel_values"])}
+
+    with pytest.raises(ValueError, match=message):
+        PixelConversion(make_processor(), process, make_model().config)
 
 
 def test_a_mixer_learns_from_another_architecture(tmp_path):
@@ -141,21 +171,49 @@ def test_a_mixer_learns_from_another_architecture(tmp_path):
     assert (trainer.predict(trainer.eval_dataset).predictions.argmax(-1) == 2).all()
 
 
+def test_labels_may_be_in_another_order():
+    labels = ["cat", "dog", "owl"]
+    student = make_model(id2label=dict(enumerate(labels)))
+    teacher = make_model(id2label=dict(enumerate(labels[::-1])))
+    pixels = torch.randn(2, 3, 16, 16)
+    targets = Distillation(teacher, student, 1.0).soften(pixels, torch.tensor([0, 1]))
+    torch.testing.assert_close(targets, teacher(pixels).logits.softmax(-1).flip(1).detach())
+
+
 def test_a_teacher_of_something_else_is_refused(tmp_path):
     student = make_model(num_labels=3)
 
     def load(model):
         return load_teacher(save(tmp_path, model, make_processor()), ModelArguments(), student)
 
-    assert load(make_model(num_labels=3, image_size=32))[0].config.image_size == 32
-    names = {0: "LABEL_1", 1: "LABEL_0", 2: "LABEL_2"}
+    assert load(make_model(num_labels=3, image_size=32).bfloat16())[0].dtype == torch.float32
     for model, message in (
         (make_model(num_labels=4), "num_labels is 4, and the model's 3"),
-        (make_model(num_labels=3, num_channels=1), "num_channels is 1"),
         (make_model("multi_label_classification", num_labels=3), "problem_type is"),
-        (make_model(id2label=names), "label 0 is 'LABEL_1', and the model's 'LABEL_0'"),
+        (make_model(id2label={0: "cat", 1: "dog", 2: "owl"}), "no label 'LABEL_0' \\(it has 'cat', 'dog', 'owl'\\)"),
     ):
         with pytest.raises(ValueError, match=message):
             load(model)
+    for model in (make_model(num_labels=3, image_size=32), make_model(num_labels=3, num_channels=1)):
+        with pytest.raises(ValueError, match="does not take the images that its image processor prepares"):
+            Distillation(model, student, 0.5)
     with pytest.raises(ValueError, match="regression"):
         make_trainer(tmp_path, problem_type="regression", teacher=make_model("regression", num_labels=2))
+
+
+def test_a_teacher_that_was_not_trained_is_refused(tmp_path):
+    def load(source):
+        return load_teacher(str(source), ModelArguments(), make_model(num_labels=3))
+
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic", num_labels=3)
+    source = save(tmp_path / "headless", ResNetModel(config), make_processor())
+    with pytest.raises(ValueError, match=f"{source} has no weights for 'classifier"):
+        load(source)
+    broken = ResNetForImageClassification(config)
+    with torch.no_grad():
+        broken.classifier[1].bias[0] = float("nan")
+    with pytest.raises(ValueError, match="values in 'classifier.1.bias' that are not finite"):
+        load(save(tmp_path / "broken", broken, make_processor()))
+    ResNetForImageClassification(config).save_pretrained(tmp_path / "alone")
+    with pytest.raises(ValueError, match="cannot be loaded as an image classifier with its image processor"):
+        load(tmp_path / "alone")
