@@ -11,6 +11,7 @@ The images are augmented as a Mixer's, and enlarged for the ResNet on the device
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -146,7 +147,7 @@ def train_teacher(parsed: argparse.Namespace) -> None:
         return F.cross_entropy(outputs["logits"].float(), labels)
 
     model = build_model(labels)
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [parameter for parameter in model.parameters() if parameter.ndim > 1]},
         {"params": [parameter for parameter in model.parameters() if parameter.ndim == 1], "weight_decay": 0.0},
     ]
