@@ -56,10 +56,13 @@ def prepare_colors(processor, config: MixerConfig) -> np.ndarray:
     (height, width), num_channels = to_pair(config.image_size), config.num_channels
     colors = np.linspace(DARK, BRIGHT, 3 if num_channels == 1 else num_channels).round()
     colors = np.stack([np.zeros_like(colors), np.full_like(colors, 255), colors]).astype(np.uint8)
-    images: list = [np.broadcast_to(color, (height, width, len(color))) for color in colors]
+    images: list = [np.tile(color, (height, width, 1)) for color in colors]
+    options = {"return_tensors": "pt"}
     if num_channels in (1, 3):
-        images = [Image.fromarray(np.ascontiguousarray(image)) for image in images]
-    prepared = [processor(image, return_tensors="pt")["pixel_values"][0] for image in images]
+        images = [Image.fromarray(image) for image in images]
+    else:
+        options["input_data_format"] = "channels_last"
+    prepared = [processor(image, **options)["pixel_values"][0] for image in images]
     return torch.stack(prepared).double().numpy()
 
 

@@ -133,7 +133,8 @@ def test_other_channels_are_converted_as_well():
     student = make_processor(image_mean=[0.5] * 4, image_std=[0.5] * 4, **settings)
     teacher = make_processor(image_mean=[0.1, 0.2, 0.3, 0.4], image_std=[0.5] * 4, **settings)
     image = np.full((16, 16, 4), (10, 90, 170, 250), dtype=np.uint8)
-    expected, pixels = (each(image, return_tensors="pt")["pixel_values"] for each in (teacher, student))
+    options = {"input_data_format": "channels_last", "return_tensors": "pt"}
+    expected, pixels = (each(image, **options)["pixel_values"] for each in (teacher, student))
     torch.testing.assert_close(PixelConversion(student, teacher, config)(pixels), expected)
 
 
