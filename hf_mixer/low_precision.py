@@ -38,7 +38,10 @@ def int8_problem(hidden_size: int, device: torch.device) -> str | None:
 
 def has_float8(device: torch.device) -> bool:
     """Whether the kernels that multiply matrices of float8 are made for a device."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+    # Triton takes its time to be imported
+    from .kernels.gpu import HOPPER
+
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == HOPPER
 
 
 def quantize(model: PreTrainedModel, dtype: str) -> PreTrainedModel:
@@ -72,7 +75,6 @@ def quantize(model: PreTrainedModel, dtype: str) -> PreTrainedModel:
     """
     if dtype not in QUANTIZED:
         raise ValueError(f"`dtype` has to be one of {', '.join(QUANTIZED)}, got {dtype!r}")
-    # Triton takes its time to be imported
     from .kernels.float8 import NUM_TOKENS, natural_noise, use_float8, uses_float8
 
     if getattr(model, "hf_quantizer", None) is not None or uses_float8(model):

@@ -92,6 +92,7 @@ class PixelConversion:
         )
         self.factor = (its_white - its_black) / (white - black)
         self.offset = its_black - self.factor * black
+        self.is_normalized_alike = np.allclose(self.factor, 1, atol=1e-5) and np.allclose(self.offset, 0, atol=1e-5)
         # A level is 1 / 255
         tolerance = np.abs(its_white - its_black).min() / 255
         is_uniform = np.abs(after - after.mean((2, 3), keepdims=True)).max() <= tolerance
@@ -124,7 +125,7 @@ class PixelConversion:
         if size != self.size:
             shrinks = any(new < old for new, old in zip(self.size, size))
             pixel_values = F.interpolate(pixel_values, self.size, mode="bilinear", antialias=shrinks)
-        if not (np.allclose(self.factor, 1, atol=1e-5) and np.allclose(self.offset, 0, atol=1e-5)):
+        if not self.is_normalized_alike:
             factor, offset = (
                 to_device(part.astype(np.float32), pixel_values.device) for part in (self.factor, self.offset)
             )
