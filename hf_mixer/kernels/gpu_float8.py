@@ -17,7 +17,8 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .gpu_launching import INTERPRETED, launching_on
-from .gpu_linear import ALIGNMENT, GROUP, aligned
+from .gpu_linear import ALIGNMENT, GROUP, aligned, find_tile
+from .gpu_normalization import center_row
 
 
 # The interpreter multiplies no float8
@@ -59,10 +60,8 @@ def _normalize(x_pointer, output_pointer, num_channels, epsilon, factor, CHANNEL
     start = tl.program_id(0).to(tl.int64) * num_channels
     channels = tl.arange(0, CHANNELS)
     inside = channels < num_channels
-    x = tl.load(x_pointer + start + channels, mask=inside, other=0.0).to(tl.float32)
-    mean = tl.sum(x, axis=0) / num_channels
-    centered = tl.where(inside, x - mean, 0.0)
-    scale = factor / tl.sqrt(tl.sum(centered * centered, axis=0) / num_channels + epsilon)
+    centered, variance = center_row(x_pointer + start, channels, inside, num_channels)
+    scale = factor / tl.sqrt(variance + epsilon)
     tl.store(output_pointer + start + channels, (centered * scale).to(output_pointer.dtype.element_ty), mask=inside)
 
 
@@ -116,10 +115,7 @@ def _float8_linear(
     row_blocks, column_blocks = tl.cdiv(num_rows, ROWS), tl.cdiv(num_columns, COLUMNS)
     # One loop over the products of all tiles, so that the next tile is being loaded while this one is finished
     for tile in tl.range(tl.program_id(0), row_blocks * column_blocks, tl.num_programs(0), flatten=True):
-        group = tile // (GROUP * column_blocks)
-        height = min(row_blocks - group * GROUP, GROUP)
-        row = (group * GROUP + tile % (GROUP * column_blocks) % height) * ROWS
-        column = tile % (GROUP * column_blocks) // height * COLUMNS
+        row, column = find_tile(tile, row_blocks, column_blocks, ROWS, COLUMNS, GROUP)
         sums = tl.zeros((ROWS, COLUMNS), tl.float32)
         for block in range(tl.cdiv(num_inner, INNER)):
             left, right = x.load([row, block * INNER]), weight.load([column, block * INNER])

@@ -52,6 +52,16 @@ GROUP = 8
 
 
 @triton.jit
+def find_tile(place, row_blocks, column_blocks, ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr):
+    """Return the first row and column of a tile. Those of `GROUP` row blocks follow each other."""
+    group = place // (GROUP * column_blocks)
+    height = min(row_blocks - group * GROUP, GROUP)
+    row = (group * GROUP + place % (GROUP * column_blocks) % height) * ROWS
+    column = place % (GROUP * column_blocks) // height * COLUMNS
+    return row, column
+
+
+@triton.jit
 def _finish(
     sums,
     bias_pointer,
@@ -109,10 +119,7 @@ def _linear(
     # One loop over the products of all tiles, so that the next tile is being loaded while this one is finished
     for tile in tl.range(tl.program_id(0), num_images * in_image, tl.num_programs(0), flatten=True):
         image, place = tile // in_image, tile % in_image
-        group = place // (GROUP * column_blocks)
-        height = min(row_blocks - group * GROUP, GROUP)
-        row = (group * GROUP + place % (GROUP * column_blocks) % height) * ROWS
-        column = place % (GROUP * column_blocks) // height * COLUMNS
+        row, column = find_tile(place, row_blocks, column_blocks, ROWS, COLUMNS, GROUP)
         sums = tl.zeros((ROWS, COLUMNS), tl.float32)
         for block in range(tl.cdiv(num_inner, INNER)):
             inner = block * INNER

@@ -8,6 +8,15 @@ import triton.language as tl
 from .gpu_launching import launching_on
 
 
+@triton.jit
+def center_row(x_pointer, channels, inside, num_channels):
+    """Return the values of a row without their mean, in float32, and their variance."""
+    x = tl.load(x_pointer + channels, mask=inside, other=0.0).to(tl.float32)
+    mean = tl.sum(x, axis=0) / num_channels
+    centered = tl.where(inside, x - mean, 0.0)
+    return centered, tl.sum(centered * centered, axis=0) / num_channels
+
+
 # A row of x, (num_rows, num_channels), for each program
 @triton.jit
 def _layer_norm(
@@ -16,10 +25,8 @@ def _layer_norm(
     start = tl.program_id(0).to(tl.int64) * num_channels
     channels = tl.arange(0, CHANNELS)
     inside = channels < num_channels
-    x = tl.load(x_pointer + start + channels, mask=inside, other=0.0).to(tl.float32)
-    mean = tl.sum(x, axis=0) / num_channels
-    centered = tl.where(inside, x - mean, 0.0)
-    scale = 1.0 / tl.sqrt(tl.sum(centered * centered, axis=0) / num_channels + epsilon)
+    centered, variance = center_row(x_pointer + start, channels, inside, num_channels)
+    scale = 1.0 / tl.sqrt(variance + epsilon)
     weight = tl.load(weight_pointer + channels, mask=inside, other=0.0).to(tl.float32)
     bias = tl.load(bias_pointer + channels, mask=inside, other=0.0).to(tl.float32)
     output = centered * scale * weight + bias
