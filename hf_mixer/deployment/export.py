@@ -35,6 +35,7 @@ from .runtime import (
 )
 from .settings import describe_image_processor, write_settings
 from .signal_stack import keep_signal_stack
+from .token_mixing import mix_tokens_by_convolution
 from .transformers_js import FILE_NAMES, write_transformers_js
 
 
@@ -88,15 +89,15 @@ class Tracing:
 
     def convert(self, dtype: str) -> Any:
         """Return the `ExportedModel` of transformers that computes in float32 or float16."""
-        if dtype == "float32":
-            return self.trace(self.model)
+        if self.format in ("executorch", "torch"):
+            return self.trace(self.model if dtype == "float32" else halve(self.model, self.format))
+        model = mix_tokens_by_convolution(self.model)
         if self.format == "openvino":
-            return self.trace(self.model, compress_to_fp16=True)
-        if FORMATS[self.format].exporter == "OnnxExporter":
-            exported = self.trace(self.model)
+            return self.trace(model, compress_to_fp16=dtype == "float16")
+        exported = self.trace(model)
+        if dtype == "float16":
             exported.components["model"].program = to_float16(exported.program)
-            return exported
-        return self.trace(halve(self.model, self.format))
+        return exported
 
     def quantize(self, calibration: torch.Tensor | None, images: torch.Tensor) -> tuple[Any, str]:
         """
@@ -108,7 +109,7 @@ class Tracing:
         """
         expected, deviations = answer(self.model, images), []
         for recipe in find_recipes(self.format, self.model, calibration, None if self.dynamic else self.batch_size):
-            exported = self.trace(self.model, quantizer=recipe.quantizer)
+            exported = self.trace(recipe.model, quantizer=recipe.quantizer)
             with keep_signal_stack():
                 exported.to("cpu", **runtime_options(str(exported.export_format), torch.get_num_threads(), "int8"))
             program = ExportedMixerForImageClassification(self.model.config, exported, self.batch_size, self.dynamic)

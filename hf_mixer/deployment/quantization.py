@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from torch import nn
 
 from ..modeling_mixer import MixerForImageClassification
+from .token_mixing import mix_tokens_by_convolution
 
 
 if TYPE_CHECKING:
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
 # The most that a quantized program may deviate, see `deviation`. A model of 0.6 M parameters and 79.8 % on CIFAR-10 loses 0.0 points
 # of accuracy on 5,000 test images at 0.01, 0.1 to 0.3 at 0.03, 0.0 to 0.1 at 0.05, 0.1 at 0.06, 0.7 at 0.1, and 32 at 0.7.
 MAX_DEVIATION = 0.08
-# The operators of ONNX that linear layers become. Patches are embedded in float: int8 changes neither the accuracy nor the
-# speed of that model.
+# The operators of ONNX that linear layers become
 ONNX_PRODUCTS = ["MatMul", "Gemm"]
 # The shares of the linear layers that recipes leave in float, one after the other
 FLOAT_SHARES = (1 / 8, 1 / 4, 1 / 2)
@@ -40,10 +40,13 @@ class Recipe:
             What it does, for people.
         quantizer (`transformers.exporters.ExportQuantizer`):
             What does it, for the configuration of an exporter.
+        model ([`MixerForImageClassification`]):
+            The model, in the form that suits it.
     """
 
     name: str
     quantizer: "ExportQuantizer"
+    model: MixerForImageClassification
 
 
 def find_recipes(
@@ -101,21 +104,22 @@ def relative_difference(expected: ArrayLike, actual: ArrayLike) -> float:
 
 def find_sensitive_layers(model: MixerForImageClassification, pixel_values: torch.Tensor) -> list[int]:
     """
-    Return the places of the linear layers, in the order in which they are called, with the one first whose output differs
-    most, for its size, when its input is rounded to 8 bits on one scale.
+    Return the places of the linear layers, which may be convolutions over tokens, in the order in which they are called, with
+    the one first whose output differs most, for its size, when its input is rounded to 8 bits on one scale.
     """
     errors = []
 
-    def measure(linear: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    def measure(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         values = inputs[0]
         low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
         scale = max(high - low, torch.finfo(values.dtype).tiny) / 255
-        rounding = (values / scale).round() * scale - values
-        difference = nn.functional.linear(rounding, linear.get_parameter("weight"))
+        # Without its hooks
+        difference = layer.forward((values / scale).round() * scale) - output
         errors.append(float(difference.square().mean() / output.square().mean().clamp(min=1e-12)))
 
     # A layer with a hook is called as it is exported
-    handles = [module.register_forward_hook(measure) for module in model.modules() if isinstance(module, nn.Linear)]
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv1d)]
+    handles = [layer.register_forward_hook(measure) for layer in layers]
     try:
         with torch.no_grad():
             model(pixel_values)
@@ -149,15 +153,18 @@ def onnx_recipes(
     from transformers.exporters import OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer, OnnxRuntimeStaticConfig
 
     # Weights of 7 bits: processors without VNNI instructions saturate sums of two products with 8. It costs no accuracy.
-    weights = {"per_channel": True, "reduce_range": True, "op_types_to_quantize": ONNX_PRODUCTS}
+    weights = {"per_channel": True, "reduce_range": True}
     in_every_batch = Recipe(
         "weights per channel, activations scaled in every batch",
-        OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(**weights)),
+        OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(**weights, op_types_to_quantize=ONNX_PRODUCTS)),
+        model,
     )
     if calibration is None:
         yield in_every_batch
         return
     samples = to_samples(calibration, batch_size or min(CALIBRATION_BATCH, len(calibration)))
+    model = mix_tokens_by_convolution(model)
+    products = [*ONNX_PRODUCTS, "Conv"]
 
     class StaticQuantizer(OnnxRuntimeQuantizer):
         """Leaves products in float by their place in the graph, whose names are not known before."""
@@ -165,19 +172,20 @@ def onnx_recipes(
         def __init__(self, left_out: list[int]):
             # The mean of the extremes of large batches deviates less than the extremes of all, that of single images more
             options = {"CalibMovingAverage": batch_size is None}
-            config = OnnxRuntimeStaticConfig(**weights, extra_options=options)
+            config = OnnxRuntimeStaticConfig(**weights, op_types_to_quantize=products, extra_options=options)
             super().__init__(config, samples)
             self.left_out = left_out
 
         def quantize(self, model, sample_inputs, export_format):
-            names = [node.name for node in model.graph if node.op_type in ONNX_PRODUCTS]
-            self.config.nodes_to_exclude = [names[place] for place in self.left_out]
+            # Patches are embedded in float: int8 changes neither the accuracy nor the speed of the model of `MAX_DEVIATION`
+            patches, *names = [node.name for node in model.graph if node.op_type in products]
+            self.config.nodes_to_exclude = [patches, *(names[place] for place in self.left_out)]
             return super().quantize(model, sample_inputs, export_format)
 
     name = f"weights per channel, activations scaled by {len(calibration)} images"
-    yield Recipe(name, StaticQuantizer([]))
+    yield Recipe(name, StaticQuantizer([]), model)
     for words, left_out in choose_float_layers(model, calibration):
-        yield Recipe(f"{name}, {words}", StaticQuantizer(left_out))
+        yield Recipe(f"{name}, {words}", StaticQuantizer(left_out), model)
     yield in_every_batch
 
 
@@ -190,12 +198,13 @@ def openvino_recipes(
     from transformers.exporters import NNCFOpenVINOQuantizer, NNCFQuantizationConfig, NNCFWeightCompressionConfig
 
     weights_alone = Recipe(
-        "weights per channel, activations in float", NNCFOpenVINOQuantizer(NNCFWeightCompressionConfig())
+        "weights per channel, activations in float", NNCFOpenVINOQuantizer(NNCFWeightCompressionConfig()), model
     )
     if calibration is None:
         yield weights_alone
         return
     samples = to_samples(calibration, batch_size or 1)
+    model = mix_tokens_by_convolution(model)
 
     class StaticQuantizer(NNCFOpenVINOQuantizer):
         """Leaves products in float by their place in the graph, whose names are not known before."""
@@ -210,7 +219,8 @@ def openvino_recipes(
             self.left_out = left_out
 
         def quantize(self, model, sample_inputs, export_format):
-            names = [op.get_friendly_name() for op in model.get_ordered_ops() if op.get_type_name() == "MatMul"]
+            products = [op for op in model.get_ordered_ops() if op.get_type_name() in ("MatMul", "Convolution")]
+            _patches, *names = [op.get_friendly_name() for op in products]
             if self.left_out:
                 self.config.ignored_scope = nncf.IgnoredScope(names=[names[place] for place in self.left_out])
             return super().quantize(model, sample_inputs, export_format)
@@ -218,10 +228,10 @@ def openvino_recipes(
     symmetric, asymmetric = nncf.QuantizationPreset.PERFORMANCE, nncf.QuantizationPreset.MIXED
     name = f"weights per channel, activations scaled by {len(calibration)} images"
     # OpenVINO takes 0.67 of the time for the model of `MAX_DEVIATION` with symmetric activations, 0.92 for B/16
-    yield Recipe(f"{name}, symmetric", StaticQuantizer(symmetric, []))
-    yield Recipe(name, StaticQuantizer(asymmetric, []))
+    yield Recipe(f"{name}, symmetric", StaticQuantizer(symmetric, []), model)
+    yield Recipe(name, StaticQuantizer(asymmetric, []), model)
     for words, left_out in choose_float_layers(model, calibration):
-        yield Recipe(f"{name}, {words}", StaticQuantizer(asymmetric, left_out))
+        yield Recipe(f"{name}, {words}", StaticQuantizer(asymmetric, left_out), model)
     yield weights_alone
 
 
@@ -238,9 +248,8 @@ def executorch_recipes(
 
     # Scaled by images, they take 0.95 of the time and deviate 5 times as much
     config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
-    yield Recipe(
-        "weights per channel, activations scaled for every token", PT2EQuantizer(XNNPACKQuantizer().set_global(config))
-    )
+    quantizer = PT2EQuantizer(XNNPACKQuantizer().set_global(config))
+    yield Recipe("weights per channel, activations scaled for every token", quantizer, model)
 
 
 RECIPES = {

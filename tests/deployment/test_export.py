@@ -91,6 +91,16 @@ def test_an_export_answers_as_the_model_in_batches_of_any_size(model_folder, exp
         assert dtype == "float32" or error > 1e-5
 
 
+@needs_export("onnx")
+def test_onnx_moves_the_axes_of_patches_alone(export_once):
+    import onnx
+
+    folder, _ = export_once("onnx", "float32")
+    operators = [node.op_type for node in onnx.load(folder / "model.onnx", load_external_data=False).graph.node]
+    assert operators.count("Transpose") == 1
+    assert "Expand" not in operators
+
+
 @needs_export("openvino")
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, where OpenVINO sets a signal stack")
 def test_openvino_leaves_a_thread_no_signal_stack(export_once):
