@@ -4,6 +4,7 @@
 import json
 import shutil
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL.Image import Resampling
 from ..configuration_mixer import MixerConfig, to_pair
 from ..data.labels import problem_type_of
 from ..deployment import export_model
+from ..deployment.image_steps import FILTERS, read_steps
 from ..deployment.transformers_js import DTYPE_NAMES, FILE_NAMES
 from ..image_processing_pil_mixer import MixerImageProcessorPil
 from ..modeling_mixer import MixerForImageClassification
@@ -44,7 +46,6 @@ PACKAGES = (
         ),
     ),
 )
-FILTERS = {Resampling.BILINEAR: "bilinear", Resampling.BICUBIC: "bicubic"}
 # Headers with which the model may use several cores. The Hub sends them when the README asks for it.
 HEADERS = {
     "cross-origin-embedder-policy": "require-corp",
@@ -73,43 +74,13 @@ def describe_processing(config: MixerConfig, processor: MixerImageProcessorPil) 
     Raises:
         `ValueError`: it does not know how to do what the image processor does, or the result does not fit the model.
     """
-    size = dict(processor.size)
-    crop = dict(processor.crop_size) if processor.do_center_crop else None
-    shortest_edge = size.get("shortest_edge")
-    resized = {"height": shortest_edge, "width": shortest_edge} if shortest_edge else size
-    height, width = to_pair(config.image_size)
-    expected = {"height": height, "width": width}
-    obstacles = {
-        f"{config.num_channels} channels": config.num_channels not in (1, 3),
-        "do_resize false": not processor.do_resize,
-        "do_pad true": processor.do_pad,
-        f"the filter {processor.resample}, not 2 or 3": processor.resample not in FILTERS,
-        f"the size {size}": set(size) not in ({"height", "width"}, {"shortest_edge"}),
-        f"images of {crop or size}": (crop or size) != expected,
-        f"a crop that is larger than {size}": crop and any(crop[side] > resized.get(side, 0) for side in crop),
-    }
-    for obstacle, is_there in obstacles.items():
-        if is_there:
-            raise ValueError(
-                f"the page cannot follow an image processor with {obstacle}: expected a bilinear or bicubic resize of RGB "
-                f"or luminance to {expected}, or of the shortest edge with a center crop to it"
-            )
-    channels = config.num_channels
-    return {
-        "num_channels": channels,
-        "size": size,
-        "resample": FILTERS[processor.resample],
-        "crop": crop,
-        "rescale_factor": processor.rescale_factor if processor.do_rescale else 1.0,
-        "mean": spread(processor.image_mean if processor.do_normalize else 0.0, channels),
-        "std": spread(processor.image_std if processor.do_normalize else 1.0, channels),
-    }
-
-
-def spread(values: float | Iterable[float], num_channels: int) -> list[float]:
-    """Return one value per channel; one that is the same for all channels fits any number of them."""
-    given = list(values) if isinstance(values, Iterable) else [values]
-    return given[:1] * num_channels if len(set(given)) == 1 else given
+    steps = read_steps(processor, config.num_channels, *to_pair(config.image_size))
+    if steps.size is None:
+        raise ValueError("the page resizes images: expected an image processor with `do_resize=True`")
+    resized = [steps.size] * 2 if isinstance(steps.size, int) else steps.size
+    if any(crop > side for crop, side in zip(steps.crop_size or (), resized)):
+        raise ValueError(f"the page pads no images: expected a `crop_size` within {resized}, got {steps.crop_size}")
+    return {**asdict(steps), "resample": FILTERS[Resampling(steps.resample)]}
 
 
 def describe_model(folder: Path, files: Path, repo_id: str | None, examples: list[dict[str, str]]) -> dict[str, Any]:

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The steps of an image processor as ONNX operators, in front of a network, with the pixels that Pillow computes."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import onnx
 import onnx_ir
@@ -13,38 +11,12 @@ from onnxscript import opset18 as op
 from onnxscript.values import Opset
 from PIL.Image import Resampling
 
-from ..image_processing_pil_mixer import MixerImageConversion
+from .image_steps import ImageSteps, read_steps
 
 
 FLOAT, INT64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
 # Of the functions that are put in front of networks
 DOMAIN = Opset("hf_mixer", 1)
-
-
-@dataclass
-class Steps:
-    """
-    What an image processor does to an image of three channels, in this order.
-
-    Args:
-        num_channels (`int`):
-            1: compute the luminance. 3: keep the channels.
-        size (`list[int]`, `int` or `None`):
-            Resize to this height and width, or the shorter side to this length, or not at all.
-        resample (`int`):
-            The filter of the resize.
-        crop_size (`list[int]` or `None`):
-            Crop the center to this height and width, or not at all.
-        scale, shift (`np.ndarray` of shape `(1, num_channels or 1, 1, 1)`):
-            Rescale and normalize pixels between 0 and 255: `scale * pixels + shift`.
-    """
-
-    num_channels: int
-    size: list[int] | int | None
-    resample: int
-    crop_size: list[int] | None
-    scale: np.ndarray
-    shift: np.ndarray
 
 
 def add_preprocessing(network: onnx.ModelProto, image_processor) -> onnx.ModelProto:
@@ -69,15 +41,8 @@ def add_preprocessing(network: onnx.ModelProto, image_processor) -> onnx.ModelPr
     Raises:
         `ValueError`: The processor has a setting that is not possible here, or does not fit the network.
     """
-    steps = read_steps(image_processor)
     channels, height, width = (dim.dim_value for dim in network.graph.input[0].type.tensor_type.shape.dim[1:])
-    made = steps.crop_size or steps.size or [height, width]
-    if steps.num_channels != channels or made != [height, width]:
-        raise ValueError(
-            f"Expected an image processor that makes images of {channels} channels and {height} x {width} pixels, as the "
-            f"model takes them, got `num_channels={steps.num_channels}`, `size={steps.size}` and "
-            f"`crop_size={steps.crop_size}`. Change its settings."
-        )
+    steps = read_steps(image_processor, channels, height, width)
     if steps.size or steps.crop_size:
         network = _prepend(_resize_and_crop(steps, [height, width]), channels, network)
     if channels == 1:
@@ -92,51 +57,6 @@ def remove_preprocessing(model: onnx_ir.Model) -> None:
         if images is not None:  # as the types of onnx_ir allow
             node.outputs[0].replace_all_uses_with(images)
         model.graph.remove(node, safe=True)
-
-
-def read_steps(image_processor) -> Steps:
-    """
-    Read the settings of an image processor.
-
-    Raises:
-        `ValueError`: One of them is not possible in ONNX operators.
-    """
-    if not isinstance(image_processor, MixerImageConversion):
-        raise ValueError(
-            f"Expected a MixerImageProcessor, whose steps are known, got a {type(image_processor).__name__}."
-        )
-    settings = image_processor.to_dict()
-    if settings["num_channels"] not in (1, 3):
-        raise ValueError(f"Expected an image processor with `num_channels` 1 or 3, got {settings['num_channels']}.")
-    if settings.get("do_pad"):
-        raise ValueError("Expected an image processor with `do_pad=False`: images are not padded in ONNX operators.")
-    size: list[int] | int | None = None
-    crop_size: list[int] | None = None
-    if settings["do_resize"]:
-        size = _read_size(settings["size"])
-        if settings["resample"] not in KERNELS:
-            raise ValueError(
-                f"Expected an image processor with `resample` {Resampling.BILINEAR} (bilinear) or "
-                f"{Resampling.BICUBIC} (bicubic), got {settings['resample']}."
-            )
-    if settings.get("do_center_crop"):
-        crop_size = [settings["crop_size"]["height"], settings["crop_size"]["width"]]
-    factor = settings["rescale_factor"] if settings["do_rescale"] else 1.0
-    mean, std = (settings["image_mean"], settings["image_std"]) if settings["do_normalize"] else (0.0, 1.0)
-    shape = (1, np.size(std), 1, 1)
-    scale, shift = np.reshape(factor / np.asarray(std), shape), np.reshape(-np.asarray(mean) / std, shape)
-    return Steps(settings["num_channels"], size, settings["resample"], crop_size, scale, shift)
-
-
-def _read_size(size: dict[str, int]) -> list[int] | int:
-    """Return a fixed height and width, or the length of the shorter side."""
-    if size.keys() == {"height", "width"}:
-        return [size["height"], size["width"]]
-    if size.keys() == {"shortest_edge"}:
-        return size["shortest_edge"]
-    raise ValueError(
-        f"Expected an image processor whose sizes give `height` and `width`, or `shortest_edge` alone, got {size}."
-    )
 
 
 # What is marked as a script is no Python: onnxscript makes a graph of it. Sizes and weights are whole numbers, in int64, which
@@ -160,11 +80,16 @@ def cubic(distance, unit):
 KERNELS = {Resampling.BILINEAR: triangle, Resampling.BICUBIC: cubic}
 
 
-def _resize_and_crop(steps: Steps, target: list[int]) -> OnnxFunction:
+def _constant(values: list[float]) -> onnx.TensorProto:
+    """Return a value per channel, for batches of images."""
+    return from_array(np.float32(values).reshape(1, -1, 1, 1))
+
+
+def _resize_and_crop(steps: ImageSteps, target: list[int]) -> OnnxFunction:
     """Return a graph from images of any height and width to images of the height and width `target`."""
     kernel = KERNELS[Resampling(steps.resample)]
     resized_size = _resized_size(steps.size)
-    scale, shift = from_array(np.float32(steps.scale)), from_array(np.float32(steps.shift))
+    scale, shift = map(_constant, (steps.scale, steps.shift))
 
     @script(DOMAIN, default_opset=op)
     def resample(pixels, original, resized, first, count):
@@ -240,10 +165,10 @@ def _resized_size(size: list[int] | int | None) -> OnnxFunction:
     return shorter_side if isinstance(size, int) else fixed_size
 
 
-def _luminance(steps: Steps) -> OnnxFunction:
+def _luminance(steps: ImageSteps) -> OnnxFunction:
     """Return a graph from three channels to one, as Pillow converts RGB to L. One channel stays as it is."""
-    scale, shift = from_array(np.float32(steps.scale)), from_array(np.float32(steps.shift))
-    weights = from_array(np.asarray([19595, 38470, 7471], np.float32).reshape(1, 3, 1, 1))
+    scale, shift = map(_constant, (steps.scale, steps.shift))
+    weights = _constant([19595, 38470, 7471])
 
     @script(DOMAIN, default_opset=op)
     def luminance(pixel_values):

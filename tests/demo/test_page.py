@@ -220,12 +220,15 @@ def test_refusals(registry, folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"do_resize": False}, "do_resize false"),
-        ({"resample": 1}, "the filter 1"),
+        ({"do_resize": False}, "`do_resize=True`"),
+        ({"resample": 1}, "`resample` 2 .* got 1"),
         ({"size": {"shortest_edge": 32, "longest_edge": 48}}, "longest_edge"),
-        ({"size": {"shortest_edge": 32}}, "images of"),
-        ({"size": {"height": 16, "width": 32}}, "images of"),
-        ({"size": {"shortest_edge": 24}, "do_center_crop": True, "crop_size": 32}, "a crop that is larger"),
+        ({"size": {"shortest_edge": 32}}, "`size=32` and `crop_size=None`"),
+        ({"size": {"height": 16, "width": 32}}, r"`size=\[16, 32\]`"),
+        (
+            {"size": {"shortest_edge": 24}, "do_center_crop": True, "crop_size": 32},
+            r"within \[24, 24\], got \[32, 32\]",
+        ),
     ],
 )
 def test_image_processors_that_the_page_cannot_follow_are_refused(settings, message):

@@ -7,13 +7,13 @@ import { resizeColumns, resizeRows, weighPixels } from "./resize.js";
 const STRIP_PIXELS = 2 ** 20;
 
 /**
- * Return the height and width that an image is resized to: `size` is `{ height, width }`, or `{ shortest_edge }`, which keeps
- * the proportions.
+ * Return the height and width that an image is resized to: `size` is both, or the length of the shorter side, which keeps the
+ * proportions.
  */
 export function findTargetSize(height, width, size) {
-  if (!size.shortest_edge) return [size.height, size.width];
-  const longest = Math.trunc((size.shortest_edge * Math.max(height, width)) / Math.min(height, width));
-  return height < width ? [size.shortest_edge, longest] : [longest, size.shortest_edge];
+  if (Array.isArray(size)) return size;
+  const longest = Math.trunc((size * Math.max(height, width)) / Math.min(height, width));
+  return height < width ? [size, longest] : [longest, size];
 }
 
 /** Round to the nearest integer, halves to the even one, as Python does. */
@@ -40,16 +40,17 @@ export function convertPixels(rgba, channels) {
   return pixels;
 }
 
-function cropCenter(pixels, height, width, channels, crop) {
-  if (!crop) return { pixels, height, width };
-  const top = roundHalfToEven((height - crop.height) / 2);
-  const left = roundHalfToEven((width - crop.width) / 2);
-  const cropped = new Uint8Array(crop.height * crop.width * channels);
-  for (let row = 0; row < crop.height; row++) {
+function cropCenter(pixels, height, width, channels, cropSize) {
+  if (!cropSize) return { pixels, height, width };
+  const [cropHeight, cropWidth] = cropSize;
+  const top = roundHalfToEven((height - cropHeight) / 2);
+  const left = roundHalfToEven((width - cropWidth) / 2);
+  const cropped = new Uint8Array(cropHeight * cropWidth * channels);
+  for (let row = 0; row < cropHeight; row++) {
     const start = ((top + row) * width + left) * channels;
-    cropped.set(pixels.subarray(start, start + crop.width * channels), row * crop.width * channels);
+    cropped.set(pixels.subarray(start, start + cropWidth * channels), row * cropWidth * channels);
   }
-  return { pixels: cropped, height: crop.height, width: crop.width };
+  return { pixels: cropped, height: cropHeight, width: cropWidth };
 }
 
 /**
@@ -71,14 +72,14 @@ export async function resizeImage(image, processing) {
     narrow.set(resizeRows(convertPixels(rgba, channels), image.width, channels, columns), top * width * channels);
   }
   const resized = resizeColumns(narrow, width * channels, rows);
-  return { ...cropCenter(resized, height, width, channels, processing.crop), channels };
+  return { ...cropCenter(resized, height, width, channels, processing.crop_size), channels };
 }
 
 /** Return the input of the model, of shape `(channels, height, width)`, of an image that `resizeImage` returned. */
-export function normalize({ pixels, height, width, channels }, { rescale_factor, mean, std }) {
+export function normalize({ pixels, height, width, channels }, { scale, shift }) {
   const values = new Float32Array(pixels.length);
   for (let channel = 0; channel < channels; channel++) {
-    const table = Float32Array.from({ length: 256 }, (_, byte) => (byte * rescale_factor - mean[channel]) / std[channel]);
+    const table = Float32Array.from({ length: 256 }, (_, byte) => byte * scale[channel] + shift[channel]);
     for (let i = 0; i < height * width; i++) {
       values[channel * height * width + i] = table[pixels[i * channels + channel]];
     }
