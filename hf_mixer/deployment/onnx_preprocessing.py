@@ -82,7 +82,7 @@ KERNELS = {Resampling.BILINEAR: triangle, Resampling.BICUBIC: cubic}
 
 def _constant(values: list[float]) -> onnx.TensorProto:
     """Return a value per channel, for batches of images."""
-    return from_array(np.float32(values).reshape(1, -1, 1, 1))
+    return from_array(np.asarray(values, np.float32).reshape(1, -1, 1, 1))
 
 
 def _resize_and_crop(steps: ImageSteps, target: list[int]) -> OnnxFunction:
