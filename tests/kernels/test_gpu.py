@@ -21,7 +21,7 @@ pytest.importorskip("triton", reason="needs triton")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
-CONFIG = dict(image_size=16, patch_size=4, hidden_size=24, num_hidden_layers=2, token_mlp_dim=16, channel_mlp_dim=8)
+CONFIG = dict(image_size=(8, 16), patch_size=4, hidden_size=24, num_hidden_layers=2, token_mlp_dim=16, channel_mlp_dim=8)
 
 
 def make_model(**overrides) -> MixerForImageClassification:
@@ -30,7 +30,7 @@ def make_model(**overrides) -> MixerForImageClassification:
 
 
 def images(batch_size: int = 2) -> torch.Tensor:
-    return torch.randn(batch_size, 3, 16, 16, generator=torch.Generator().manual_seed(0)).to(DEVICE, DTYPE)
+    return torch.randn(batch_size, 3, 8, 16, generator=torch.Generator().manual_seed(0)).to(DEVICE, DTYPE)
 
 
 class Calls(TorchDispatchMode):
@@ -139,7 +139,7 @@ def test_what_is_compiled_warns_without_a_graph_break(monkeypatch):
 def test_tokens_of_another_type_than_the_weights_are_not_for_the_kernels(monkeypatch):
     dtypes = (torch.bfloat16, torch.float16, torch.float32)
     monkeypatch.setattr(gpu, "DTYPES", dtypes)
-    (layer, *_), tokens = use_kernels(make_model()).mixer.layers, torch.zeros(1, 16, 24, device=DEVICE)
+    (layer, *_), tokens = use_kernels(make_model()).mixer.layers, torch.zeros(1, 8, 24, device=DEVICE)
     with torch.no_grad():
         for dtype in dtypes:
             reason = gpu.unsupported_batch_reason(layer, tokens.to(dtype))

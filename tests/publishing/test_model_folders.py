@@ -2,6 +2,7 @@
 
 import ast
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ from safetensors import safe_open
 
 from transformers import pipeline
 
+from hf_mixer.commands.publish import main
 from hf_mixer.publishing import create_card
 from hf_mixer.publishing.merging import parse_card
 from hf_mixer.publishing.saving import CARD_NAME, merge_cards, read_cards
@@ -53,22 +55,22 @@ def test_folder_is_complete_without_code_and_answers_in_float32(folder, monkeypa
     assert sum(answer["score"] for answer in answers) == pytest.approx(1, abs=1e-5)
 
 
-def test_the_published_model_runs_without_the_package_even_if_a_first_attempt_was_killed(hub, tmp_path):
+def test_the_published_model_runs_without_the_package_even_if_a_first_attempt_was_killed(hub, tmp_path, capsys):
     folder = ROOT / "model_cards" / "mixer-nano-cifar10"
-    environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    environment |= {"HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_alice_write"}
-    script = str(ROOT / "scripts" / "publish.py")
-    command = [sys.executable, script, str(folder), "alice/nano", "--private", "--tag", "v1"]
-    killed = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    arguments = [str(folder), "alice/nano", "--private", "--tag", "v1"]
+    # A fork speaks to the same Hub
+    killed = multiprocessing.get_context("fork").Process(target=main, args=(arguments,))
     hub.fail("^POST .*/commit/", killed.kill)
-    assert killed.wait() == -signal.SIGKILL
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     assert hub.files("alice/nano").keys() == {".gitattributes"}
     arrived = dict(hub.uploads)
 
-    published = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert published.returncode == 0, published.stderr
-    assert "They load, and predict the same." in published.stdout
-    assert "layers_mixer.py  (from hf_mixer)\n" in published.stdout
+    main(arguments)
+    printed = capsys.readouterr().out
+    assert "They load, and predict the same." in printed
+    assert "layers_mixer.py  (from hf_mixer)\n" in printed
     files = hub.files("alice/nano", "v1")
     assert files.keys() == {path.name for path in folder.iterdir()} | REMOTE_CODE | {".gitattributes"}
     assert len(hub.repos["alice/nano"].commits) == 2
@@ -79,6 +81,8 @@ def test_the_published_model_runs_without_the_package_even_if_a_first_attempt_wa
     block = re.findall(r"```python\n(.*?)```", files["README.md"].decode(), re.DOTALL)[0]
     assert 'revision="v1", trust_remote_code=True' in block
     program = "import sys; sys.modules['hf_mixer'] = None\n" + block
+    environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_alice_write"}
     loaded = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert loaded.returncode == 0, loaded.stderr
     answers = ast.literal_eval(loaded.stdout.splitlines()[-1])
