@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import PIL
 from PIL.Image import Resampling
 
 from ..image_processing_pil_mixer import MixerImageConversion
@@ -12,6 +13,8 @@ from ..image_processing_pil_mixer import MixerImageConversion
 
 # The filters that programs know, by the names of the web page
 FILTERS = {Resampling.BILINEAR: "bilinear", Resampling.BICUBIC: "bicubic"}
+# Rounding between the two passes lets their order be seen: https://github.com/python-pillow/Pillow/pull/9549
+IS_PILLOW_13 = int(PIL.__version__.split(".")[0]) >= 13
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,9 @@ class ImageSteps:
             Resize to this height and width, or the shorter side to this length, or not at all.
         resample (`int`):
             The filter of the resize, one of `FILTERS`.
+        vertical_first (`bool`):
+            Whether an image that loses more than twice as many rows as columns is resized vertically and then horizontally, as
+            Pillow does it from version 13 on. All others are resized horizontally first.
         crop_size (`list[int]` or `None`):
             Crop the center to this height and width, or not at all.
         scale, shift (`list[float]`):
@@ -35,6 +41,7 @@ class ImageSteps:
     num_channels: int
     size: list[int] | int | None
     resample: int
+    vertical_first: bool
     crop_size: list[int] | None
     scale: list[float]
     shift: list[float]
@@ -42,7 +49,8 @@ class ImageSteps:
 
 def read_steps(image_processor, num_channels: int, height: int, width: int) -> ImageSteps:
     """
-    Read the settings of an image processor, for a model that takes images of this size.
+    Read the settings of an image processor, for a model that takes images of this size. It resizes as the Pillow that is
+    installed.
 
     Raises:
         `ValueError`: programs cannot do what one of them says, or its images do not fit the model.
@@ -74,7 +82,9 @@ def read_steps(image_processor, num_channels: int, height: int, width: int) -> I
         _per_channel(settings[name] if settings["do_normalize"] else neutral, channels)
         for name, neutral in (("image_mean", 0.0), ("image_std", 1.0))
     )
-    return ImageSteps(channels, size, resample, crop_size, (factor / std).tolist(), (-mean / std).tolist())
+    return ImageSteps(
+        channels, size, resample, IS_PILLOW_13, crop_size, scale=(factor / std).tolist(), shift=(-mean / std).tolist()
+    )
 
 
 def _read_size(size: dict[str, int]) -> list[int] | int:

@@ -34,9 +34,9 @@ def add_preprocessing(network: onnx.ModelProto, image_processor) -> onnx.ModelPr
     Returns:
         `onnx.ModelProto`: The network with an input of the same name and shape `(batch_size, 3, any height, any width)`:
         pixels that are rescaled and normalized as the processor does it, but neither resized nor cropped. Those of an image
-        of 8 bits become exactly the pixels of [`MixerImageProcessorPil`] (some are one level off where an image is more than
-        100 times as high as wide). Pixels that need neither resizing nor cropping reach the network as they are, and so do
-        those that have one channel already, where the network takes one.
+        of 8 bits become exactly the pixels of [`MixerImageProcessorPil`] with the Pillow that is installed (some are one level
+        off where an image is more than 100 times as high as wide). Pixels that need neither resizing nor cropping reach the
+        network as they are, and so do those that have one channel already, where the network takes one.
 
     Raises:
         `ValueError`: The processor has a setting that is not possible here, or does not fit the network.
@@ -87,7 +87,7 @@ def _constant(values: list[float]) -> onnx.TensorProto:
 
 def _resize_and_crop(steps: ImageSteps, target: list[int]) -> OnnxFunction:
     """Return a graph from images of any height and width to images of the height and width `target`."""
-    kernel = KERNELS[Resampling(steps.resample)]
+    kernel, vertical_first = KERNELS[Resampling(steps.resample)], int(steps.vertical_first)
     resized_size = _resized_size(steps.size)
     scale, shift = map(_constant, (steps.scale, steps.shift))
 
@@ -136,8 +136,15 @@ def _resize_and_crop(steps: ImageSteps, target: list[int]) -> OnnxFunction:
             rounded = op.Where(op.ReduceMin(margin, keepdims=0) < 0.0, op.Floor(margin), op.Round(margin))
             first = op.Cast(rounded, to=INT64)
             pixels = op.Floor((pixel_values - op.Constant(value=shift)) / op.Constant(value=scale) + 0.5)
-            pixels = resample(pixels, original[1], resized[1], first[1], cropped[1])
-            pixels = resample(pixels, original[0], resized[0], first[0], cropped[0])
+            removed = op.Constant(value_int=vertical_first) * (original - resized)
+            if removed[0] > op.Max(2 * removed[1], op.Constant(value_int=0)):
+                pixels = op.Transpose(pixels, perm=[0, 1, 3, 2])
+                pixels = resample(pixels, original[0], resized[0], first[0], cropped[0])
+                pixels = resample(pixels, original[1], resized[1], first[1], cropped[1])
+                pixels = op.Transpose(pixels, perm=[0, 1, 3, 2])
+            else:
+                pixels = resample(pixels, original[1], resized[1], first[1], cropped[1])
+                pixels = resample(pixels, original[0], resized[0], first[0], cropped[0])
             result = pixels * op.Constant(value=scale) + op.Constant(value=shift)
         return result
 

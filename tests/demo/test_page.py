@@ -18,9 +18,11 @@ from PIL import Image
 
 from hf_mixer import MixerConfig, MixerImageProcessorPil, load_checkpoint
 from hf_mixer.commands.demo import main
+from hf_mixer.configuration_mixer import to_pair
 from hf_mixer.demo import page as page_module
 from hf_mixer.demo.page import ASSETS, PACKAGES, describe_processing, export_page
 from hf_mixer.demo.saliency import find_windows, occlusion_map, read_outputs, spread_falls
+from hf_mixer.deployment import image_steps
 from tests.helpers import save_classifier
 
 
@@ -244,6 +246,24 @@ def test_page_of_several_labels_knows_their_thresholds(registry, tmp_path):
     assert (settings["problem_type"], settings["thresholds"]) == ("multi_label_classification", [0.3, 0.6])
 
 
+def see_in_browser(config, processor, images, directory):
+    """Return what the page makes of RGBA images for the model."""
+    inputs = [
+        {"height": len(image), "width": len(image[0]), "rgba": np.asarray(image).flatten().tolist()}
+        for image in images
+    ]
+    program = """
+import { normalize, resizeImage } from "./prepare.js";
+const [processing, images] = inputs;
+const result = [];
+for (const { height, width, rgba } of images) {
+  const read = (top, rows) => rgba.slice(4 * top * width, 4 * (top + rows) * width);
+  result.push([...normalize(await resizeImage({ height, width, read }, processing), processing)]);
+}"""
+    outputs = run_in_node(directory, program, describe_processing(config, processor), inputs)
+    return [np.reshape(output, (config.num_channels, *to_pair(config.image_size))) for output in outputs]
+
+
 @needs_node
 @pytest.mark.parametrize("resample", [2, 3], ids=["bilinear", "bicubic"])
 @pytest.mark.parametrize("num_channels", [1, 3])
@@ -262,22 +282,26 @@ def test_browser_sees_the_pixels_that_the_image_processor_sees(resample, num_cha
     rng = np.random.default_rng(0)
     sizes = [(1, 1), (2, 2), (8, 12), (9, 12), (31, 7), (7, 31), (64, 50)]
     images = [rng.integers(0, 256, (*size, 4), dtype=np.uint8) for size in sizes]
-    inputs = [{"height": height, "width": width} for height, width in sizes]
-    for given, image in zip(inputs, images):
-        given["rgba"] = image.flatten().tolist()
-    program = """
-import { normalize, resizeImage } from "./prepare.js";
-const [processing, images] = inputs;
-const result = [];
-for (const { height, width, rgba } of images) {
-  const read = (top, rows) => rgba.slice(4 * top * width, 4 * (top + rows) * width);
-  result.push([...normalize(await resizeImage({ height, width, read }, processing), processing)]);
-}"""
-    outputs = run_in_node(tmp_path, program, describe_processing(config, processor), inputs)
-    for image, output in zip(images, outputs):
+    for image, output in zip(images, see_in_browser(config, processor, images, tmp_path)):
         expected = processor(Image.fromarray(image), return_tensors="np")["pixel_values"][0]
         # A pixel that differs by one level would differ by 0.008
-        np.testing.assert_allclose(np.reshape(output, expected.shape), expected, atol=1e-5)
+        np.testing.assert_allclose(output, expected, atol=1e-5)
+
+
+@needs_node
+@pytest.mark.parametrize(("is_pillow_13", "between"), [(False, (12, 31)), (True, (7, 8))])
+def test_browser_resizes_a_tall_image_in_the_order_of_the_version_of_pillow(
+    is_pillow_13, between, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(image_steps, "IS_PILLOW_13", is_pillow_13)
+    config, processor = (
+        MixerConfig(image_size=(8, 12), patch_size=4),
+        MixerImageProcessorPil(size={"height": 8, "width": 12}),
+    )
+    image = np.random.default_rng(0).integers(0, 256, (31, 7, 4), dtype=np.uint8)
+    (output,) = see_in_browser(config, processor, [image], tmp_path)
+    resized = Image.fromarray(image).convert("RGB").resize(between, 2)
+    np.testing.assert_allclose(output, processor(resized, return_tensors="np")["pixel_values"][0], atol=1e-5)
 
 
 class RecordingModel:

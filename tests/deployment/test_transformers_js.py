@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import pipeline
 
 from hf_mixer import MixerImageProcessorPil, load_checkpoint
-from hf_mixer.deployment import export_model, transformers_js
+from hf_mixer.deployment import export_model, image_steps, transformers_js
 from hf_mixer.deployment.transformers_js import describe_browser_processor, write_transformers_js
 
 from ..helpers import needs_export, save_classifier
@@ -127,6 +127,19 @@ def test_images_of_all_sizes_become_the_pixels_of_the_image_processor(settings, 
     level = 1.0 if not image_processor.do_rescale else 1 / 255
     for result, wanted in zip(actual, expected):
         np.testing.assert_allclose(result, wanted, rtol=0, atol=1e-3 * level)
+
+
+@pytest.mark.parametrize(("is_pillow_13", "between"), [(False, (24, 200)), (True, (30, 24))])
+def test_a_tall_image_is_resized_in_the_order_of_the_version_of_pillow(monkeypatch, is_pillow_13, between):
+    from hf_mixer.deployment.onnx_preprocessing import add_preprocessing
+
+    monkeypatch.setattr(image_steps, "IS_PILLOW_13", is_pillow_13)
+    image_processor = MixerImageProcessorPil(size=24)
+    image = photograph(30, 200)
+    pixels = as_in_javascript(image, describe_browser_processor(image_processor))
+    (actual,) = run(add_preprocessing(make_identity(3, 24, 24), image_processor), [pixels])
+    expected = image_processor(image.resize(between, 2), return_tensors="np")["pixel_values"]
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
 
 
 def test_pixels_of_the_size_of_the_model_reach_it_untouched():

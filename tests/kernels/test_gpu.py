@@ -21,7 +21,9 @@ pytest.importorskip("triton", reason="needs triton")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
-CONFIG = dict(image_size=(8, 16), patch_size=4, hidden_size=24, num_hidden_layers=2, token_mlp_dim=16, channel_mlp_dim=8)
+CONFIG = dict(
+    image_size=(8, 16), patch_size=4, hidden_size=24, num_hidden_layers=2, token_mlp_dim=16, channel_mlp_dim=8
+)
 
 
 def make_model(**overrides) -> MixerForImageClassification:

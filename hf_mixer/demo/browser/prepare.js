@@ -64,14 +64,20 @@ export async function resizeImage(image, processing) {
   const [height, width] = findTargetSize(image.height, image.width, processing.size);
   const columns = weighPixels(image.width, width, processing.resample);
   const rows = weighPixels(image.height, height, processing.resample);
+  const verticalFirst =
+    processing.vertical_first && image.height - height > Math.max(0, 2 * (image.width - width));
+  const narrow = (pixels) => resizeRows(pixels, image.width, channels, columns);
 
-  const narrow = new Uint8Array(image.height * width * channels);
+  const keptWidth = verticalFirst ? image.width : width;
+  const kept = new Uint8Array(image.height * keptWidth * channels);
   const stripHeight = Math.max(1, Math.floor(STRIP_PIXELS / image.width));
   for (let top = 0; top < image.height; top += stripHeight) {
     const rgba = await image.read(top, Math.min(stripHeight, image.height - top));
-    narrow.set(resizeRows(convertPixels(rgba, channels), image.width, channels, columns), top * width * channels);
+    const pixels = convertPixels(rgba, channels);
+    kept.set(verticalFirst ? pixels : narrow(pixels), top * keptWidth * channels);
   }
-  const resized = resizeColumns(narrow, width * channels, rows);
+  const short = resizeColumns(kept, keptWidth * channels, rows);
+  const resized = verticalFirst ? narrow(short) : short;
   return { ...cropCenter(resized, height, width, channels, processing.crop_size), channels };
 }
 
