@@ -13,7 +13,8 @@ from ..image_processing_pil_mixer import MixerImageConversion
 
 # The filters that programs know, by the names of the web page
 FILTERS = {Resampling.BILINEAR: "bilinear", Resampling.BICUBIC: "bicubic"}
-# Rounding between the two passes lets their order be seen: https://github.com/python-pillow/Pillow/pull/9549
+# From this version on, some images are resized vertically first (https://github.com/python-pillow/Pillow/pull/9549), and pixels
+# are rounded after each direction
 IS_PILLOW_13 = int(PIL.__version__.split(".")[0]) >= 13
 
 

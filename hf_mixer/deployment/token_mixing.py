@@ -27,7 +27,7 @@ def mix_tokens_by_convolution(model: MixerForImageClassification) -> MixerForIma
     |---------------------------------------|--------|--------------|--------------|--------------------|
     | ONNX Runtime 1.32, float32            | 1.44   | 1.32         | 855          | 808                |
     | ONNX Runtime, int8, scaled by images  | 1.19   | 1.02         | 358          | 288                |
-    | ONNX Runtime, int8, scaled in a batch | 0.94   | 2.18         |              |                    |
+    | ONNX Runtime, int8, scaled per batch  | 0.94   | 2.18         |              |                    |
     | OpenVINO 2026.4, float32              | 1.75   | 1.71         | 780          | 761                |
     | OpenVINO, int8, scaled by images      | 0.97   | 0.94         | 239          | 240                |
     """

@@ -294,10 +294,8 @@ def test_browser_resizes_a_tall_image_in_the_order_of_the_version_of_pillow(
     is_pillow_13, between, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(image_steps, "IS_PILLOW_13", is_pillow_13)
-    config, processor = (
-        MixerConfig(image_size=(8, 12), patch_size=4),
-        MixerImageProcessorPil(size={"height": 8, "width": 12}),
-    )
+    config = MixerConfig(image_size=(8, 12), patch_size=4)
+    processor = MixerImageProcessorPil(size={"height": 8, "width": 12})
     image = np.random.default_rng(0).integers(0, 256, (31, 7, 4), dtype=np.uint8)
     (output,) = see_in_browser(config, processor, [image], tmp_path)
     resized = Image.fromarray(image).convert("RGB").resize(between, 2)
