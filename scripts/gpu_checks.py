@@ -33,6 +33,10 @@ TRAINING = (
     "scripts/train.py --output_dir {folder}/{part} --dataset_name {dataset_name} --eval_split test "
     "--teacher_model {folder}/cifar10-resnet {compilation} --report_to none"
 )
+ACCURACY = (
+    "scripts/evaluate.py model_cards/mixer-nano-cifar10 --output_dir {folder}/{part} --dataset_name {dataset_name} "
+    "--split test"
+)
 B16 = "--variants B/16 --batch_sizes 256"
 # The seconds that a part may take, and what Python is to run. These parts run at the same time: what is compiled beside the
 # tests is in Inductor's cache when its speed is measured.
@@ -61,17 +65,19 @@ PARTS = {
         f"{BENCHMARK} float8 --results_dir {{folder}}/{{part}} {B16} "
         "--executions reduce-overhead --implementations hf_mixer hf_mixer_kernels",
     ),
+    "float8-accuracy": (60, f"{ACCURACY} --dtype float8"),
     "sizes": (240, f"{SPEED} --variants S/16 L/16 --batch_sizes 256 --executions eager default"),
     "cifar10": (120, f"{SPEED} --variants cifar10 --batch_sizes 1024 --executions eager default"),
     "inference-tuned": (420, f"{SPEED} {B16} --executions eager default max-autotune"),
+    "training-tuned": (420, f"{SPEED} {B16} --mode training --executions eager default max-autotune"),
     "cifar10-small": (600, f"{TRAINING} --recipe cifar10-small"),
 }
-DEFAULT = [part for part in PARTS if part != "cifar10-small"]
+DEFAULT = [part for part in PARTS if part not in ("training-tuned", "cifar10-small")]
 # Of a log on the screen
 LINES = 15
 # Later arguments win
 TINY = {
-    TESTS: "-k 'gpu or refused'",
+    TESTS: "-n 0 -k 'refused or on_a_gpu'",
     BENCHMARK: (
         "--device cpu --variants cifar10 --batch_sizes 2 --dtypes bfloat16 --executions eager --rounds 1 "
         "--implementations hf_mixer"
@@ -80,6 +86,7 @@ TINY = {
         "--max_train_samples 16 --max_eval_samples 8 --per_device_train_batch_size 8 --num_train_epochs 1 "
         "--teacher_image_size 32"
     ),
+    ACCURACY: "--dtype bfloat16 --max_eval_samples 16",
     TRAINING: (
         "--use_cpu true --cache_images memory --max_train_samples 64 "
         "--max_eval_samples 16 --per_device_train_batch_size 32 --max_steps 2"

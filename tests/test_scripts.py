@@ -10,7 +10,7 @@ from PIL import Image
 
 from hf_mixer import MixerConfig, MixerForImageClassification
 from hf_mixer.checkpoints import load_checkpoint
-from hf_mixer.commands import benchmark, train
+from hf_mixer.commands import benchmark, evaluate, train
 from hf_mixer.training.command_line import ModelArguments
 from hf_mixer.training.models import load_teacher
 from tests.helpers import FIXTURES, ROOT, make_folder, save_classifier
@@ -126,6 +126,9 @@ def test_gpu_checks_give_the_commands_what_they_take(gpu_checks, size):
             assert benchmark.choose_cases(options)
         elif script == "scripts/train.py":
             train.parse_arguments(arguments)
+        elif script == "scripts/evaluate.py":
+            evaluate.parse_arguments(arguments)
+            assert (ROOT / arguments[0]).is_dir()
         elif script == "scripts/train_teacher.py":
             runpy.run_path(str(ROOT / script))["parse_arguments"](arguments)
         else:
