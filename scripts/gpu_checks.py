@@ -103,7 +103,12 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--minutes", type=float, default=12, help="for all parts together (default: 12)")
     parser.add_argument("--tiny", action="store_true", help="few tests, small models and two steps, on the CPU")
-    return parser.parse_args()
+    parsed = parser.parse_args()
+    import torch
+
+    if not parsed.tiny and not torch.cuda.is_available():
+        parser.error("torch finds no CUDA device: take a machine and a build of torch with one, or --tiny")
+    return parsed
 
 
 def make_command(part: str, parsed: argparse.Namespace) -> list[str]:

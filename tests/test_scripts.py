@@ -110,6 +110,7 @@ def test_uv_finds_the_package_of_a_clone_and_that_of_a_job():
 def gpu_checks(monkeypatch, tmp_path):
     """The names of scripts/gpu_checks.py, and a function that gives it arguments."""
     names = runpy.run_path(str(ROOT / "scripts" / "gpu_checks.py"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     return names, lambda *arguments: monkeypatch.setattr(sys, "argv", ["gpu_checks.py", str(tmp_path), *arguments])
 
 
@@ -157,6 +158,15 @@ def test_gpu_checks_go_on_after_a_part_that_fails_or_takes_too_long(gpu_checks, 
     with pytest.raises(SystemExit) as stop:
         names["main"]()
     assert not stop.value.code
+
+
+def test_gpu_checks_need_a_gpu(gpu_checks, monkeypatch, capsys):
+    names, give = gpu_checks
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    give()
+    with pytest.raises(SystemExit):
+        names["main"]()
+    assert "no CUDA device" in capsys.readouterr().err
 
 
 def test_a_resnet_is_trained_for_mixers_to_learn_from(tmp_path, run_script, capsys):
