@@ -8,12 +8,14 @@ Check on a GPU what needs one, the most important first: tests, speed beside tim
     python scripts/gpu_checks.py outputs/gpu --tiny                             # whether the checks run, on any machine
 
 Each part ends after its time at the latest, and the next one follows, whatever became of it. What a part prints goes to
-`PART.log`, its figures or its model to the folder `PART`, and all figures of speed to `benchmark-*.csv`, as in
-`scripts/benchmarks`. A table of the parts comes last; the exit status is 1 if one of them failed or had no time left.
+`PART.log`, its figures or its model to the folder `PART`, and figures of speed to `benchmark-*.csv`, as in
+`scripts/benchmarks`; those of float8 to such a file in the folder `float8`. A table of the parts comes last, also when it is
+stopped; the exit status is 1 if one of them failed or had no time left.
 """
 
 import argparse
 import contextlib
+import importlib.metadata
 import os
 import shlex
 import signal
@@ -25,7 +27,9 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = "-m pytest -q -n 4"
+# What pip calls the packages that the parts need, beside those of hf_mixer itself
+PACKAGES = ["hf_mixer", "datasets", "kornia", "pytest-xdist", "timm"]
+TESTS = "-m pytest -v -n 4"
 BENCHMARK = "scripts/benchmark.py --output_dir {folder}/{part} --dtypes bfloat16"
 SPEED = f"{BENCHMARK} --results_dir {{folder}} --implementations hf_mixer hf_mixer_kernels timm"
 TEACHER = "scripts/train_teacher.py --output_dir {folder}/{part} --dataset_name {dataset_name}"
@@ -42,7 +46,7 @@ B16 = "--variants B/16 --batch_sizes 256"
 # tests is in Inductor's cache when its speed is measured.
 TOGETHER = {
     "gpu-tests": (100, f"{TESTS} -m gpu"),
-    "kernel-tests": (100, f"{TESTS} tests/kernels"),
+    "kernel-tests": (100, f"{TESTS} tests/kernels -m 'not gpu'"),
     **{
         f"compile-{mode}": (
             120,
@@ -104,11 +108,23 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=12, help="for all parts together (default: 12)")
     parser.add_argument("--tiny", action="store_true", help="few tests, small models and two steps, on the CPU")
     parsed = parser.parse_args()
+    if not parsed.tiny and (problem := find_problem()) is not None:
+        parser.error(problem)
+    return parsed
+
+
+def find_problem() -> str | None:
+    """Return what keeps parts from running that would only say so when their turn comes."""
     import torch
 
-    if not parsed.tiny and not torch.cuda.is_available():
-        parser.error("torch finds no CUDA device: take a machine and a build of torch with one, or --tiny")
-    return parsed
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device: take a machine and a build of torch with one, or --tiny"
+    for name in PACKAGES:
+        try:
+            importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return f"{name} is not installed: the parts need {', '.join(PACKAGES)}"
+    return None
 
 
 def make_command(part: str, parsed: argparse.Namespace) -> list[str]:
@@ -150,26 +166,26 @@ def running(command: list[str], log: Path) -> Iterator[subprocess.Popen]:
             process.wait()
 
 
-def wait_for(process: subprocess.Popen, seconds: float) -> str:
-    """Say what became of a process."""
-    try:
-        status = process.wait(max(0, seconds))
-    except subprocess.TimeoutExpired:
-        return "out of time"
+def wait_for(process: subprocess.Popen, end: float, parsed: argparse.Namespace) -> str:
+    """Wait until a time of the monotonic clock, or the end of all parts. Say what became of a process."""
+    while (status := process.poll()) is None:
+        if time.monotonic() >= min(end, parsed.end):
+            return "out of time"
+        time.sleep(0.1)
     return f"failed ({status})" if status else "passed"
 
 
-def run_parts(parts: list[str], parsed: argparse.Namespace, end: float) -> list[tuple[str, str, float]]:
-    """Run parts at the same time, until a time of the monotonic clock. Return the name, status and seconds of each."""
+def run_parts(parts: list[str], parsed: argparse.Namespace) -> list[tuple[str, str, float]]:
+    """Run parts at the same time. Return the name, status and seconds of each."""
     start = time.monotonic()
-    if start >= end:
+    if start >= parsed.end:
         return [(part, "no time left", 0.0) for part in parts]
     results = []
     logs = [parsed.folder / f"{part}.log" for part in parts]
     with contextlib.ExitStack() as stack:
         processes = [stack.enter_context(running(make_command(part, parsed), log)) for part, log in zip(parts, logs)]
         for part, log, process in zip(parts, logs, processes):
-            status = wait_for(process, min(start + PARTS[part][0], end) - time.monotonic())
+            status = wait_for(process, start + PARTS[part][0], parsed)
             results.append((part, status, time.monotonic() - start))
             print(f"{part}: {status}, the end of {log}:", flush=True)
             print(*log.read_text(encoding="utf-8", errors="replace").splitlines()[-LINES:], "", sep="\n", flush=True)
@@ -179,12 +195,14 @@ def run_parts(parts: list[str], parsed: argparse.Namespace, end: float) -> list[
 def main():
     parsed = parse_arguments()
     parsed.folder.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + 60 * parsed.minutes
+    parsed.end = time.monotonic() + 60 * parsed.minutes
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: setattr(parsed, "end", 0))
     first = [part for part in parsed.parts if part in TOGETHER]
-    results = run_parts(first, parsed, end)
+    results = run_parts(first, parsed)
     for part in parsed.parts:
         if part not in TOGETHER:
-            results += run_parts([part], parsed, end)
+            results += run_parts([part], parsed)
     for part, status, seconds in results:
         print(f"{part:34}  {status:12}  {seconds:4.0f} s")
     sys.exit(any(status != "passed" for _, status, _ in results))

@@ -1,7 +1,9 @@
 """The scripts that are no commands."""
 
+import os
 import re
 import runpy
+import signal
 import sys
 
 import pytest
@@ -108,10 +110,15 @@ def test_uv_finds_the_package_of_a_clone_and_that_of_a_job():
 
 @pytest.fixture
 def gpu_checks(monkeypatch, tmp_path):
-    """The names of scripts/gpu_checks.py, and a function that gives it arguments."""
-    names = runpy.run_path(str(ROOT / "scripts" / "gpu_checks.py"))
+    """The names of scripts/gpu_checks.py, as if there were a GPU, and a function that gives it arguments."""
+    # Those of the functions, of which `run_path` returns a copy
+    names = runpy.run_path(str(ROOT / "scripts" / "gpu_checks.py"))["main"].__globals__
+    monkeypatch.setitem(names, "PACKAGES", [])
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    return names, lambda *arguments: monkeypatch.setattr(sys, "argv", ["gpu_checks.py", str(tmp_path), *arguments])
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield names, lambda *arguments: monkeypatch.setattr(sys, "argv", ["gpu_checks.py", str(tmp_path), *arguments])
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("size", [(), ("--tiny",)])
@@ -143,8 +150,7 @@ def test_gpu_checks_go_on_after_a_part_that_fails_or_takes_too_long(gpu_checks, 
         "slow": (0.1, "-c 'while True: pass'"),
         "sound": (60, "-c 'print(6 * 7)'"),
     }
-    # Those of the functions, of which `run_path` returns a copy
-    monkeypatch.setitem(names["main"].__globals__, "PARTS", parts)
+    monkeypatch.setitem(names, "PARTS", parts)
     give("--parts", *parts)
     with pytest.raises(SystemExit) as stop:
         names["main"]()
@@ -160,10 +166,31 @@ def test_gpu_checks_go_on_after_a_part_that_fails_or_takes_too_long(gpu_checks, 
     assert not stop.value.code
 
 
-def test_gpu_checks_need_a_gpu(gpu_checks, monkeypatch, capsys):
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_gpu_checks_that_are_stopped_leave_nothing_running(number, gpu_checks, tmp_path, monkeypatch, capsys):
     names, give = gpu_checks
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    program = f"import os, signal, time; print(os.getpid()); os.kill(os.getppid(), signal.{number}); time.sleep(60)"
+    parts = {"stopped": (60, f"-c '{program}'"), "next": (60, "-c 'exit(3)'")}
+    monkeypatch.setitem(names, "PARTS", parts)
+    give("--parts", *parts)
+    with pytest.raises(SystemExit) as stop:
+        names["main"]()
+    assert stop.value.code
+    stopped, following = capsys.readouterr().out.splitlines()[-2:]
+    assert "out of time" in stopped
+    assert "no time left" in following
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "stopped.log").read_text()), 0)
+
+
+def test_gpu_checks_ask_for_what_they_need_before_they_start(gpu_checks, monkeypatch, capsys):
+    names, give = gpu_checks
     give()
+    monkeypatch.setitem(names, "PACKAGES", ["hf_mixer", "no-such-package"])
+    with pytest.raises(SystemExit):
+        names["main"]()
+    assert "no-such-package is not installed" in capsys.readouterr().err
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(SystemExit):
         names["main"]()
     assert "no CUDA device" in capsys.readouterr().err

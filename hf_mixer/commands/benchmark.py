@@ -211,7 +211,7 @@ def run_cases(parsed: argparse.Namespace, cases: list, device, about: dict) -> N
     """Measure every case, and save what is known after each."""
     from tqdm import tqdm
 
-    from ..benchmarking.cases import IMPLEMENTATIONS
+    from ..benchmarking.cases import IMPLEMENTATIONS, unsupported_reason
     from ..benchmarking.measure import measure
     from ..benchmarking.results import keep_results, make_lines
 
@@ -236,8 +236,17 @@ def run_cases(parsed: argparse.Namespace, cases: list, device, about: dict) -> N
                 tqdm.write(f"{group[0].variant}: matrix products of {dtype} {rates}")
             tqdm.write(format_table(new, COLUMNS) + "\n")
             sys.stdout.flush()
-    if not rows:
+    num_steps = sum(
+        len(case.executions_of(implementation))
+        for case in cases
+        for implementation in implementations
+        if unsupported_reason(case, implementation, device) is None
+    )
+    if not num_steps:
         raise ValueError("none of the implementations can take part here, see above")
+    if len(rows) < num_steps:
+        missing = f"{num_steps - len(rows)} of {num_steps} could not be measured, see the warnings above"
+        raise ValueError(f"{missing}: the others are in {parsed.output_dir}")
 
 
 def load_data(parsed: argparse.Namespace) -> tuple:

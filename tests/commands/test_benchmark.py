@@ -7,6 +7,7 @@ import pytest
 import torch
 from datasets import ClassLabel
 
+from hf_mixer.benchmarking import measure
 from hf_mixer.benchmarking.cases import Case
 from hf_mixer.commands.benchmark import (
     choose_cases,
@@ -34,6 +35,25 @@ def test_prints_a_table_and_saves_the_figures(tmp_path, capsys):
             ("mixer_cifar10_32", "1"),
             ("mixer_cifar10_32", "2"),
         ]
+
+
+def test_what_fails_is_no_success_and_the_others_are_kept(tmp_path, monkeypatch):
+    def compile_never(case, model, implementation, execution, device):
+        if execution == "default":
+            raise RuntimeError("no compiler")
+        return make_step(case, model, implementation, execution, device)
+
+    make_step = measure.make_step
+    monkeypatch.setattr(measure, "make_step", compile_never)
+    options = ["--variants", "cifar10", "--batch_sizes", "1", "--executions", "eager", "default", "--device", "cpu"]
+    options += ["--implementations", "hf_mixer", "--rounds", "1", "--output_dir", str(tmp_path)]
+    with (
+        pytest.warns(UserWarning, match="hf_mixer default fails and is left out: .*no compiler"),
+        pytest.raises(SystemExit, match="1 of 2 could not be measured"),
+    ):
+        main(options)
+    (row,) = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
+    assert row["execution"] == "eager"
 
 
 def test_says_what_is_left_out_and_what_timm_does_without(monkeypatch, capsys):

@@ -18,7 +18,7 @@ from hf_mixer import MixerForImageClassification
 from hf_mixer.data.loaders import StreamedImages
 from hf_mixer.training import TrainingError, checkpointing
 from hf_mixer.training.checkpointing import find_checkpoint_to_resume, find_last_checkpoint, is_complete_checkpoint
-from tests.helpers import AUGMENTED, losses_of, make_images, make_trainer, make_transform, same_weights
+from tests.helpers import AUGMENTED, NUM_IMAGES, losses_of, make_images, make_trainer, make_transform, same_weights
 
 
 # 6 steps in each of 4 epochs; a worker process and evaluations in between must not matter
@@ -196,6 +196,14 @@ def test_a_checkpoint_of_a_plain_trainer_is_resumed_from_where_it_is_named(unint
     (plain / "trainer_state.json").unlink()
     with pytest.raises(ValueError, match="is no complete checkpoint of a training run"):
         find_checkpoint_to_resume(tmp_path, str(plain))
+
+
+def test_the_speed_of_a_run_that_goes_on_is_that_of_its_own_steps(uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted / "checkpoint-20", tmp_path / "checkpoint-20")
+    metrics = make_trainer(tmp_path, **RUN).train(resume_from_checkpoint=True).metrics
+    assert metrics["train_steps_per_second"] * metrics["train_runtime"] == pytest.approx(4, rel=0.01)
+    share = 4 / 24 * 4 * NUM_IMAGES
+    assert metrics["train_samples_per_second"] * metrics["train_runtime"] == pytest.approx(share, rel=0.01)
 
 
 def test_a_run_that_has_only_its_end_left_ends_the_same(uninterrupted, tmp_path):
