@@ -51,8 +51,8 @@ def quantize(model: PreTrainedModel, dtype: str) -> PreTrainedModel:
     int8 is for the linear layers. Activations are rounded in every batch, per token. It is what `from_pretrained` returns with
     a `quantization_config`, as `hf_mixer/benchmarking/README.md` shows. On a CPU, it is for processors with VNNI instructions
     (AVX-512 or AVX) and for models of at least 512 channels, and is refused elsewhere. It is faster than float32 there only
-    when the model is compiled. On a GPU, where its speed has not been measured, linear layers keep their type whose sizes are
-    not multiples of 8, which its matrix units ask for: token mixing, where there are 196 patches.
+    when the model is compiled. On a GPU, linear layers keep their type whose sizes are not multiples of 8, which its matrix
+    units ask for: token mixing, where there are 196 patches.
 
     float8 (e4m3) is for channel mixing on Hopper GPUs, in inference, with [kernels](kernels/README.md); the rest is bfloat16.
     The copy keeps its weights in bfloat16 as well, and saves these. What is saved is loaded as any other model, and
