@@ -27,7 +27,7 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).resolve().parent.parent
-# What pip calls the packages that the parts need, beside those of hf_mixer itself
+# What the parts need, by the names that pip knows
 PACKAGES = ["hf_mixer", "datasets", "kornia", "pytest-xdist", "timm"]
 TESTS = "-m pytest -v -n 4"
 BENCHMARK = "scripts/benchmark.py --output_dir {folder}/{part} --dtypes bfloat16"

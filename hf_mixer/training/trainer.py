@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from packaging import version
+from accelerate.utils import compare_versions
 from torch.utils.data import DataLoader
 
-import transformers
 from transformers import TrainerState
 
 from ..data.images import ImageDataError
@@ -206,7 +205,7 @@ class MixerTrainer(SafeCheckpointTrainer):
         except ImageDataError as error:
             checkpoint = describe_last_checkpoint(self.args.output_dir)
             raise TrainingError(f"{error_message(error)}. {checkpoint}") from error
-        if version.parse(transformers.__version__) < version.parse("5.19"):
+        if compare_versions("transformers", "<", "5.19"):
             # `Trainer` counts all that was planned, also where this call began or ended elsewhere (read in 5.17 and 5.18;
             # to be removed when 5.19 is required)
             first = 0 if self.resumed_state is None else self.resumed_state.global_step
